@@ -1,0 +1,257 @@
+"""The SDK: submit jobs to a running network, follow them, fetch their models."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cortex.connection import Connection, find_connection
+from cortex.local.files import replacing
+from cortex.local.layout import Layout
+from cortex.local.status import running_report
+from cortex.patience import Patience, Result
+from cortex.views import JobEvent, NodeView, VersionView
+from cortex.wire import node_from_proto
+from cortex_common.clock import Clock, SystemClock
+from cortex_common.errors import CorruptError
+from cortex_common.identity import Role
+from cortex_common.job.parse import load_job_file, parse_job
+from cortex_common.job.spec import JobSpec
+from cortex_common.job.status import JobStatus
+from cortex_common.job.wire import event_from_proto, spec_to_proto, status_from_proto, version_from_proto
+from cortex_common.pb.v1 import coordinator_pb2, coordinator_pb2_grpc, discovery_pb2, discovery_pb2_grpc
+from cortex_common.rpc.channel import open_sync_channel
+from cortex_common.rpc.errors import calling
+
+RPC_TIMEOUT_S = 15.0
+# A service that is started again answers within seconds; a stream is worth waiting for longer.
+CALL_PATIENCE_S = 10.0
+WATCH_PATIENCE_S = 300.0
+
+
+class Client:
+    """A person's line to a network. Not tied to a thread; close it, or use it as a context manager.
+
+    Args:
+        connection: Which network; by default the one `find_connection` finds.
+        directory: Shortcut for the network that `cortex up --dir DIR` started.
+        clock: For tests.
+
+    Raises:
+        NotFoundError: no network to be found; says how to start one.
+    """
+
+    def __init__(
+        self, connection: Connection | None = None, *, directory: Path | str | None = None, clock: Clock | None = None
+    ) -> None:
+        found = connection or find_connection(Path(directory) if directory is not None else None)
+        self.connection = found
+        self._clock = clock or SystemClock()
+        self._channels = {
+            Role.COORDINATOR: open_sync_channel(found.coordinator, found.tls, Role.COORDINATOR),
+            Role.DISCOVERY: open_sync_channel(found.discovery, found.tls, Role.DISCOVERY),
+        }
+        self._jobs = coordinator_pb2_grpc.JobServiceStub(self._channels[Role.COORDINATOR])
+        self._nodes = discovery_pb2_grpc.DiscoveryServiceStub(self._channels[Role.DISCOVERY])
+
+    def submit(self, job: JobSpec | Mapping[str, object] | Path | str, request_id: str | None = None) -> str:
+        """Submit a job and return its id once it is stored durably.
+
+        Args:
+            job: A job, the same as a mapping, or the path of a job file.
+            request_id: The same id again gives the same job, whatever happened in between; chosen at random by default.
+
+        Raises:
+            InvalidArgumentError: lists every mistake in the job.
+        """
+        request = coordinator_pb2.SubmitJobRequest(
+            job=spec_to_proto(_spec_of(job)), request_id=request_id or uuid.uuid4().hex
+        )
+        return self._call(lambda: self._jobs.SubmitJob(request, timeout=RPC_TIMEOUT_S).job_id)
+
+    def status(self, job_id: str) -> JobStatus:
+        """Where a job stands.
+
+        Raises:
+            NotFoundError: no such job.
+        """
+        request = coordinator_pb2.GetJobRequest(job_id=job_id)
+        return self._call(lambda: status_from_proto(self._jobs.GetJob(request, timeout=RPC_TIMEOUT_S).job))
+
+    def jobs(self, limit: int = 100) -> list[JobStatus]:
+        """The newest jobs first, without their history."""
+        request = coordinator_pb2.ListJobsRequest(limit=limit)
+        answer = self._call(lambda: self._jobs.ListJobs(request, timeout=RPC_TIMEOUT_S))
+        return [status_from_proto(job) for job in answer.jobs]
+
+    def watch(self, job_id: str, on_away: Callable[[str], None] = lambda _: None) -> Iterator[JobStatus]:
+        """The status now and at each change, until the job has ended; goes on through restarts of the coordinator.
+
+        Args:
+            job_id: Which job.
+            on_away: Told why, each time the coordinator cannot be reached.
+
+        Raises:
+            NotFoundError: no such job.
+            UnavailableError: the coordinator was away for five minutes.
+        """
+        request = coordinator_pb2.WatchJobRequest(job_id=job_id)
+
+        def attempt() -> Iterator[JobStatus]:
+            with calling(self._name(Role.COORDINATOR)):
+                for message in self._jobs.WatchJob(request, wait_for_ready=False):
+                    yield status_from_proto(message.job)
+
+        for status in self._patience(WATCH_PATIENCE_S).stream(attempt, on_away):
+            yield status
+            if status.status.is_terminal:
+                return
+
+    def wait(self, job_id: str) -> JobStatus:
+        """The status of a job once it has ended."""
+        for status in self.watch(job_id):
+            if status.status.is_terminal:
+                return status
+        return self.status(job_id)
+
+    def cancel(self, job_id: str) -> None:
+        """End a job; what it has trained so far stays.
+
+        Raises:
+            PreconditionError: it has ended otherwise.
+        """
+        request = coordinator_pb2.CancelJobRequest(job_id=job_id)
+        self._call(lambda: self._jobs.CancelJob(request, timeout=RPC_TIMEOUT_S))
+
+    def pause(self, job_id: str) -> None:
+        """Stop a job after the round in progress."""
+        request = coordinator_pb2.PauseJobRequest(job_id=job_id)
+        self._call(lambda: self._jobs.PauseJob(request, timeout=RPC_TIMEOUT_S))
+
+    def resume(self, job_id: str) -> None:
+        """Go on with a paused job.
+
+        Raises:
+            PreconditionError: it is not paused.
+        """
+        request = coordinator_pb2.ResumeJobRequest(job_id=job_id)
+        self._call(lambda: self._jobs.ResumeJob(request, timeout=RPC_TIMEOUT_S))
+
+    def events(self, job_id: str, follow: bool = False, after: int = 0) -> Iterator[JobEvent]:
+        """What happened to a job so far and, with `follow`, goes on to happen until it has ended."""
+        seen = after
+
+        def attempt() -> Iterator[JobEvent]:
+            request = coordinator_pb2.WatchEventsRequest(job_id=job_id, follow=follow, after=seen)
+            with calling(self._name(Role.COORDINATOR)):
+                for message in self._jobs.WatchEvents(request):
+                    yield event_from_proto(message.event)
+
+        for event in self._patience(WATCH_PATIENCE_S if follow else CALL_PATIENCE_S).stream(attempt):
+            seen = max(seen, event.sequence)
+            yield event
+
+    def versions(self, job_id: str) -> list[VersionView]:
+        """The stored versions of a job's model."""
+        request = coordinator_pb2.ListVersionsRequest(job_id=job_id)
+        answer = self._call(lambda: self._jobs.ListVersions(request, timeout=RPC_TIMEOUT_S))
+        return [version_from_proto(version) for version in answer.versions]
+
+    def download_model(
+        self,
+        job_id: str,
+        round_number: int | None,
+        path: Path,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> VersionView:
+        """Write a version as a safetensors file; `path` appears only when it is whole and its digest is right.
+
+        Args:
+            job_id: Which job.
+            round_number: Which version; None for the newest.
+            path: The file to write.
+            on_progress: Told bytes done and in all.
+
+        Raises:
+            NotFoundError: no such job, or no such version any more.
+            CorruptError: what arrived is not what was announced.
+        """
+
+        def attempt() -> VersionView:
+            with calling(self._name(Role.COORDINATOR)), replacing(path) as file:
+                request = coordinator_pb2.DownloadModelRequest(job_id=job_id, round=round_number)
+                digest, done, version = hashlib.sha256(), 0, None
+                for message in self._jobs.DownloadModel(request):
+                    version = version_from_proto(message.version) if message.HasField("version") else version
+                    file.write(message.data)
+                    digest.update(message.data)
+                    done += len(message.data)
+                    on_progress(done, version.size_bytes if version else 0)
+                return _verified(job_id, version, digest.hexdigest(), done)
+
+        return self._patience(CALL_PATIENCE_S).call(attempt)
+
+    def nodes(self) -> list[NodeView]:
+        """Every node known to discovery, those that are gone included for an hour."""
+        request = discovery_pb2.ListNodesRequest()
+
+        def attempt() -> list[NodeView]:
+            with calling(self._name(Role.DISCOVERY)):
+                return [node_from_proto(n) for n in self._nodes.ListNodes(request, timeout=RPC_TIMEOUT_S).nodes]
+
+        return self._patience(CALL_PATIENCE_S).call(attempt)
+
+    def close(self) -> None:
+        """Close the line."""
+        for channel in self._channels.values():
+            channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, attempt: Callable[[], Result]) -> Result:
+        def named() -> Result:
+            with calling(self._name(Role.COORDINATOR)):
+                return attempt()
+
+        return self._patience(CALL_PATIENCE_S).call(named)
+
+    def _patience(self, limit_s: float) -> Patience:
+        return Patience(self._clock, limit_s, self._is_hopeless)
+
+    def _is_hopeless(self) -> str | None:
+        """Nobody starts the services of a local network again when its supervisor is gone."""
+        directory = self.connection.directory
+        if directory is None or running_report(Layout.of(directory)) is not None:
+            return None
+        return f"the network in {directory} is not running; start it with `cortex up --dir {directory}`"
+
+    def _name(self, role: Role) -> str:
+        address = self.connection.coordinator if role is Role.COORDINATOR else self.connection.discovery
+        return f"{role.value} at {address}"
+
+
+def _spec_of(job: JobSpec | Mapping[str, object] | Path | str) -> JobSpec:
+    if isinstance(job, JobSpec):
+        return job
+    return load_job_file(Path(job)) if isinstance(job, (str, Path)) else parse_job(job)
+
+
+def _verified(job_id: str, version: VersionView | None, digest: str, size_bytes: int) -> VersionView:
+    if version is None:
+        raise CorruptError(f"model of job {job_id}: the answer names no version")
+    if version.sha256 != digest or version.size_bytes != size_bytes:
+        raise CorruptError(
+            f"model of job {job_id}, round {version.round}: {size_bytes} bytes with sha256 {digest} arrived, "
+            f"announced were {version.size_bytes} with {version.sha256}"
+        )
+    return version

@@ -1,0 +1,1 @@
+"""A whole network as processes on this machine."""

@@ -1,0 +1,56 @@
+"""Nodes from protobuf: with the job's wire module, all the SDK knows of messages."""
+
+from __future__ import annotations
+
+from cortex.views import DatasetView, GpuView, NodeView, ResourcesView
+from cortex_common.job.wire import moment
+from cortex_common.pb.v1 import common_pb2
+
+
+def node_from_proto(message: common_pb2.Node) -> NodeView:
+    """Read a node."""
+    return NodeView(
+        name=message.name,
+        role=_word(common_pb2.Role.Name(message.role), "ROLE_"),
+        region=message.region,
+        health=_word(common_pb2.NodeHealth.Name(message.health), "NODE_HEALTH_"),
+        address=message.address or None,
+        activity=message.activity,
+        version=message.version,
+        resources=resources_from_proto(message.resources),
+        datasets=tuple(
+            DatasetView(name=d.name, input_shape=tuple(d.input_shape), classes=d.classes, examples=d.examples)
+            for d in message.datasets
+        ),
+        started_at=moment(message, "started_at"),
+        last_seen_at=moment(message, "last_seen_at"),
+        lease_left_s=message.lease_left_s,
+    )
+
+
+def resources_from_proto(message: common_pb2.Resources) -> ResourcesView:
+    """Read resources."""
+    return ResourcesView(
+        cpu_cores=message.cpu_cores,
+        cpu_utilisation=message.cpu_utilisation,
+        memory_bytes=message.memory_bytes,
+        memory_available_bytes=message.memory_available_bytes,
+        disk_free_bytes=message.disk_free_bytes,
+        network_sent_bytes=message.network_sent_bytes,
+        network_received_bytes=message.network_received_bytes,
+        gpus=tuple(
+            GpuView(
+                name=gpu.name,
+                memory_bytes=gpu.memory_bytes,
+                memory_used_bytes=gpu.memory_used_bytes,
+                utilisation=gpu.utilisation,
+            )
+            for gpu in message.gpus
+        ),
+        slots=message.slots,
+        free_slots=message.free_slots,
+    )
+
+
+def _word(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix).lower()

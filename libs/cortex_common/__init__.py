@@ -1,0 +1,1 @@
+"""Shared by every process of Cortex; knows no service."""

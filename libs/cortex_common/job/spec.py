@@ -1,0 +1,259 @@
+"""The job file: every key, its default, and what is allowed. The only place that knows defaults."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
+
+from cortex_common.job.quantities import Seconds, SizeBytes
+
+Scalar = bool | int | float | str | None
+Options = dict[str, Scalar | list[Scalar]]
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise ValueError("allowed: auto, cpu, cuda or cuda:N")
+    return value
+
+
+Count = Annotated[StrictInt, Field(ge=1, le=1_000_000_000)]
+Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
+Dimension = Annotated[StrictInt, Field(ge=1, le=10_000_000)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# torch.optim without the two that need a closure or sparse gradients; listed because validation runs without torch.
+OptimizerName = Annotated[
+    Literal[
+        "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw",
+        "asgd", "nadam", "radam", "rmsprop", "rprop", "sgd",
+    ],
+    BeforeValidator(_lower),
+]  # fmt: skip
+
+
+class Section(BaseModel):
+    """Part of a job file: immutable, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
+
+
+class ModelSpec(Section):
+    """The network to train."""
+
+    kind: Literal["mlp"] = "mlp"
+    input_dim: Dimension
+    hidden_dims: Annotated[tuple[Dimension, ...], Field(max_length=1000)] = ()
+    output_dim: Dimension
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    init_from: StrictStr | None = None
+    freeze: tuple[StrictStr, ...] = ()
+
+
+class PartitionSpec(Section):
+    """How training examples are dealt to the seats of the cohort."""
+
+    scheme: Literal["iid", "dirichlet", "shards", "local"] = "iid"
+    seed: Seed = 0
+    alpha: Positive | None = None
+    per_worker: Count | None = None
+
+    @model_validator(mode="after")
+    def _arguments_fit_the_scheme(self) -> Self:
+        if self.alpha is not None and self.scheme != "dirichlet":
+            raise ValueError(f"alpha: {self.alpha} given; allowed only with scheme: dirichlet")
+        if self.per_worker is not None and self.scheme != "shards":
+            raise ValueError(f"per_worker: {self.per_worker} given; allowed only with scheme: shards")
+        return self
+
+
+class DataSpec(Section):
+    """What is trained on and evaluated with, by name in each node's catalogue."""
+
+    train: Annotated[StrictStr, Field(min_length=1)]
+    test: StrictStr | None = None
+    partition: PartitionSpec = PartitionSpec()
+
+
+class EarlyStoppingSpec(Section):
+    """Ends the job when the metric stops getting better, or has reached the target."""
+
+    metric: Literal["test_accuracy", "test_loss", "train_loss", "train_accuracy"] = "test_accuracy"
+    patience: Count = 3
+    min_delta: NonNegative = 0.0
+    target: float | None = None
+
+
+class CheckpointSpec(Section):
+    """Which model versions stay: every n-th, the newest `keep` of them."""
+
+    every: Count = 1
+    keep: Count = 3
+
+
+class TrainingSpec(Section):
+    """Local training of one round, and how many rounds."""
+
+    optimizer: OptimizerName = "adam"
+    learning_rate: Positive = 0.001
+    weight_decay: NonNegative = 0.0
+    optimizer_options: Options = {}
+    batch_size: Count = 32
+    local_epochs: Positive | None = None
+    local_steps: Annotated[StrictInt, Field(ge=0)] | None = None
+    local_seconds: Positive | None = None
+    rounds: Count = 5
+    early_stopping: EarlyStoppingSpec | None = None
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    device: Annotated[StrictStr, AfterValidator(_device)] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _one_amount_of_local_work(self) -> Self:
+        given = [key for key in ("local_epochs", "local_steps", "local_seconds") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} given; allowed: one of local_epochs, local_steps, local_seconds")
+        return self
+
+    @property
+    def epochs(self) -> float | None:
+        """Local epochs a round, None when the amount is given in steps or seconds; one when nothing is given."""
+        if self.local_steps is None and self.local_seconds is None:
+            return self.local_epochs or 1.0
+        return None
+
+
+class AggregationSpec(Section):
+    """How the updates of a round become the next version."""
+
+    strategy: Literal["fedavg"] = "fedavg"
+    options: Options = {}
+    topology: Literal["flat"] = "flat"
+    quorum: Annotated[float, Field(gt=0, le=1)] = 1.0
+    deadline: Annotated[Seconds, Field(gt=0)] = 300.0
+    grace: Seconds = 5.0
+
+    @model_validator(mode="after")
+    def _known_options(self) -> Self:
+        if self.options:
+            raise ValueError(f"options: {sorted(self.options)} given; {self.strategy} has none")
+        return self
+
+
+class CompressionSpec(Section):
+    """How updates travel."""
+
+    codec: Literal["none", "int8"] = "none"
+    options: Options = {}
+    error_feedback: StrictBool | None = None
+    lz4: Literal["auto", "on", "off"] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _yaml_switch(cls, data: object) -> object:
+        """YAML reads a bare on/off as a boolean."""
+        if isinstance(data, dict) and isinstance(data.get("lz4"), bool):
+            return data | {"lz4": "on" if data["lz4"] else "off"}
+        return data
+
+    @model_validator(mode="after")
+    def _known_options(self) -> Self:
+        allowed = {"block"} if self.codec == "int8" else set()
+        if unknown := set(self.options) - allowed:
+            raise ValueError(f"options: {sorted(unknown)} given; codec {self.codec} allows {sorted(allowed) or 'none'}")
+        block = self.options.get("block", 256)
+        if isinstance(block, bool) or not isinstance(block, int) or not 16 <= block <= 65536 or block & (block - 1):
+            raise ValueError(f"options.block: {block!r} given; allowed: a power of two from 16 to 65536")
+        if self.error_feedback and self.codec != "none":
+            raise ValueError(
+                "error_feedback: true given; allowed with a lossy codec is false until error feedback is in"
+            )
+        return self
+
+
+class SecureAggregationSpec(Section):
+    """Sums without anybody seeing a single update."""
+
+    enabled: Literal[False] = False
+    threshold: Literal["auto"] | Count = "auto"
+    ring_bits: Literal["auto", 8, 16, 32] = "auto"
+    mode: Literal["active", "semi-honest"] = "active"
+
+
+class DifferentialPrivacySpec(Section):
+    """Noise with an accounted budget."""
+
+    enabled: Literal[False] = False
+    unit: Literal["client", "example"] = "client"
+    clip_norm: Positive = 1.0
+    noise_multiplier: Positive = 1.0
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1.0e-5
+    epsilon_budget: Positive | None = None
+
+
+class PrivacySpec(Section):
+    """What may be learnt from the updates."""
+
+    secure_aggregation: SecureAggregationSpec = SecureAggregationSpec()
+    differential_privacy: DifferentialPrivacySpec = DifferentialPrivacySpec()
+
+
+class PlacementSpec(Section):
+    """Which and how many workers."""
+
+    workers: Annotated[StrictInt, Field(ge=1, le=10_000)] = 4
+    min_workers: Annotated[StrictInt, Field(ge=1, le=10_000)] | None = None
+    regions: tuple[StrictStr, ...] = ()
+    require_gpu: StrictBool = False
+    min_memory: SizeBytes = 0
+
+    @model_validator(mode="after")
+    def _minimum_within_number(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers: {self.min_workers} given; allowed: at most workers ({self.workers})")
+        return self
+
+    @property
+    def least(self) -> int:
+        """Fewest workers a round may start with; all of them unless said otherwise."""
+        return self.min_workers if self.min_workers is not None else self.workers
+
+
+class JobSpec(Section):
+    """A whole job file."""
+
+    name: Annotated[StrictStr, Field(min_length=1, max_length=100)] = "job"
+    model: ModelSpec
+    data: DataSpec
+    training: TrainingSpec = TrainingSpec()
+    aggregation: AggregationSpec = AggregationSpec()
+    compression: CompressionSpec = CompressionSpec()
+    privacy: PrivacySpec = PrivacySpec()
+    placement: PlacementSpec = PlacementSpec()
+
+    @model_validator(mode="after")
+    def _stopping_metric_is_measured(self) -> Self:
+        stopping = self.training.early_stopping
+        if stopping and stopping.metric.startswith("test_") and self.data.test is None:
+            raise ValueError(
+                f"training.early_stopping.metric: {stopping.metric!r} given; without data.test allowed: "
+                "'train_loss' or 'train_accuracy'"
+            )
+        return self

@@ -1,0 +1,1 @@
+"""How nodes find and keep each other."""

@@ -1,0 +1,1 @@
+"""Generated from protos/cortex/v1 by `make proto`; never edited."""

@@ -1,0 +1,1 @@
+"""gRPC with mutual TLS: servers, channels, who may call what, and errors that survive the wire."""

@@ -1,0 +1,86 @@
+"""Which role may call which RPC. What is not listed is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from cortex_common.errors import ForbiddenError
+from cortex_common.identity import Identity, Role
+
+_PACKAGE = "cortex.v1"
+_PEOPLE = frozenset({Role.OPERATOR, Role.GATEWAY})
+_WORKER = frozenset({Role.WORKER})
+_COORDINATOR = frozenset({Role.COORDINATOR})
+_PUSHERS = frozenset({Role.WORKER, Role.AGGREGATOR})
+_PULLERS = frozenset({Role.WORKER, Role.AGGREGATOR, Role.COORDINATOR})
+_NODES = frozenset({Role.COORDINATOR, Role.DISCOVERY, Role.AGGREGATOR, Role.WORKER, Role.GATEWAY})
+_WATCHERS = frozenset({Role.COORDINATOR, Role.GATEWAY, Role.OPERATOR})
+
+_TABLE: Mapping[str, Mapping[str, frozenset[Role]]] = {
+    "JobService": {
+        "SubmitJob": _PEOPLE,
+        "GetJob": _PEOPLE,
+        "ListJobs": _PEOPLE,
+        "WatchJob": _PEOPLE,
+        "CancelJob": _PEOPLE,
+        "PauseJob": _PEOPLE,
+        "ResumeJob": _PEOPLE,
+        "WatchEvents": _PEOPLE,
+        "ListVersions": _PEOPLE,
+        "DownloadModel": _PEOPLE,
+    },
+    "AssignmentService": {"Attend": _WORKER, "Report": _WORKER},
+    "RoundService": {
+        "OpenRound": _COORDINATOR,
+        "WatchRound": _COORDINATOR,
+        "SealRound": _COORDINATOR,
+        "AbortRound": _COORDINATOR,
+        "PruneJob": _COORDINATOR,
+    },
+    "WeightService": {"PushUpdate": _PUSHERS, "PullModel": _PULLERS},
+    "DiscoveryService": {
+        "Heartbeat": _NODES,
+        "Leave": _NODES,
+        "ListNodes": _WATCHERS,
+        "WatchNodes": _WATCHERS,
+    },
+}
+
+# Full method name, as gRPC passes it, to the roles that may call it.
+ALLOWED: Mapping[str, frozenset[Role]] = MappingProxyType(
+    {
+        f"/{_PACKAGE}.{service}/{method}": roles
+        for service, methods in _TABLE.items()
+        for method, roles in methods.items()
+    }
+)
+
+# Standard services that any node of the network may ask.
+OPEN_SERVICES = frozenset(
+    {
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+)
+
+
+def allowed_roles(method: str) -> frozenset[Role]:
+    """Roles that may call `method` (`/package.Service/Method`); none when it is not declared."""
+    if method.strip("/").partition("/")[0] in OPEN_SERVICES:
+        return frozenset(Role)
+    return ALLOWED.get(method, frozenset())
+
+
+def authorise(identity: Identity, method: str) -> None:
+    """Refuse a caller whose role is not listed for `method`.
+
+    Raises:
+        ForbiddenError: not listed; says who may.
+    """
+    roles = allowed_roles(method)
+    if identity.role in roles:
+        return
+    who = ", ".join(sorted(roles)) if roles else "nobody (the RPC is not in the authorisation table)"
+    raise ForbiddenError(f"{identity.role} {identity.name!r} may not call {method}; allowed: {who}")

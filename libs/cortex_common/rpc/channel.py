@@ -1,0 +1,66 @@
+"""Channels to other nodes: mutual TLS, the server's role proven by the handshake."""
+
+from __future__ import annotations
+
+import grpc
+import grpc.aio
+
+from cortex_common.clock import Clock, SystemClock
+from cortex_common.identity import Role, TlsFiles
+from cortex_common.rpc.server import MAX_MESSAGE_BYTES, bulk_options
+from cortex_common.rpc.tls import client_credentials, current_material
+
+_SYSTEM_CLOCK = SystemClock()
+
+
+def open_channel(
+    address: str, tls: TlsFiles, server_role: Role, *, bulk: bool = False, clock: Clock = _SYSTEM_CLOCK
+) -> grpc.aio.Channel:
+    """A channel to the node at `address`; it connects at the first call and again whenever it must.
+
+    Client certificates are read now and not again: after a renewal open a new channel.
+
+    Args:
+        address: host:port.
+        tls: This node's certificate.
+        server_role: What must answer there; any other role fails the handshake.
+        bulk: True for the data plane, which must not share a connection with the control plane.
+        clock: Tells whether the certificate is still good.
+
+    Raises:
+        NotFoundError, InvalidArgumentError: the TLS files are not usable.
+        UnauthenticatedError: this node's certificate has expired.
+    """
+    credentials = client_credentials(current_material(tls, clock))
+    return grpc.aio.secure_channel(address, credentials, options=channel_options(server_role, bulk=bulk))
+
+
+def open_sync_channel(
+    address: str, tls: TlsFiles, server_role: Role, *, bulk: bool = False, clock: Clock = _SYSTEM_CLOCK
+) -> grpc.Channel:
+    """`open_channel` for programs without an event loop."""
+    credentials = client_credentials(current_material(tls, clock))
+    return grpc.secure_channel(address, credentials, options=channel_options(server_role, bulk=bulk))
+
+
+def channel_options(server_role: Role, *, bulk: bool = False) -> list[tuple[str, str | int]]:
+    """Knobs of gRPC on the calling side."""
+    options: list[tuple[str, str | int]] = [
+        ("grpc.ssl_target_name_override", server_role.server_name),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        # Room for an answer that lists every mistake of a request.
+        ("grpc.max_metadata_size", 64 * 1024),
+        ("grpc.absolute_max_metadata_size", 64 * 1024),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        # Also the limit of one attempt to connect.
+        ("grpc.min_reconnect_backoff_ms", 5_000),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+        # One connection a channel: a transfer must not hold up a heartbeat.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    return options + (list[tuple[str, str | int]](bulk_options()) if bulk else [])

@@ -1,0 +1,153 @@
+"""The one interceptor of every server: who calls, may they, what went wrong, how long it took."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+
+from cortex_common.clock import Clock
+from cortex_common.errors import CortexError, ForbiddenError, UnauthenticatedError
+from cortex_common.logging import get_logger
+from cortex_common.rpc.authorisation import authorise
+from cortex_common.rpc.errors import DETAILS_KEY, rich_status, status_of
+from cortex_common.rpc.identity import acting_as, authenticate, expired
+from cortex_common.rpc.metrics import MethodMetrics
+from cortex_common.security.certificates import Certificate
+
+_log = get_logger(__name__)
+
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_Guard: TypeAlias = Callable[["_Context"], AbstractAsyncContextManager[None]]
+INTERNAL = "internal error"
+
+
+class GuardingInterceptor(grpc.aio.ServerInterceptor):
+    """Authenticates, authorises, maps errors and counts, once per RPC; messages of a stream pass untouched."""
+
+    def __init__(self, network: str, clock: Clock) -> None:
+        self._network = network
+        self._clock = clock
+        self._metrics: dict[str, MethodMetrics] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler | None:
+        """Wrap the handler of a known method; an unknown one stays UNIMPLEMENTED."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        metrics = self._metrics.get(method)
+        if metrics is None:
+            metrics = self._metrics[method] = MethodMetrics(method)
+        return _wrapped(handler, lambda context: self._guarded(method, metrics, context))
+
+    @asynccontextmanager
+    async def _guarded(self, method: str, metrics: MethodMetrics, context: _Context) -> AsyncIterator[None]:
+        """Everything around one RPC."""
+        started_s = self._clock.monotonic_s()
+        metrics.started()
+        code = grpc.StatusCode.UNKNOWN
+        try:
+            async with self._admitted(method, context):
+                yield
+            code = _code_of(context, grpc.StatusCode.OK)
+        except grpc.aio.AbortError:
+            code = _code_of(context, grpc.StatusCode.UNKNOWN)
+            raise
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except CortexError as error:
+            code = status_of(error)
+            _report(method, context, error)
+            status = rich_status(error)
+            await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
+        except Exception:  # noqa: BLE001 - the one place where our bugs become INTERNAL
+            code = grpc.StatusCode.INTERNAL
+            _log.exception("rpc_failed", method=method, peer=context.peer())
+            await context.abort(code, INTERNAL)
+        finally:
+            metrics.ended(code, self._clock.monotonic_s() - started_s)
+
+    @asynccontextmanager
+    async def _admitted(self, method: str, context: _Context) -> AsyncIterator[None]:
+        """Run the block as the caller, if it may call; no longer than its certificate holds."""
+        now_s = self._clock.wall_s()
+        certificate = authenticate(context.auth_context(), self._network, now_s)
+        authorise(certificate.identity, method)
+        with acting_as(certificate.identity):
+            async with _until_expiry(certificate, now_s):
+                yield
+
+
+@asynccontextmanager
+async def _until_expiry(certificate: Certificate, now_s: float) -> AsyncIterator[None]:
+    """End the block when the certificate does: a stream must not outlive its caller's right to it."""
+    limit = asyncio.timeout(certificate.seconds_left(now_s))
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if limit.expired():
+            raise UnauthenticatedError(expired(certificate)) from None
+        raise
+
+
+def _code_of(context: _Context, default: grpc.StatusCode) -> grpc.StatusCode:
+    """The status a servicer set itself; grpc keeps it as a number or as the enum."""
+    code: Any = context.code()
+    if isinstance(code, grpc.StatusCode):
+        return code
+    return next((each for each in grpc.StatusCode if each.value[0] == code and code), default)
+
+
+def _report(method: str, context: _Context, error: CortexError) -> None:
+    if isinstance(error, ForbiddenError | UnauthenticatedError):
+        _log.warning("rpc_refused", method=method, peer=context.peer(), reason=error.message)
+    else:
+        _log.debug("rpc_answered_with_error", method=method, error=type(error).__name__, reason=error.message)
+
+
+def _wrapped(handler: _Handler, guard: _Guard) -> _Handler:
+    """The same handler behind the guard; response streams are written by the RPC's own task: no extra hop."""
+    codecs = (handler.request_deserializer, handler.response_serializer)
+    behaviour: Any
+    make: Callable[..., _Handler]
+    if handler.response_streaming:
+        behaviour = _stream_behaviour(handler.stream_stream or handler.unary_stream, guard)
+        streams = (grpc.unary_stream_rpc_method_handler, grpc.stream_stream_rpc_method_handler)
+        make = streams[handler.request_streaming]
+    else:
+        behaviour = _unary_behaviour(handler.stream_unary or handler.unary_unary, guard)
+        make = (grpc.unary_unary_rpc_method_handler, grpc.stream_unary_rpc_method_handler)[handler.request_streaming]
+    return make(behaviour, *codecs)
+
+
+def _unary_behaviour(inner: Any, guard: _Guard) -> Any:
+    async def behaviour(request: Any, context: _Context) -> Any:
+        async with guard(context):
+            return await inner(request, context)
+
+    return behaviour
+
+
+def _stream_behaviour(inner: Any, guard: _Guard) -> Any:
+    if not inspect.isasyncgenfunction(inner):
+        return _unary_behaviour(inner, guard)
+
+    async def behaviour(request: Any, context: _Context) -> None:
+        async with guard(context), aclosing(inner(request, context)) as messages:
+            async for message in messages:
+                await context.write(message)
+
+    return behaviour

@@ -1,0 +1,1 @@
+"""Certificates, sealing and keys."""

@@ -1,0 +1,246 @@
+"""EncryptionManager: sealing of models and updates. The only place that constructs ciphers.
+
+Each object (one upload, one stored version) has its own key, derived from the job's data key, a fresh salt and the
+object's header; so a header of another job, round, sender or codec opens nothing. Chunk i is one AES-256-GCM message
+under the nonce prefix || i || last, so a reordered, dropped, truncated or spliced chunk opens nothing either. (The
+construction of Tink's AES-GCM-HKDF streaming.) Sealing the same plaintext under the same header gives the same bytes;
+new plaintext takes a new salt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from cortex_common.errors import CorruptError, InvalidArgumentError, NotFoundError
+from cortex_common.ids import JobId, KeyId, NodeName, RoundNumber, SeatIndex, Sha256Hex
+
+TAG_BYTES = 16
+_KEY_BYTES = 32
+_PREFIX_BYTES = 7
+_MAX_CHUNKS = 1 << 32
+
+
+class ObjectKind(StrEnum):
+    """What a sealed object holds."""
+
+    UPDATE = "update"
+    MODEL = "model"
+
+
+@dataclass(frozen=True, slots=True)
+class DataKey:
+    """A job's AES-256 key of one epoch."""
+
+    key_id: KeyId
+    epoch: int
+    key: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse keys of another length."""
+        if len(self.key) != _KEY_BYTES or not self.key_id:
+            raise InvalidArgumentError(f"data key: {_KEY_BYTES} bytes and an id are needed")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectHeader:
+    """Everything bound into an object's key. Fields as in the wire's TransferHeader."""
+
+    kind: ObjectKind
+    network: str
+    job_id: JobId
+    round: RoundNumber
+    attempt: int
+    fence: int
+    sender: NodeName
+    seat: SeatIndex
+    key_id: KeyId
+    codec: str
+    codec_options: str
+    chunk_elements: int
+    elements: int
+    counters: int
+    chunks: int
+    manifest_sha256: Sha256Hex
+    base_sha256: str = ""
+    model_sha256: str = ""
+    manifest: bytes = b""
+    weight: float = 0.0
+    object_id: bytes = b""
+    salt: bytes = b""
+
+    def canonical(self) -> bytes:
+        """The one text of this header that its key is derived from; the layout is in it by its digest.
+
+        A model's digest is not in it: it is known only once the last chunk has been sealed, and the reader computes it.
+        """
+        facts = self.to_facts()
+        del facts["model_sha256"]
+        facts["manifest"] = hashlib.sha256(self.manifest).hexdigest() if self.manifest else ""
+        return json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
+
+    def fresh(self) -> ObjectHeader:
+        """The same header for a new object: new id, new salt, therefore a new key."""
+        return replace(self, object_id=os.urandom(16), salt=os.urandom(32))
+
+    def to_facts(self) -> dict[str, Any]:
+        """JSON-ready form; floats and bytes as hex."""
+        facts = asdict(self)
+        facts["weight"] = self.weight.hex()
+        for name in ("object_id", "salt"):
+            facts[name] = facts[name].hex()
+        facts["manifest"] = self.manifest.decode()
+        return facts
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> ObjectHeader:
+        """Read `to_facts` back.
+
+        Raises:
+            CorruptError: not what `to_facts` wrote.
+        """
+        try:
+            values = {item.name: facts[item.name] for item in fields(cls)}
+            values["kind"] = ObjectKind(values["kind"])
+            values["weight"] = float.fromhex(values["weight"])
+            values["object_id"] = bytes.fromhex(values["object_id"])
+            values["salt"] = bytes.fromhex(values["salt"])
+            values["manifest"] = values["manifest"].encode()
+            return cls(**values)
+        except (KeyError, ValueError, TypeError, AttributeError) as exc:
+            raise CorruptError(f"stored object header is not readable: {exc}") from exc
+
+
+class Sealer:
+    """Seals the chunks of one object."""
+
+    def __init__(self, cipher: AESGCM, prefix: bytes, chunks: int) -> None:
+        self._cipher = cipher
+        self._prefix = prefix
+        self._chunks = chunks
+
+    def seal(self, index: int, plaintext: bytes | bytearray | memoryview) -> bytes:
+        """Ciphertext and tag of chunk `index`."""
+        return self._cipher.encrypt(_nonce(self._prefix, index, self._chunks), plaintext, None)
+
+    def seal_into(self, index: int, plaintext: bytes | bytearray | memoryview, out: bytearray | memoryview) -> int:
+        """The same into a buffer of exactly the plaintext's length and `TAG_BYTES`; returns the bytes written."""
+        return self._cipher.encrypt_into(_nonce(self._prefix, index, self._chunks), plaintext, None, out)
+
+
+class Opener:
+    """Opens the chunks of one object."""
+
+    def __init__(self, cipher: AESGCM, prefix: bytes, chunks: int, what: str) -> None:
+        self._cipher = cipher
+        self._prefix = prefix
+        self._chunks = chunks
+        self._what = what
+
+    def open(self, index: int, sealed: bytes | bytearray | memoryview) -> bytes:
+        """The plaintext of chunk `index`.
+
+        Raises:
+            CorruptError: it was changed, reordered, cut, or belongs to another object.
+        """
+        try:
+            return self._cipher.decrypt(_nonce(self._prefix, index, self._chunks), sealed, None)
+        except InvalidTag as exc:
+            raise CorruptError(
+                f"chunk {index} of {self._what} does not open: changed, out of place or of another object"
+            ) from exc
+
+    def open_into(self, index: int, sealed: bytes | bytearray | memoryview, scratch: bytearray) -> memoryview:
+        """The plaintext of chunk `index` in a buffer used again and again; valid until the next call with it.
+
+        Raises:
+            CorruptError: as `open`, or longer than `scratch`.
+        """
+        size = len(sealed) - TAG_BYTES
+        if not 0 <= size <= len(scratch):
+            raise CorruptError(f"chunk {index} of {self._what} has an impossible length of {len(sealed)} bytes")
+        out = memoryview(scratch)[:size]
+        try:
+            self._cipher.decrypt_into(_nonce(self._prefix, index, self._chunks), sealed, None, out)
+        except InvalidTag as exc:
+            raise CorruptError(
+                f"chunk {index} of {self._what} does not open: changed, out of place or of another object"
+            ) from exc
+        return out
+
+
+class EncryptionManager:
+    """Holds data keys by id and makes the sealers and openers of objects."""
+
+    def __init__(self, *keys: DataKey) -> None:
+        self._keys: dict[KeyId, DataKey] = {}
+        for key in keys:
+            self.add(key)
+
+    @staticmethod
+    def new_data_key(epoch: int = 1) -> DataKey:
+        """A fresh random key with a fresh id."""
+        return DataKey(KeyId(os.urandom(16).hex()), epoch, os.urandom(_KEY_BYTES))
+
+    def add(self, key: DataKey) -> None:
+        """Keep a key for the objects that name it.
+
+        Raises:
+            InvalidArgumentError: another key is known under the same id.
+        """
+        known = self._keys.setdefault(key.key_id, key)
+        if known.key != key.key:
+            raise InvalidArgumentError(f"data key {key.key_id}: another key has this id already")
+
+    def forget(self, key_id: KeyId) -> None:
+        """Drop a key."""
+        self._keys.pop(key_id, None)
+
+    def has(self, key_id: KeyId) -> bool:
+        """Whether objects under this key can be opened here."""
+        return key_id in self._keys
+
+    def sealer(self, header: ObjectHeader) -> Sealer:
+        """Seal the object that this header describes; the header must be `fresh`.
+
+        Raises:
+            NotFoundError: the key it names is not here.
+        """
+        cipher, prefix = self._derive(header)
+        return Sealer(cipher, prefix, header.chunks)
+
+    def opener(self, header: ObjectHeader) -> Opener:
+        """Open the object that this header describes.
+
+        Raises:
+            NotFoundError: the key it names is not here.
+        """
+        cipher, prefix = self._derive(header)
+        what = f"the {header.kind.value} of job {header.job_id} round {header.round} by {header.sender}"
+        return Opener(cipher, prefix, header.chunks, what)
+
+    def _derive(self, header: ObjectHeader) -> tuple[AESGCM, bytes]:
+        key = self._keys.get(header.key_id)
+        if key is None:
+            raise NotFoundError(f"data key {header.key_id} of job {header.job_id} is not here")
+        if len(header.salt) != 32 or len(header.object_id) != 16 or not 0 < header.chunks <= _MAX_CHUNKS:
+            raise InvalidArgumentError("object header: needs a 16-byte id, a 32-byte salt and at least one chunk")
+        info = hashlib.sha256(header.canonical()).digest()
+        derived = HKDF(SHA256(), _KEY_BYTES + _PREFIX_BYTES, header.salt, info).derive(key.key)
+        return AESGCM(derived[:_KEY_BYTES]), derived[_KEY_BYTES:]
+
+
+def _nonce(prefix: bytes, index: int, chunks: int) -> bytes:
+    if not 0 <= index < chunks:
+        raise CorruptError(f"chunk {index} of an object with {chunks} chunks")
+    return prefix + index.to_bytes(4, "big") + (b"\1" if index == chunks - 1 else b"\0")

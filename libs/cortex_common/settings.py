@@ -1,0 +1,203 @@
+"""Settings of a service: a YAML file, overridden by `CORTEX_<FIELD>` variables; mistakes are never passed over."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
+
+from cortex_common.errors import InvalidArgumentError, NotFoundError, PreconditionError, Violation
+from cortex_common.identity import Identity, Role, TlsFiles
+from cortex_common.ids import NodeName
+from cortex_common.rpc.server import RpcSettings, join_address
+from cortex_common.security.certificates import certificate_of
+
+PREFIX = "CORTEX_"
+NESTED = "__"
+# Read by the command line, the SDK or the test harness; allowed beside any service's own.
+KNOWN_ENVIRONMENT = frozenset(
+    PREFIX + name for name in ("CONFIG", "DIR", "ENDPOINT", "FAILPOINT", "CA", "CERTIFICATE", "KEY", "DATA_DIR")
+)
+_SERVICE_LINK = re.compile(r"CORTEX_\w+_(SERVICE_(HOST|PORT\w*)|PORT(_\w+)?)")
+
+_Settings = TypeVar("_Settings", bound="TlsSettings")
+
+
+class TlsSettings(BaseSettings):
+    """Where a process finds its certificate."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter=NESTED, extra="forbid", frozen=True, validate_default=True
+    )
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+    @property
+    def tls(self) -> TlsFiles:
+        """The three files."""
+        return TlsFiles(self.ca, self.certificate, self.key)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments only: `load_settings` merges file and environment, so that tests are not touched by either."""
+        return (init_settings,)
+
+
+class ServiceSettings(TlsSettings):
+    """What every service needs to know."""
+
+    network: str = "cortex"
+    name: str
+    region: str = "local"
+    host: str = "127.0.0.1"
+    port: int = Field(default=0, ge=0, le=65535)
+    advertise: str | None = None
+    state_dir: Path
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    log_level: str = "INFO"
+    log_json: bool = True
+    ready_file: Path | None = None
+    parent_pid: int | None = None
+
+    def identity(self, role: Role) -> Identity:
+        """Who this service is, as its certificate must say too.
+
+        Raises:
+            PreconditionError: the certificate says otherwise.
+        """
+        wanted = Identity(self.network, role, NodeName(self.name))
+        found = certificate_of(self.tls).identity
+        if found != wanted:
+            raise PreconditionError(
+                f"certificate {self.certificate} is for {found.uri}, the settings are for {wanted.uri}"
+            )
+        return wanted
+
+    def rpc(self, *, bulk: bool = False) -> RpcSettings:
+        """Settings of this service's gRPC server."""
+        return RpcSettings(self.host, self.port, self.tls, self.network, bulk=bulk)
+
+    def advertised(self, port: int) -> str:
+        """host:port under which other nodes reach a server that listens at `port`."""
+        if self.advertise is None:
+            return join_address(self.host, port)
+        has_port = re.search(r":\d+$", self.advertise) is not None
+        return self.advertise if has_port else join_address(self.advertise, port)
+
+
+def load_settings(
+    cls: type[_Settings], config: Path | None, service: str, environment: Mapping[str, str] | None = None
+) -> _Settings:
+    """Read settings from a YAML file and the environment, which wins.
+
+    Args:
+        cls: The settings to fill.
+        config: YAML file; None when everything is in the environment.
+        service: Names the settings in errors.
+        environment: Instead of the process's own.
+
+    Raises:
+        NotFoundError: the file cannot be read.
+        InvalidArgumentError: every unknown key, missing key and bad value of both sources at once.
+    """
+    environment = os.environ if environment is None else environment
+    values = _read_yaml(config) if config is not None else {}
+    violations = list(_unknown_variables(cls, environment))
+    try:
+        given = _environment_source(cls, environment)
+    except SettingsError as error:
+        raise InvalidArgumentError(f"{service} settings: {error}: allowed is JSON ({error.__cause__})") from error
+    merged = _merged(values, given)
+    try:
+        settings = cls(**merged)
+    except ValidationError as error:
+        violations += [_violation(cls, each, given) for each in error.errors()]
+    else:
+        if not violations:
+            return settings
+    source = f"{service} settings ({config})" if config else f"{service} settings"
+    raise InvalidArgumentError.of(source, violations)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NotFoundError(f"settings file {path} cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(f"settings file {path} is not YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InvalidArgumentError(
+            f"settings file {path} holds a {type(values).__name__}; allowed are `key: value` lines"
+        )
+    return {str(key): value for key, value in values.items()}
+
+
+def _environment_source(cls: type[TlsSettings], environment: Mapping[str, str]) -> dict[str, Any]:
+    """The variables as pydantic-settings reads them: nested by `__`, JSON for lists and mappings."""
+    from pydantic_settings import EnvSettingsSource
+
+    class GivenEnvironment(EnvSettingsSource):
+        def _load_env_vars(self) -> Mapping[str, str | None]:
+            return {name.lower(): value for name, value in environment.items() if value}
+
+    return GivenEnvironment(cls)()
+
+
+def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(low)
+    for key, value in high.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _unknown_variables(cls: type[TlsSettings], environment: Mapping[str, str]) -> Iterator[Violation]:
+    known = {name.upper() for name in _variables(cls, PREFIX)}
+    for name in sorted(environment):
+        upper = name.upper()
+        if not upper.startswith(PREFIX) or upper in known or upper in KNOWN_ENVIRONMENT:
+            continue
+        hint = (
+            "; set by Kubernetes: put `enableServiceLinks: false` in the pod" if _SERVICE_LINK.fullmatch(upper) else ""
+        )
+        yield Violation(name, f"unknown environment variable{hint}; allowed are {', '.join(sorted(known))}")
+
+
+def _variables(cls: type[BaseModel], prefix: str) -> Iterator[str]:
+    """Names of every variable that sets something in `cls`."""
+    for name, field in cls.model_fields.items():
+        yield prefix + name
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _variables(kind, prefix + name + NESTED)
+
+
+def _violation(cls: type[TlsSettings], error: Any, given: Mapping[str, Any]) -> Violation:
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return Violation(path, f"unknown key; allowed are {', '.join(sorted(cls.model_fields))}")
+    variable = PREFIX + NESTED.join(str(part) for part in error["loc"]).upper()
+    if error["type"] == "missing":
+        return Violation(path, f"is missing; set it in the file or as {variable}")
+    where = f" (from {variable})" if error["loc"] and error["loc"][0] in given else ""
+    return Violation(path, f"{error['input']!r}{where}: {error['msg'][:1].lower()}{error['msg'][1:]}")

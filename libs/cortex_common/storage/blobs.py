@@ -1,0 +1,173 @@
+"""Large immutable objects by name: sealed model versions now, checkpoints and shards later."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from cortex_common.errors import InvalidArgumentError, NotFoundError
+from cortex_common.storage.durable import make_directory, reporting_full, sync_directory, sync_file, write_fully
+
+_TEMPORARY = ".tmp"
+
+
+class BlobWriter(Protocol):
+    """A blob being written; nobody sees it before `commit`. Leaving the block without it discards everything."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def write(self, data: bytes | memoryview) -> None:
+        """Append. OverloadedError: the store is full."""
+
+    def commit(self) -> None:
+        """Make it durable and visible under its name, replacing an older blob."""
+
+
+class BlobReader(Protocol):
+    """An open blob."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """A range; shorter only at the end. Threads may call it at the same time."""
+
+    def close(self) -> None:
+        """Give it up."""
+
+
+class BlobStore(Protocol):
+    """Where blobs live. Names are relative paths with '/'."""
+
+    def create(self, name: str) -> BlobWriter:
+        """Begin a blob."""
+
+    def open(self, name: str) -> BlobReader:
+        """Open one. NotFoundError: there is none of that name."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a small one in one go."""
+
+    def delete(self, name: str) -> bool:
+        """Remove one; False if there was none."""
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """Names that begin with `prefix`, which ends at a '/', in order."""
+
+
+class DirectoryBlobStore:
+    """Blobs as files below a directory."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        make_directory(root)
+
+    def create(self, name: str) -> BlobWriter:
+        """Begin a blob beside its final name."""
+        path = self._path(name)
+        make_directory(path.parent)
+        return _FileWriter(path)
+
+    def open(self, name: str) -> BlobReader:
+        """Open a file."""
+        path = self._path(name)
+        try:
+            return _FileReader(os.open(path, os.O_RDONLY))
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{path}: there is no such blob") from error
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a small file durably."""
+        with self.create(name) as writer:
+            writer.write(data)
+            writer.commit()
+
+    def delete(self, name: str) -> bool:
+        """Remove a file."""
+        try:
+            self._path(name).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """All files below a folder; temporaries of a killed process are removed on the way."""
+        folder = self._path(prefix) if prefix else self._root
+        for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+            if path.is_file() and path.suffix == _TEMPORARY:
+                path.unlink(missing_ok=True)
+            elif path.is_file():
+                yield path.relative_to(self._root).as_posix()
+
+    def _path(self, name: str) -> Path:
+        parts = name.rstrip("/").split("/")
+        if any(part in ("", ".", "..") or "\0" in part for part in parts) or name.endswith(_TEMPORARY):
+            raise InvalidArgumentError(f"blob name {name!r}; allowed are relative paths without '..'")
+        return self._root.joinpath(*parts)
+
+
+class _FileWriter:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(path.name + _TEMPORARY)
+        self._file: int | None = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._close()
+            self._temporary.unlink(missing_ok=True)
+
+    def write(self, data: bytes | memoryview) -> None:
+        assert self._file is not None  # noqa: S101 - written inside its block, before commit
+        with reporting_full(self._path.parent, len(data)):
+            write_fully(self._file, data)
+
+    def commit(self) -> None:
+        assert self._file is not None  # noqa: S101 - committed inside its block, once
+        with reporting_full(self._path.parent, 0):
+            sync_file(self._file, self._temporary)
+        self._close()
+        self._temporary.replace(self._path)
+        sync_directory(self._path.parent)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+class _FileReader:
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self.size = os.fstat(file).st_size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        return os.pread(self._file, size, offset)
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1

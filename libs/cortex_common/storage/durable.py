@@ -1,0 +1,113 @@
+"""Files that survive a kill and a power cut: written aside, synced, renamed, the directory synced."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from cortex_common.errors import OverloadedError
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def free_bytes(directory: Path) -> int:
+    """Bytes that may still be written below an existing directory."""
+    return shutil.disk_usage(directory).free
+
+
+def require_room(directory: Path, needed_bytes: int, reserve_bytes: int = 0) -> None:
+    """Check before the first byte that something fits.
+
+    Raises:
+        OverloadedError: names the directory, what is free and what is needed.
+    """
+    free = free_bytes(directory)
+    if free - reserve_bytes < needed_bytes:
+        reserve = f", {reserve_bytes} of them are kept in reserve" if reserve_bytes else ""
+        raise OverloadedError(f"{directory}: {needed_bytes} bytes are needed, {free} are free{reserve}")
+
+
+@contextmanager
+def reporting_full(directory: Path, needed_bytes: int) -> Iterator[None]:
+    """Turn "no space left" inside the block into an OverloadedError that names directory, free bytes and need."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise OverloadedError(
+            f"{directory}: no room for {needed_bytes} bytes, {free_bytes(directory)} are free "
+            f"({os.strerror(error.errno)})"
+        ) from error
+
+
+def sync_file(descriptor: int, what: Path) -> None:
+    """Wait until a file's data is on the disk.
+
+    Raises:
+        OSError: the disk is full (found out late).
+        SystemExit: any other failure: what the kernel has dropped by then nobody knows, so the process must not go on.
+    """
+    try:
+        os.fdatasync(descriptor)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        raise SystemExit(
+            f"{what}: the disk failed to sync: {error}; stopping before anything is acknowledged"
+        ) from error
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames and new names in a directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        sync_file(descriptor, directory)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace a file in one step: afterwards it holds `data`, or what it held before.
+
+    Raises:
+        OverloadedError: the disk is full; nothing half-written is left.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with reporting_full(path.parent, len(data)), open_new(temporary, mode) as file:
+            write_fully(file.fileno(), data)
+            sync_file(file.fileno(), temporary)
+    except OverloadedError:
+        temporary.unlink(missing_ok=True)
+        raise
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def open_new(path: Path, mode: int = 0o644) -> BinaryIO:
+    """An empty file, unbuffered, with these rights from its first moment on."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb", buffering=0)
+
+
+def write_fully(descriptor: int, data: bytes | memoryview) -> None:
+    """Write everything at the file's position, however many calls that takes."""
+    view = memoryview(data)
+    while len(view):
+        view = view[os.write(descriptor, view) :]
+
+
+def make_directory(path: Path) -> None:
+    """Create a directory and its parents, durably."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        directory.mkdir(exist_ok=True)
+        sync_directory(directory.parent)

@@ -1,0 +1,1 @@
+"""Metrics, resource probes and the HTTP endpoints operators scrape."""

@@ -1,0 +1,194 @@
+"""Fetching a model version: straight into the caller's arena, resumed after a cut, proven by its digest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import grpc.aio
+
+from cortex_common.clock import Clock
+from cortex_common.codec import WeightCompressor
+from cortex_common.errors import CorruptError, UnavailableError
+from cortex_common.ids import JobId, RoundNumber, Sha256Hex
+from cortex_common.pb.v1 import aggregator_pb2
+from cortex_common.security.encryption import TAG_BYTES, EncryptionManager, ObjectHeader, ObjectKind, Opener
+from cortex_common.tensors import Arena, Manifest, ManifestLimits, ModelDigest, chunk_count, chunk_range
+from cortex_common.transfer.frames import ChunkFrame, HeaderFrame, frame_from_bytes
+from cortex_common.transfer.push import Progress
+from cortex_common.transfer.retrying import transferring, until_through
+
+PULL_METHOD = "/cortex.v1.WeightService/PullModel"
+
+
+@dataclass(frozen=True, slots=True)
+class PullResult:
+    """A version and what it cost. `arena` is None when the caller holds the version already."""
+
+    header: ObjectHeader
+    manifest: Manifest
+    arena: Arena | None
+    bytes_down: int
+
+
+async def pull_model(
+    channel: grpc.aio.Channel,
+    job_id: JobId,
+    sha256: Sha256Hex,
+    held_sha256: str,
+    encryption: EncryptionManager,
+    allocate: Callable[[Manifest], Arena],
+    round: RoundNumber = RoundNumber(0),  # noqa: A002, B008 - the wire's word; a plain int
+    on_progress: Progress | None = None,
+    *,
+    limits: ManifestLimits | None = None,
+    clock: Clock | None = None,
+) -> PullResult:
+    """Download a model version and verify that it is the one asked for.
+
+    Args:
+        channel: To the aggregator that holds it.
+        job_id: Whose model.
+        sha256: Digest of the version.
+        held_sha256: Digest of the version the caller has; when equal, no chunk travels.
+        encryption: Holds the job's data key.
+        allocate: Gives the arena the numbers go to; called once per object, before the first chunk.
+        round: Round the download counts for.
+        on_progress: Told after each chunk.
+        limits: Largest layout to accept.
+        clock: For waiting between attempts.
+
+    Raises:
+        NotFoundError: the aggregator has no such version.
+        CorruptError: it is not the version asked for, still so after several attempts.
+    """
+    request = aggregator_pb2.PullModelRequest(job_id=job_id, sha256=sha256, held_sha256=held_sha256, round=round)
+    pull = _Pull(channel, request, encryption, allocate, on_progress, limits or ManifestLimits())
+    return await until_through(pull.attempt, clock)
+
+
+class _Intake:
+    """Opens, decodes and digests the chunks of one object in order; its `take` runs on another thread."""
+
+    def __init__(self, header: ObjectHeader, manifest: Manifest, arena: Arena, opener: Opener) -> None:
+        arena.require(manifest)
+        self.header = header
+        self.manifest = manifest
+        self.arena = arena
+        self._opener = opener
+        self._codec = WeightCompressor.from_wire(header.codec, header.codec_options)
+        self._digest = ModelDigest(manifest)
+        self._scratch = bytearray()
+        self.next = 0
+
+    def take(self, chunk: ChunkFrame) -> None:
+        if chunk.index != self.next:
+            raise CorruptError(f"chunk {chunk.index} arrived where chunk {self.next} was due")
+        header = self.header
+        part = chunk_range(chunk.index, header.elements, header.counters, header.chunk_elements)
+        wanted = self._codec.max_payload_bytes(part)
+        if len(self._scratch) < wanted:
+            self._scratch = bytearray(wanted)
+        if len(chunk.sealed) > wanted + TAG_BYTES:
+            raise CorruptError(f"chunk {chunk.index} is longer than its range allows")
+        plain = self._opener.open_into(chunk.index, chunk.sealed, self._scratch)
+        if part.is_counters:
+            self.arena.counters[:] = self._codec.decode_counters(plain, part.elements)
+            self._digest.update(self.arena.counters)
+        else:
+            target = self.arena.values[part.start : part.stop]
+            self._codec.decode(plain, part.elements, target)
+            self._digest.update(target)
+        self.next += 1
+
+    def finish(self) -> None:
+        if self.next != self.header.chunks:
+            raise CorruptError(f"the download ended after {self.next} of {self.header.chunks} chunks")
+        if self._digest.hexdigest() != self.header.model_sha256:
+            raise CorruptError(f"the downloaded model's digest is not {self.header.model_sha256}")
+
+
+class _Pull:
+    """One download on its way; keeps the chunks it has between attempts."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        request: aggregator_pb2.PullModelRequest,
+        encryption: EncryptionManager,
+        allocate: Callable[[Manifest], Arena],
+        on_progress: Progress | None,
+        limits: ManifestLimits,
+    ) -> None:
+        self._call: Callable[[Any], Any] = channel.unary_stream(
+            PULL_METHOD, request_serializer=aggregator_pb2.PullModelRequest.SerializeToString
+        )
+        self._request = request
+        self._encryption = encryption
+        self._allocate = allocate
+        self._progress = on_progress
+        self._limits = limits
+        self._intake: _Intake | None = None
+        self._bytes = 0
+
+    async def attempt(self) -> PullResult:
+        self._request.first_chunk = self._intake.next if self._intake else 0
+        call = self._call(self._request)
+        try:
+            with transferring(f"downloading a model of job {self._request.job_id}"):
+                return await self._receive(call)
+        except CorruptError:
+            self._intake = None
+            raise
+        finally:
+            call.cancel()
+
+    async def _receive(self, call: Any) -> PullResult:
+        first = frame_from_bytes(await _read(call))
+        if not isinstance(first, HeaderFrame):
+            raise CorruptError("a download must begin with its header")
+        manifest = self._checked(first.header)
+        if self._request.held_sha256 == self._request.sha256:
+            return PullResult(first.header, manifest, None, self._bytes)
+        intake = self._intake_for(first, manifest)
+        while isinstance(frame := frame_from_bytes(data := await _read(call)), ChunkFrame):
+            await asyncio.to_thread(intake.take, frame)
+            self._bytes += len(data)
+            if self._progress:
+                self._progress(intake.next, intake.header.chunks)
+        intake.finish()
+        return PullResult(intake.header, manifest, intake.arena, self._bytes)
+
+    def _checked(self, header: ObjectHeader) -> Manifest:
+        """The layout of the version asked for, after every limit has been checked."""
+        if header.kind is not ObjectKind.MODEL or header.model_sha256 != self._request.sha256:
+            raise CorruptError(
+                f"asked for model {self._request.sha256}, was offered {header.model_sha256 or header.kind}"
+            )
+        if header.job_id != self._request.job_id:
+            raise CorruptError(f"asked for a model of job {self._request.job_id}, was offered one of {header.job_id}")
+        manifest = Manifest.from_json(header.manifest, self._limits)
+        shape = (manifest.sha256, manifest.elements, manifest.counters)
+        chunks = chunk_count(manifest.elements, manifest.counters, header.chunk_elements)
+        if shape != (header.manifest_sha256, header.elements, header.counters) or chunks != header.chunks:
+            raise CorruptError("the model's header contradicts its manifest")
+        return manifest
+
+    def _intake_for(self, frame: HeaderFrame, manifest: Manifest) -> _Intake:
+        intake = self._intake
+        if intake is None or replace(intake.header, manifest=b"") != replace(frame.header, manifest=b""):
+            if frame.first_chunk:
+                self._intake = None
+                raise CorruptError("the version was sealed anew in the middle of a download")
+            opener = self._encryption.opener(frame.header)
+            intake = self._intake = _Intake(frame.header, manifest, self._allocate(manifest), opener)
+        return intake
+
+
+async def _read(call: Any) -> bytes:
+    data = await call.read()
+    if not isinstance(data, bytes):
+        raise UnavailableError("the aggregator ended a download before its trailer")
+    return data

@@ -1,0 +1,144 @@
+"""Sending an update: chunks made on the fly, resumed where the receiver left off, sealed once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc.aio
+
+from cortex_common.clock import Clock
+from cortex_common.errors import CorruptError, UnavailableError
+from cortex_common.pb.v1 import aggregator_pb2
+from cortex_common.security.encryption import EncryptionManager, ObjectHeader
+from cortex_common.tensors import ChunkRange, chunk_range
+from cortex_common.transfer.content import chunk_digest, content_digest
+from cortex_common.transfer.frames import ChunkFrame, HeaderFrame, TrailerFrame, frame_to_bytes
+from cortex_common.transfer.receipt import PushResult, Receipt
+from cortex_common.transfer.retrying import transferring, until_through
+from cortex_common.transfer.wire import receipt_from_proto
+
+PUSH_METHOD = "/cortex.v1.WeightService/PushUpdate"
+
+EncodeChunk = Callable[[ChunkRange], bytes | bytearray | memoryview]
+Progress = Callable[[int, int], None]
+"""Told (chunks done, chunks in all)."""
+
+
+async def push_update(
+    channel: grpc.aio.Channel,
+    header: ObjectHeader,
+    encode_chunk: EncodeChunk,
+    encryption: EncryptionManager,
+    on_progress: Progress | None = None,
+    *,
+    clock: Clock | None = None,
+) -> PushResult:
+    """Upload one update and return once it is accepted, whatever happens to the connection meanwhile.
+
+    Args:
+        channel: To the aggregator.
+        header: Made `fresh` for exactly this update; calling again with it needs the very same numbers.
+        encode_chunk: Gives a chunk's plaintext (a codec payload). Called on another thread, one chunk at a time, and
+            again for chunks that must be sent again; the result is used before the next call.
+        encryption: Holds the key the header names.
+        on_progress: Told after each chunk.
+        clock: For waiting between attempts.
+
+    Raises:
+        PreconditionError: the round is not open (any more).
+        InvalidArgumentError, ForbiddenError, ConflictError: the aggregator refuses the update.
+        CorruptError, OverloadedError: still so after several attempts.
+    """
+    push = _Push(channel, header, encode_chunk, encryption, on_progress)
+    receipt = await until_through(push.attempt, clock)
+    return PushResult(receipt, push.bytes_up)
+
+
+class _Push:
+    """One update on its way; remembers digests of chunks between attempts."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        header: ObjectHeader,
+        encode_chunk: EncodeChunk,
+        encryption: EncryptionManager,
+        on_progress: Progress | None,
+    ) -> None:
+        self._call: Callable[[], Any] = channel.stream_stream(
+            PUSH_METHOD, response_deserializer=aggregator_pb2.PushUpdateResponse.FromString
+        )
+        self._header = header
+        self._encode = encode_chunk
+        self._sealer = encryption.sealer(header)
+        self._progress = on_progress
+        self._digests: list[bytes] = []
+        self.bytes_up = 0
+
+    async def attempt(self) -> Receipt:
+        call = self._call()
+        try:
+            with transferring(f"uploading round {self._header.round} of job {self._header.job_id}"):
+                return await self._exchange(call)
+        finally:
+            call.cancel()
+
+    async def _exchange(self, call: Any) -> Receipt:
+        await _write(call, frame_to_bytes(HeaderFrame(self._header)))
+        resume = (await _read(call)).resume
+        if not resume.already_accepted:
+            await self._send_chunks(call, resume.first_chunk)
+            trailer = TrailerFrame(self._header.chunks, content_digest(self._digests))
+            await _write(call, frame_to_bytes(trailer))
+            await call.done_writing()
+        answer = await _read(call)
+        if not answer.HasField("receipt"):
+            raise CorruptError("the aggregator answered an upload without a receipt")
+        return receipt_from_proto(answer.receipt)
+
+    async def _send_chunks(self, call: Any, first: int) -> None:
+        """Send chunks from `first` on; the next one is made while the last one leaves."""
+        total = self._header.chunks
+        if first > total:
+            raise CorruptError(f"the aggregator wants to resume at chunk {first} of {total}")
+        while len(self._digests) < first:
+            await asyncio.to_thread(self._frame, len(self._digests))
+        ahead = asyncio.create_task(asyncio.to_thread(self._frame, first)) if first < total else None
+        try:
+            for index in range(first, total):
+                assert ahead is not None  # noqa: S101 - one frame is always on its way here
+                frame = await ahead
+                ahead = asyncio.create_task(asyncio.to_thread(self._frame, index + 1)) if index + 1 < total else None
+                await _write(call, frame)
+                self.bytes_up += len(frame)
+                if self._progress:
+                    self._progress(index + 1, total)
+        finally:
+            if ahead is not None:
+                await asyncio.wait((ahead,))
+
+    def _frame(self, index: int) -> bytes:
+        """Encode, seal and remember one chunk; runs on another thread."""
+        header = self._header
+        plain = self._encode(chunk_range(index, header.elements, header.counters, header.chunk_elements))
+        sealed = self._sealer.seal(index, plain)
+        if index == len(self._digests):
+            self._digests.append(chunk_digest(sealed))
+        return frame_to_bytes(ChunkFrame(index, sealed))
+
+
+async def _write(call: Any, message: bytes) -> None:
+    """Send one message; when the server has already ended the call, raise what it said."""
+    try:
+        await call.write(message)
+    except asyncio.InvalidStateError:
+        await _read(call)
+
+
+async def _read(call: Any) -> aggregator_pb2.PushUpdateResponse:
+    answer = await call.read()
+    if not isinstance(answer, aggregator_pb2.PushUpdateResponse):
+        raise UnavailableError("the aggregator ended an upload before its receipt")
+    return answer

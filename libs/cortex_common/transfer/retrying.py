@@ -1,0 +1,52 @@
+"""Repeating a transfer until it is through: which failures are worth another attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+
+from cortex_common.clock import Clock
+from cortex_common.errors import CorruptError, OverloadedError, UnavailableError
+from cortex_common.rpc.errors import error_from_rpc
+from cortex_common.rpc.retry import backoff
+
+T = TypeVar("T")
+
+_TRANSPORT_FAULTS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED)
+_MAX_FAULTS = 4
+
+
+@contextmanager
+def transferring(what: str) -> Iterator[None]:
+    """Turn RPC errors of a stream into Cortex errors; a stream that was reset or cancelled counts as unavailable."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        if error.code() in _TRANSPORT_FAULTS and not error.trailing_metadata():
+            raise UnavailableError(f"{what}: the stream broke ({error.details()})") from error
+        raise error_from_rpc(error, what) from error
+
+
+async def until_through(attempt: Callable[[], Awaitable[T]], clock: Clock | None = None) -> T:
+    """Run a transfer until it succeeds: for ever while the peer is away, a few times when full or damaged.
+
+    Raises:
+        CortexError: any other error, or the last one.
+    """
+    faults = 0
+
+    async def once() -> T:
+        nonlocal faults
+        try:
+            return await attempt()
+        except (CorruptError, OverloadedError) as error:
+            faults += 1
+            if faults > _MAX_FAULTS:
+                raise
+            raise UnavailableError(error.message) from error
+
+    return await backoff(clock)(once)

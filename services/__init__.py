@@ -1,0 +1,1 @@
+"""The five services; each folder is one container."""

@@ -1,0 +1,277 @@
+"""WeightAggregator: opens rounds, takes updates exactly once, folds them into versions.
+
+Runs on one event loop; everything that blocks runs on threads, on data they own. Nothing is answered
+before it is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from cortex_common.clock import Clock
+from cortex_common.codec import WeightCompressor
+from cortex_common.errors import ConflictError, NotFoundError, PreconditionError
+from cortex_common.ids import JobId, NodeName, RoundNumber
+from cortex_common.logging import get_logger
+from cortex_common.security.encryption import DataKey, EncryptionManager
+from cortex_common.validation import ValidationManager
+from services.aggregator import metrics
+from services.aggregator.batches import BatchProcessor
+from services.aggregator.domain import (
+    Contribution,
+    Phase,
+    RoundKey,
+    RoundTerms,
+    check_contributions,
+    check_fence,
+    check_job_id,
+    check_order,
+    check_terms,
+)
+from services.aggregator.folding import Folder
+from services.aggregator.receiving import Receiver
+from services.aggregator.rounds import LiveRound, RoundView, SeatState
+from services.aggregator.settings import AggregatorSettings
+from services.aggregator.spool import SeatSpool, spooled_seats
+from services.aggregator.store import RoundStore
+from services.aggregator.strategies import create_strategy
+from services.aggregator.uploads import in_thread
+from services.aggregator.versions import Version, VersionStore
+
+log = get_logger(__name__)
+
+
+class WeightAggregator:
+    """Rounds and versions of all jobs at this aggregator."""
+
+    def __init__(
+        self,
+        settings: AggregatorSettings,
+        name: NodeName,
+        rounds: RoundStore,
+        versions: VersionStore,
+        validation: ValidationManager,
+        processor: BatchProcessor,
+        clock: Clock,
+    ) -> None:
+        self._settings = settings
+        self._store = rounds
+        self.versions = versions
+        self._rounds: dict[RoundKey, LiveRound] = {}
+        self._encryption = EncryptionManager()
+        self._folder = Folder(name, settings.network, versions, processor, self._encryption, clock)
+        self.receiver = Receiver(settings, self._rounds, rounds, self._encryption, validation, clock)
+        self._sealing: dict[RoundKey, asyncio.Task[Version]] = {}
+
+    def restore(self) -> None:
+        """Take up what an earlier process left: rounds, accepted and partial updates, versions."""
+        self.versions.load()
+        highest = max((version.sequence for version in self.versions.all()), default=0)
+        for stored in self._store.load():
+            live = LiveRound(stored.terms, stored.phase, stored.reason)
+            directory = self._store.directory(stored.terms.key)
+            for seat in spooled_seats(directory):
+                spool, receipt = SeatSpool.load(directory, seat)
+                live.seats[seat] = SeatState(spool, receipt)
+                highest = max(highest, receipt.sequence if receipt else 0)
+            self._rounds[stored.terms.key] = live
+            log.info("round_restored", round=str(stored.terms.key), phase=stored.phase, accepted=len(live.receipts))
+        self.receiver.sequence = highest
+        self._gauge()
+
+    async def close(self) -> None:
+        """Wait for folds under way and give files up."""
+        if self._sealing:
+            await asyncio.wait(self._sealing.values())
+        for live in self._rounds.values():
+            live.close_files()
+
+    async def open_round(self, terms: RoundTerms, data_key: DataKey) -> None:
+        """Take updates for a round from now on; idempotent.
+
+        Raises:
+            InvalidArgumentError: impossible terms.
+            ConflictError: stale fence, a later round is open, or the same round with other terms.
+            NotFoundError: the base version is not here.
+        """
+        self._check(terms)
+        await self._raise_fence(terms.key.job_id, terms.fence)
+        base = self.versions.by_sha256(terms.key.job_id, terms.base_sha256).manifest if terms.base_sha256 else None
+        self._encryption.add(data_key)
+        live = self._rounds.get(terms.key)
+        if live is None:
+            check_order(terms.key, self._newest(terms.key.job_id))
+            live = self._rounds[terms.key] = LiveRound(terms)
+            await in_thread(lambda: self._store.save(live.stored()))
+            log.info("round_opened", job_id=terms.key.job_id, round=terms.key.round, seats=len(terms.seats))
+        elif live.terms.substance != terms.substance:
+            raise ConflictError(f"{terms.key} has been opened with other terms: {live.terms.substance}")
+        elif live.phase is Phase.OPEN and live.terms != terms:
+            live.terms = terms
+            await in_thread(lambda: self._store.save(live.stored()))
+        live.data_key, live.base = data_key, base
+        live.changed.fire()
+        await self._retire(terms.key)
+        self._gauge()
+
+    async def watch(self, key: RoundKey) -> AsyncIterator[RoundView]:
+        """The round now and at each change until it is closed.
+
+        Raises:
+            NotFoundError: never opened here.
+        """
+        live = self._known(key)
+        while True:
+            event = live.changed.event
+            view = live.view()
+            yield view
+            if view.closed:
+                return
+            await event.wait()
+
+    async def seal(
+        self, key: RoundKey, fence: int, contributions: Sequence[Contribution], data_key: DataKey | None
+    ) -> Version:
+        """Freeze the list, fold it, and answer once the version is durable; idempotent.
+
+        Raises:
+            ConflictError: stale fence.
+            PreconditionError: a listed update is not accepted here, the round was given up or sealed with another list.
+            CorruptError: a spooled update no longer opens.
+        """
+        await self._raise_fence(key.job_id, fence)
+        if data_key is not None:
+            self._encryption.add(data_key)
+        done = self.versions.of_round(key.job_id, key.round)
+        if done is not None and done.header.attempt == key.attempt:
+            return _same_list(key, done, contributions)
+        running = self._sealing.get(key)
+        if running is not None:
+            return _same_list(key, await asyncio.shield(running), contributions)
+        live = self._known(key)
+        if live.phase is Phase.ABORTED:
+            raise PreconditionError(f"{key} was given up: {live.reason}")
+        listed = check_contributions(key, contributions, live.receipts)
+        task = self._sealing[key] = asyncio.create_task(self._seal(live, listed))
+        task.add_done_callback(lambda _: self._sealing.pop(key, None))
+        return await asyncio.shield(task)
+
+    async def abort(self, key: RoundKey, fence: int, reason: str) -> None:
+        """Give up a round: later uploads are refused with the reason; idempotent.
+
+        Raises:
+            ConflictError: stale fence.
+            PreconditionError: its version exists already.
+        """
+        await self._raise_fence(key.job_id, fence)
+        done = self.versions.of_round(key.job_id, key.round)
+        if key in self._sealing or (done is not None and done.header.attempt == key.attempt):
+            raise PreconditionError(f"{key} is sealed: its version exists")
+        live = self._rounds.get(key)
+        if live is not None and live.phase is not Phase.ABORTED:
+            await self._abort(live, reason)
+        self._gauge()
+
+    async def prune(self, job_id: JobId, fence: int, keep: Sequence[RoundNumber]) -> int:
+        """Erase versions of a job but those of `keep` and the bases of open rounds, and the spool of rounds that are over.
+
+        Raises:
+            ConflictError: stale fence.
+        """
+        check_job_id(job_id)
+        await self._raise_fence(job_id, fence)
+        open_rounds = [live for key, live in self._rounds.items() if key.job_id == job_id and live.phase is Phase.OPEN]
+        bases = {live.terms.base_sha256 for live in open_rounds}
+        drop = [v for v in self.versions.of_job(job_id) if v.header.round not in keep and v.sha256 not in bases]
+        for version in drop:
+            await in_thread(lambda version=version: self.versions.delete(version))  # type: ignore[misc]
+        for key in [key for key, live in self._rounds.items() if key.job_id == job_id and live.phase is not Phase.OPEN]:
+            if key not in self._sealing:
+                await self._forget(key)
+        self._gauge()
+        return len(drop)
+
+    def count_download(self, key_job: JobId, number: RoundNumber, size: int) -> None:
+        """Account bytes sent for a round's base version."""
+        metrics.BYTES_DOWN.inc(size)
+        for key, live in self._rounds.items():
+            if key.job_id == key_job and key.round == number and live.phase is Phase.OPEN:
+                live.bytes_down += size
+
+    async def _seal(self, live: LiveRound, listed: tuple[Contribution, ...]) -> Version:
+        key = live.terms.key
+        live.phase = Phase.SEALED
+        await self.receiver.stop(live, PreconditionError(f"{key} is sealed: its list of contributions is frozen"))
+        await in_thread(lambda: self._store.save(live.stored()))
+        live.changed.fire()
+        version = await self._folder.fold(live, listed, self.receiver.sequence)
+        log.info("round_sealed", job_id=key.job_id, round=key.round, sha256=version.sha256, updates=len(listed))
+        self._gauge()
+        return version
+
+    def _check(self, terms: RoundTerms) -> None:
+        check_terms(terms, self._settings.max_seats)
+        WeightCompressor.from_wire(terms.codec, terms.codec_options)
+        create_strategy(terms.strategy, terms.strategy_options)
+
+    async def _raise_fence(self, job_id: JobId, fence: int) -> None:
+        check_job_id(job_id)
+        seen = self._store.fence(job_id)
+        check_fence(job_id, seen, fence)
+        if fence > seen:
+            await in_thread(lambda: self._store.raise_fence(job_id, fence))
+
+    async def _retire(self, opened: RoundKey) -> None:
+        """A newer round or attempt ends the older ones of its job; their spool is no longer needed."""
+        for key, live in list(self._rounds.items()):
+            if key.job_id != opened.job_id or (key.round, key.attempt) >= (opened.round, opened.attempt):
+                continue
+            if live.phase is Phase.OPEN:
+                await self._abort(live, f"superseded by {opened}")
+            if key.round < opened.round and key not in self._sealing:
+                await self._forget(key)
+
+    async def _abort(self, live: LiveRound, reason: str) -> None:
+        key = live.terms.key
+        live.phase, live.reason = Phase.ABORTED, reason
+        await self.receiver.stop(live, PreconditionError(f"{key} was given up ({reason})"))
+        live.close_files()
+        live.seats.clear()
+        await in_thread(lambda: self._store.erase(key))
+        await in_thread(lambda: self._store.save(live.stored()))
+        live.changed.fire()
+        log.info("round_aborted", job_id=key.job_id, round=key.round, attempt=key.attempt, reason=reason)
+
+    async def _forget(self, key: RoundKey) -> None:
+        live = self._rounds.pop(key)
+        await self.receiver.stop(live, PreconditionError(f"{key} is over"))
+        live.close_files()
+        live.changed.fire()
+        await in_thread(lambda: self._store.erase(key))
+
+    def _known(self, key: RoundKey) -> LiveRound:
+        live = self._rounds.get(key)
+        if live is None:
+            raise NotFoundError(f"{key} was never opened here")
+        return live
+
+    def _newest(self, job_id: JobId) -> RoundKey | None:
+        keys = [key for key in self._rounds if key.job_id == job_id]
+        return max(keys, key=lambda key: (key.round, key.attempt), default=None)
+
+    def _gauge(self) -> None:
+        metrics.OPEN_ROUNDS.set(sum(live.phase is Phase.OPEN for live in self._rounds.values()))
+        metrics.VERSIONS.set(sum(1 for _ in self.versions.all()))
+        metrics.SPOOL_BYTES.set(
+            sum(
+                state.spool.size_bytes for live in self._rounds.values() for state in live.seats.values() if state.spool
+            )
+        )
+
+
+def _same_list(key: RoundKey, version: Version, contributions: Sequence[Contribution]) -> Version:
+    """The version a round was sealed with, if the list asked for is the one it was made of."""
+    if tuple(sorted(contributions, key=lambda each: each.seat)) != version.contributions:
+        raise PreconditionError(f"{key} is sealed with another list of contributions")
+    return version

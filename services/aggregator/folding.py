@@ -1,0 +1,128 @@
+"""Folder: a frozen list of contributions becomes a durable version."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cortex_common.clock import Clock
+from cortex_common.errors import CorruptError, UnavailableError
+from cortex_common.ids import NodeName, SeatIndex
+from cortex_common.security.encryption import EncryptionManager, ObjectHeader, ObjectKind
+from cortex_common.tensors import Manifest
+from services.aggregator import metrics
+from services.aggregator.batches import BatchProcessor, FoldPlan, FoldResult
+from services.aggregator.domain import Contribution
+from services.aggregator.rounds import LiveRound
+from services.aggregator.spool import SeatSpool
+from services.aggregator.strategies import create_strategy
+from services.aggregator.uploads import in_thread
+from services.aggregator.versions import Version, VersionStore
+
+
+class Folder:
+    """Makes versions out of spooled updates."""
+
+    def __init__(
+        self,
+        name: NodeName,
+        network: str,
+        versions: VersionStore,
+        processor: BatchProcessor,
+        encryption: EncryptionManager,
+        clock: Clock,
+    ) -> None:
+        self._name = name
+        self._network = network
+        self._versions = versions
+        self._processor = processor
+        self._encryption = encryption
+        self._clock = clock
+
+    async def fold(self, live: LiveRound, listed: Sequence[Contribution], sequence: int) -> Version:
+        """Fold, and commit the version.
+
+        Raises:
+            CorruptError: an update or the base no longer opens.
+            UnavailableError: the data key is not here.
+        """
+        started_s = self._clock.monotonic_s()
+        version = await in_thread(lambda: self._fold(live, listed, sequence))
+        metrics.FOLD_SECONDS.observe(self._clock.monotonic_s() - started_s)
+        return version
+
+    def _fold(self, live: LiveRound, listed: Sequence[Contribution], sequence: int) -> Version:
+        terms = live.terms
+        spools = [self._spool(live, each.seat) for each in listed]
+        base = self._base(live)
+        manifest = base.manifest if base else Manifest.from_json(spools[0].header.manifest)
+        reader = self._versions.open(base) if base else None
+        header = self._header(live, spools[0].header, manifest)
+        try:
+            plan = FoldPlan(
+                manifest,
+                reader,
+                spools,
+                [each.weight for each in listed],
+                create_strategy(terms.strategy, terms.strategy_options),
+                header,
+            )
+            return self._written(plan, tuple(listed), sequence)
+        finally:
+            if reader is not None:
+                reader.close()
+
+    def _written(self, plan: FoldPlan, listed: tuple[Contribution, ...], sequence: int) -> Version:
+        """Blob first, facts last: a version exists once its facts do."""
+        name, target = self._versions.create(plan.header)
+        with target:
+            result: FoldResult = self._processor.fold(plan, self._encryption, target)
+            target.commit()
+        version = Version(
+            header=result.header,
+            sizes=result.sizes,
+            content_sha256=result.content_sha256,
+            blob=name,
+            file_bytes=plan.manifest.file_bytes,
+            update_norm=result.update_norm,
+            contributions=listed,
+            sequence=sequence,
+            created_s=self._clock.wall_s(),
+        )
+        self._versions.commit(version)
+        return version
+
+    def _header(self, live: LiveRound, update: ObjectHeader, manifest: Manifest) -> ObjectHeader:
+        """The new version's header; its digest follows once it is known."""
+        key = live.terms.key
+        if not self._encryption.has(update.key_id):
+            raise UnavailableError(f"{key}: its data key is not here; open the round again")
+        return ObjectHeader(
+            kind=ObjectKind.MODEL,
+            network=self._network,
+            job_id=key.job_id,
+            round=key.round,
+            attempt=key.attempt,
+            fence=live.terms.fence,
+            sender=self._name,
+            seat=SeatIndex(0),
+            key_id=update.key_id,
+            codec="none",
+            codec_options="{}",
+            chunk_elements=live.terms.chunk_elements,
+            elements=manifest.elements,
+            counters=manifest.counters,
+            chunks=update.chunks,
+            manifest_sha256=manifest.sha256,
+            manifest=manifest.to_json(),
+        ).fresh()
+
+    def _base(self, live: LiveRound) -> Version | None:
+        if not live.terms.base_sha256:
+            return None
+        return self._versions.by_sha256(live.terms.key.job_id, live.terms.base_sha256)
+
+    def _spool(self, live: LiveRound, seat: SeatIndex) -> SeatSpool:
+        spool = live.seats[seat].spool
+        if spool is None:
+            raise CorruptError(f"{live.terms.key}: the update of seat {seat} is no longer in the spool")
+        return spool

@@ -1,0 +1,129 @@
+"""Composition root of an aggregator."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from cortex_common.clock import Clock, SystemClock
+from cortex_common.identity import Identity, Role
+from cortex_common.lifecycle import run_service, write_ready_file
+from cortex_common.logging import configure_logging, get_logger
+from cortex_common.network.heartbeat import NodeReport, heartbeat_forever
+from cortex_common.rpc.channel import open_channel
+from cortex_common.rpc.server import Running, serving
+from cortex_common.settings import load_settings
+from cortex_common.storage import DirectoryBlobStore
+from cortex_common.telemetry.collectors import publish_node
+from cortex_common.telemetry.metrics import cortex_version, publish_build_info
+from cortex_common.telemetry.ops_server import ops_server
+from cortex_common.telemetry.resources import probe_resources
+from cortex_common.tensors import ManifestLimits
+from cortex_common.validation import ValidationManager
+from services.aggregator.aggregation import WeightAggregator
+from services.aggregator.batches import BatchProcessor
+from services.aggregator.servicer import ROUND_SERVICE, WEIGHT_SERVICE, RoundServicer, WeightServicer
+from services.aggregator.settings import AggregatorSettings
+from services.aggregator.store import DirectoryRoundStore
+from services.aggregator.versions import VersionStore
+
+log = get_logger(__name__)
+
+
+def main(config: Path | None = None) -> int:
+    """Run an aggregator until it is told to stop; the exit code."""
+    settings = load_settings(AggregatorSettings, config, "aggregator")
+    configure_logging("aggregator", settings.log_level, settings.log_json)
+    return run_service(lambda stop: run(settings, SystemClock(), stop), parent_pid=settings.parent_pid)
+
+
+async def run(
+    settings: AggregatorSettings, clock: Clock, stop: asyncio.Event, started: asyncio.Future[Running] | None = None
+) -> None:
+    """Take up what is on the disk, serve until `stop` is set, then drain."""
+    identity = settings.identity(Role.AGGREGATOR)
+    publish_build_info("aggregator")
+    publish_node(settings.tls, settings.state_dir, clock)
+    async with (
+        _aggregating(settings, identity, clock) as aggregator,
+        ops_server(settings.metrics_host, settings.metrics_port, lambda: (not stop.is_set(), "")) as ops,
+        serving(
+            settings.rpc(bulk=True),
+            [RoundServicer(aggregator).attach, WeightServicer(aggregator).attach],
+            [ROUND_SERVICE, WEIGHT_SERVICE],
+        ) as server,
+        asyncio.TaskGroup() as tasks,
+    ):
+        address = settings.advertised(server.port)
+        beating = tasks.create_task(_beat(settings, _reporter(settings, identity, address, clock), clock, stop))
+        log.info("serving", address=server.address, metrics_port=ops.port)
+        if settings.ready_file is not None:
+            facts = {"service": "aggregator", "name": settings.name, "address": address, "metrics_port": ops.port}
+            write_ready_file(settings.ready_file, facts)
+        if started is not None:
+            started.set_result(server)
+        await stop.wait()
+        await beating
+
+
+@asynccontextmanager
+async def _aggregating(
+    settings: AggregatorSettings, identity: Identity, clock: Clock
+) -> AsyncIterator[WeightAggregator]:
+    """An aggregator over the state directory, restored."""
+    processor = BatchProcessor(settings.fold_threads)
+    validation = ValidationManager(ManifestLimits(max_model_bytes=settings.max_model_bytes))
+    aggregator = WeightAggregator(
+        settings,
+        identity.name,
+        DirectoryRoundStore(settings.state_dir),
+        VersionStore(DirectoryBlobStore(settings.state_dir / "versions")),
+        validation,
+        processor,
+        clock,
+    )
+    aggregator.restore()
+    try:
+        yield aggregator
+    finally:
+        await aggregator.close()
+        processor.close()
+
+
+async def _beat(
+    settings: AggregatorSettings, report: Callable[[], NodeReport], clock: Clock, stop: asyncio.Event
+) -> None:
+    """Announce this node to discovery, if there is one."""
+    if settings.discovery is None:
+        return
+    address = settings.discovery
+    await heartbeat_forever(
+        lambda: open_channel(address, settings.tls, Role.DISCOVERY, clock=clock),
+        report,
+        clock,
+        stop,
+        what=f"discovery at {address}",
+    )
+
+
+def _reporter(settings: AggregatorSettings, identity: Identity, address: str, clock: Clock) -> Callable[[], NodeReport]:
+    """The aggregator as it describes itself."""
+    incarnation, started_s = uuid.uuid4().hex, clock.wall_s()
+
+    def report() -> NodeReport:
+        return NodeReport(
+            name=identity.name,
+            role=identity.role,
+            region=settings.region,
+            address=address,
+            incarnation=incarnation,
+            version=cortex_version(),
+            resources=probe_resources(settings.state_dir),
+            started_s=started_s,
+            activity="serving",
+        )
+
+    return report

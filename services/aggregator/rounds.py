@@ -1,0 +1,102 @@
+"""Rounds in memory: who has uploaded what, and waking whoever watches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cortex_common.ids import NodeName, SeatIndex
+from cortex_common.security.encryption import DataKey
+from cortex_common.tensors import Manifest
+from cortex_common.transfer import Receipt
+from services.aggregator.domain import Phase, RoundTerms
+from services.aggregator.spool import SeatSpool
+from services.aggregator.store import StoredRound
+from services.aggregator.uploads import Upload
+
+
+class Signal:
+    """Level-triggered waking: take `event` first, look at the state, then wait on it."""
+
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+
+    def fire(self) -> None:
+        """Wake everybody who waits on the event handed out so far."""
+        self.event.set()
+        self.event = asyncio.Event()
+
+
+@dataclass(slots=True)
+class SeatState:
+    """One seat of a live round."""
+
+    spool: SeatSpool | None = None
+    receipt: Receipt | None = None
+    upload: Upload | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SeatProgress:
+    """One seat as watchers see it."""
+
+    seat: SeatIndex
+    worker: NodeName
+    chunks_received: int
+    chunks_total: int
+    receipt: Receipt | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundView:
+    """A round as watchers see it."""
+
+    seats: tuple[SeatProgress, ...]
+    bytes_down: int
+    closed: bool
+
+
+@dataclass(slots=True)
+class LiveRound:
+    """A round known here. `data_key` is None after a restart until it comes again."""
+
+    terms: RoundTerms
+    phase: Phase = Phase.OPEN
+    reason: str = ""
+    data_key: DataKey | None = None
+    base: Manifest | None = None
+    seats: dict[SeatIndex, SeatState] = field(default_factory=dict)
+    bytes_down: int = 0
+    changed: Signal = field(default_factory=Signal)
+
+    def seat(self, index: SeatIndex) -> SeatState:
+        """The seat's state, made at first use."""
+        return self.seats.setdefault(index, SeatState())
+
+    @property
+    def receipts(self) -> Mapping[SeatIndex, Receipt]:
+        """Accepted updates."""
+        return {index: state.receipt for index, state in self.seats.items() if state.receipt is not None}
+
+    def stored(self) -> StoredRound:
+        """What of it survives a restart."""
+        return StoredRound(self.terms, self.phase, self.reason)
+
+    def view(self) -> RoundView:
+        """The round now."""
+        owners = dict(self.terms.seats) | {index: receipt.worker for index, receipt in self.receipts.items()}
+        seats = tuple(self._progress(index, worker) for index, worker in sorted(owners.items()))
+        return RoundView(seats, self.bytes_down, self.phase is not Phase.OPEN)
+
+    def close_files(self) -> None:
+        """Give all spool files up."""
+        for state in self.seats.values():
+            if state.spool is not None:
+                state.spool.close()
+
+    def _progress(self, index: SeatIndex, worker: NodeName) -> SeatProgress:
+        state = self.seats.get(index, SeatState())
+        received = state.spool.chunks if state.spool else 0
+        total = state.spool.header.chunks if state.spool else 0
+        return SeatProgress(index, worker, received, total, state.receipt)

@@ -1,0 +1,134 @@
+"""RoundService and WeightService on gRPC: convert, ask, convert back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from cortex_common.errors import InvalidArgumentError
+from cortex_common.ids import JobId, RoundNumber
+from cortex_common.pb.v1 import aggregator_pb2, aggregator_pb2_grpc
+from cortex_common.rpc.identity import current_identity
+from cortex_common.transfer import ChunkFrame, HeaderFrame, TrailerFrame, frame_to_bytes
+from services.aggregator.aggregation import WeightAggregator
+from services.aggregator.uploads import in_thread
+from services.aggregator.versions import Version, VersionReader
+from services.aggregator.wire import (
+    answer_to_proto,
+    contributions_from_proto,
+    key_from_proto,
+    sealing_key_from_proto,
+    terms_from_proto,
+    version_to_proto,
+    view_to_proto,
+)
+
+_SERVICES = aggregator_pb2.DESCRIPTOR.services_by_name
+ROUND_SERVICE: str = _SERVICES["RoundService"].full_name
+WEIGHT_SERVICE: str = _SERVICES["WeightService"].full_name
+
+
+class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
+    """For the coordinator."""
+
+    def __init__(self, aggregator: WeightAggregator) -> None:
+        self._aggregator = aggregator
+
+    def attach(self, server: grpc.aio.Server) -> None:
+        """Register with a server."""
+        aggregator_pb2_grpc.add_RoundServiceServicer_to_server(self, server)
+
+    async def OpenRound(  # noqa: N802
+        self, request: aggregator_pb2.OpenRoundRequest, context: Any
+    ) -> aggregator_pb2.OpenRoundResponse:
+        """Take updates for a round."""
+        terms, data_key = terms_from_proto(request.round)
+        await self._aggregator.open_round(terms, data_key)
+        return aggregator_pb2.OpenRoundResponse()
+
+    async def WatchRound(  # noqa: N802
+        self, request: aggregator_pb2.WatchRoundRequest, context: Any
+    ) -> AsyncIterator[aggregator_pb2.WatchRoundResponse]:
+        """The round now and at each change."""
+        async for view in self._aggregator.watch(key_from_proto(request)):
+            yield view_to_proto(view)
+
+    async def SealRound(  # noqa: N802
+        self, request: aggregator_pb2.SealRoundRequest, context: Any
+    ) -> aggregator_pb2.SealRoundResponse:
+        """Fold a frozen list into the next version."""
+        version = await self._aggregator.seal(
+            key_from_proto(request), request.fence, contributions_from_proto(request), sealing_key_from_proto(request)
+        )
+        return aggregator_pb2.SealRoundResponse(version=version_to_proto(version), update_norm=version.update_norm)
+
+    async def AbortRound(  # noqa: N802
+        self, request: aggregator_pb2.AbortRoundRequest, context: Any
+    ) -> aggregator_pb2.AbortRoundResponse:
+        """Give up a round."""
+        await self._aggregator.abort(key_from_proto(request), request.fence, request.reason or "no reason given")
+        return aggregator_pb2.AbortRoundResponse()
+
+    async def PruneJob(  # noqa: N802
+        self, request: aggregator_pb2.PruneJobRequest, context: Any
+    ) -> aggregator_pb2.PruneJobResponse:
+        """Erase versions that are no longer wanted."""
+        keep = [RoundNumber(number) for number in request.keep_rounds]
+        removed = await self._aggregator.prune(JobId(request.job_id), request.fence, keep)
+        return aggregator_pb2.PruneJobResponse(removed_versions=removed)
+
+
+class WeightServicer:
+    """For workers. Frames are bytes here: see `cortex_common.transfer.frames`."""
+
+    def __init__(self, aggregator: WeightAggregator) -> None:
+        self._aggregator = aggregator
+
+    def attach(self, server: grpc.aio.Server) -> None:
+        """Register with a server, with the frames' own (de)serialisers."""
+        handlers = {
+            "PushUpdate": grpc.stream_stream_rpc_method_handler(
+                self.push_update, response_serializer=aggregator_pb2.PushUpdateResponse.SerializeToString
+            ),
+            "PullModel": grpc.unary_stream_rpc_method_handler(
+                self.pull_model, request_deserializer=aggregator_pb2.PullModelRequest.FromString
+            ),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(WEIGHT_SERVICE, handlers),))
+
+    async def push_update(
+        self, messages: AsyncIterator[bytes], context: Any
+    ) -> AsyncIterator[aggregator_pb2.PushUpdateResponse]:
+        """Take one update."""
+        async for answer in self._aggregator.receiver.push(current_identity(), aiter(messages)):
+            yield answer_to_proto(answer)
+
+    async def pull_model(self, request: aggregator_pb2.PullModelRequest, context: Any) -> AsyncIterator[bytes]:
+        """Send one version, sealed as it lies on the disk."""
+        job_id = JobId(request.job_id)
+        version = self._aggregator.versions.by_sha256(job_id, request.sha256)
+        chunks = version.header.chunks
+        first = chunks if request.held_sha256 == request.sha256 else request.first_chunk
+        if first > chunks:
+            raise InvalidArgumentError(f"first_chunk {first}: the version has {chunks} chunks")
+        yield frame_to_bytes(HeaderFrame(version.header, first))
+        if first < chunks:
+            async for frame in self._chunks(version, first, RoundNumber(request.round)):
+                yield frame
+        yield frame_to_bytes(TrailerFrame(chunks, bytes.fromhex(version.content_sha256)))
+
+    async def _chunks(self, version: Version, first: int, number: RoundNumber) -> AsyncIterator[bytes]:
+        reader = await in_thread(lambda: self._aggregator.versions.open(version))
+        try:
+            for index in range(first, version.header.chunks):
+                yield await in_thread(lambda index=index: _frame(reader, index))  # type: ignore[misc]
+                self._aggregator.count_download(version.header.job_id, number, version.sizes[index])
+        finally:
+            reader.close()
+
+
+def _frame(reader: VersionReader, index: int) -> bytes:
+    return frame_to_bytes(ChunkFrame(index, reader.read(index)))

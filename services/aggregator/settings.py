@@ -1,0 +1,26 @@
+"""Settings of an aggregator."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from cortex_common.settings import ServiceSettings
+
+
+class AggregatorSettings(ServiceSettings):
+    """What an aggregator needs to know beside what every service does."""
+
+    discovery: str | None = None
+    """host:port of discovery; None announces nothing."""
+    max_model_bytes: int = Field(default=64 << 30, gt=0)
+    """Largest model accepted, uncompressed."""
+    max_seats: int = Field(default=4096, gt=0)
+    """Largest cohort of a round."""
+    disk_reserve_bytes: int = Field(default=64 << 20, ge=0)
+    """Bytes on the disk that uploads must leave free."""
+    stream_idle_s: float = Field(default=30.0, gt=0)
+    """An upload that sends nothing for so long is ended; it can be resumed."""
+    fold_threads: int = Field(default=2, ge=1, le=64)
+    """Chunks folded at a time."""
+    progress_every_s: float = Field(default=0.25, gt=0)
+    """Watchers hear of upload progress no more often than this; of acceptance at once."""

@@ -1,0 +1,1 @@
+"""The coordinator: runs jobs, gives workers their work, keeps the books."""

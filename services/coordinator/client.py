@@ -1,0 +1,127 @@
+"""Calls to other services: rounds at aggregators, model downloads, and who is in the network."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc.aio
+
+from cortex_common.identity import Role, TlsFiles
+from cortex_common.ids import JobId, SeatIndex, Sha256Hex
+from cortex_common.pb.v1 import aggregator_pb2_grpc, common_pb2, discovery_pb2, discovery_pb2_grpc
+from cortex_common.rpc.channel import open_channel
+from cortex_common.rpc.errors import calling
+from cortex_common.security.encryption import DataKey, EncryptionManager
+from cortex_common.tensors import Arena
+from cortex_common.transfer import PullResult, pull_model
+from services.coordinator import wire
+from services.coordinator.domain.job import Contribution
+from services.coordinator.domain.seen import AggregatedVersion
+from services.coordinator.orders import RoundOrder, SealOrder
+
+_CALL_S = 30.0
+_SEAL_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What an aggregator has of a round: accepted updates, and for the others the share received, 0 to 1."""
+
+    accepted: Mapping[SeatIndex, Contribution]
+    received: Mapping[SeatIndex, float]
+
+
+class AggregatorPort(Protocol):
+    """What the coordinator asks of aggregators."""
+
+    async def open_round(self, address: str, order: RoundOrder) -> None:
+        """Open a round, or refresh it."""
+
+    def watch_round(self, address: str, order: RoundOrder) -> AsyncIterator[Progress]:
+        """The round's state now and at each change."""
+
+    async def seal_round(self, address: str, order: SealOrder) -> AggregatedVersion:
+        """Fold the list into the next version."""
+
+    async def clean(self, address: str, job_id: JobId, fence: int, keep: Sequence[int]) -> None:
+        """Erase all versions and spool of a job but the versions of these rounds."""
+
+    async def pull(self, address: str, job_id: JobId, sha256: Sha256Hex, key: DataKey) -> PullResult:
+        """A whole version, opened and verified."""
+
+
+class AggregatorClient:
+    """Implements AggregatorPort over gRPC; keeps a control and a bulk channel to each address."""
+
+    def __init__(self, tls: TlsFiles) -> None:
+        self._tls = tls
+        self._channels: dict[tuple[str, bool], grpc.aio.Channel] = {}
+
+    async def open_round(self, address: str, order: RoundOrder) -> None:
+        """Open a round, or refresh it."""
+        with calling(f"aggregator at {address}"):
+            await self._rounds(address).OpenRound(wire.open_request(order), timeout=_CALL_S)
+
+    async def watch_round(self, address: str, order: RoundOrder) -> AsyncIterator[Progress]:
+        """The round's state now and at each change."""
+        with calling(f"aggregator at {address}"):
+            async for answer in self._rounds(address).WatchRound(wire.watch_request(order)):
+                yield Progress(wire.accepted_of(answer), wire.received_of(answer))
+
+    async def seal_round(self, address: str, order: SealOrder) -> AggregatedVersion:
+        """Fold the list into the next version."""
+        with calling(f"aggregator at {address}"):
+            answer = await self._rounds(address).SealRound(wire.seal_request(order), timeout=_SEAL_S)
+        return wire.aggregated_of(answer)
+
+    async def clean(self, address: str, job_id: JobId, fence: int, keep: Sequence[int]) -> None:
+        """Erase all versions and spool of a job but the versions of these rounds."""
+        with calling(f"aggregator at {address}"):
+            await self._rounds(address).PruneJob(wire.prune_request(job_id, fence, keep), timeout=_CALL_S)
+
+    async def pull(self, address: str, job_id: JobId, sha256: Sha256Hex, key: DataKey) -> PullResult:
+        """A whole version, opened and verified."""
+        encryption = EncryptionManager(key)
+        with calling(f"aggregator at {address}"):
+            return await pull_model(self._channel(address, bulk=True), job_id, sha256, "", encryption, Arena.zeros)
+
+    async def close(self) -> None:
+        """Give up all connections."""
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
+
+    def _rounds(self, address: str) -> aggregator_pb2_grpc.RoundServiceAsyncStub:
+        return aggregator_pb2_grpc.RoundServiceStub(self._channel(address, bulk=False))
+
+    def _channel(self, address: str, *, bulk: bool) -> grpc.aio.Channel:
+        channel = self._channels.get((address, bulk))
+        if channel is None:
+            channel = open_channel(address, self._tls, Role.AGGREGATOR, bulk=bulk)
+            self._channels[address, bulk] = channel
+        return channel
+
+
+class DiscoveryClient:
+    """Who is in the network, as discovery says."""
+
+    def __init__(self, address: str, tls: TlsFiles) -> None:
+        self._address = address
+        self._tls = tls
+
+    async def watch(self) -> AsyncIterator[Sequence[common_pb2.Node]]:
+        """All nodes now and at each change.
+
+        Raises:
+            UnavailableError: discovery cannot be reached, or went away.
+        """
+        channel = open_channel(self._address, self._tls, Role.DISCOVERY)
+        try:
+            stub: discovery_pb2_grpc.DiscoveryServiceAsyncStub = discovery_pb2_grpc.DiscoveryServiceStub(channel)
+            with calling(f"discovery at {self._address}"):
+                async for answer in stub.WatchNodes(discovery_pb2.WatchNodesRequest()):
+                    yield answer.nodes
+        finally:
+            await channel.close()

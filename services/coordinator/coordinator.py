@@ -1,0 +1,385 @@
+"""JobCoordinator: runs every job by asking the state machine again whenever something was seen."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from cortex_common.clock import Clock
+from cortex_common.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PreconditionError
+from cortex_common.ids import JobId, NodeName
+from cortex_common.job.spec import JobSpec
+from cortex_common.job.status import JobStatus
+from cortex_common.logging import get_logger
+from cortex_common.security.keyring import FileKeyring
+from cortex_common.tensors import DEFAULT_CHUNK_ELEMENTS
+from services.coordinator.attendance import Attendance
+from services.coordinator.deployment import ModelDeploymentManager
+from services.coordinator.domain.advance import Now, Verdict, advance, cancel, pause, resume
+from services.coordinator.domain.assignments import assignments
+from services.coordinator.domain.explain import waiting_for
+from services.coordinator.domain.job import Job, Note, Stage
+from services.coordinator.domain.placement import admission
+from services.coordinator.domain.seen import Dataset, Rules, Seen, World
+from services.coordinator.links import Links
+from services.coordinator.network_view import NetworkView
+from services.coordinator.observers import Observers
+from services.coordinator.orders import Order, RoundOrder, SealOrder
+from services.coordinator.shown import status_of
+from services.coordinator.signal import Signal
+from services.coordinator.store import Store
+from services.coordinator.store_thread import StoreThread
+from services.coordinator.tracked import Tracked
+
+log = get_logger(__name__)
+
+Command = Callable[[Job], Verdict]
+_TICK_S = 0.25
+_MAX_STEPS = 16
+
+
+class JobCoordinator:
+    """Owns all jobs. Decisions are pure (domain/); this class stores them, then lets effects follow from them.
+
+    One task decides, one job after another, so nothing needs a lock; everybody else leaves observations and commands
+    and wakes it.
+    """
+
+    def __init__(
+        self,
+        store: StoreThread[Store],
+        keyring: FileKeyring,
+        attendance: Attendance,
+        network: NetworkView,
+        links: Links,
+        deployment: ModelDeploymentManager,
+        observers: Observers,
+        known_datasets: Mapping[str, Dataset],
+        clock: Clock,
+        rules: Rules,
+        epoch: int,
+        woken: asyncio.Event,
+    ) -> None:
+        self._store = store
+        self._keyring = keyring
+        self._attendance = attendance
+        self._network = network
+        self._links = links
+        self._deployment = deployment
+        self._observers = observers
+        self._known = known_datasets
+        self._clock = clock
+        self._rules = rules
+        self._epoch = epoch
+        self._jobs: dict[JobId, Tracked] = {}
+        self._commands: list[tuple[JobId, Command, asyncio.Future[None]]] = []
+        self._wake = woken
+        self._new_event = Signal()
+
+    async def run(self) -> None:
+        """Take up all unfinished jobs and run them, for ever.
+
+        Raises:
+            ConflictError: another coordinator has taken over.
+        """
+        now_s = self._clock.monotonic_s()
+        for job in await self._store.call(lambda store: store.unfinished()):
+            self._jobs[job.id] = Tracked(job, Seen(since_s=now_s))
+            log.info("job_taken_up", job_id=job.id, stage=job.stage.value, round=job.round)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._tick())
+            while True:
+                self._wake.clear()
+                await self._settle_all(tasks)
+                self._attendance.give(self._orders())
+                self._observers.jobs(tracked.job for tracked in self._jobs.values())
+                await self._wake.wait()
+
+    def wake(self) -> None:
+        """Something was seen: decide again."""
+        self._wake.set()
+
+    async def submit(self, spec: JobSpec, owner: str, request_id: str | None) -> JobId:
+        """Take a job; durable when this returns.
+
+        Raises:
+            InvalidArgumentError: this network cannot run it; lists why.
+            AlreadyExistsError: `request_id` was used for another job.
+        """
+        if request_id and (earlier := await self._store.call(lambda store: store.find_request(request_id))):
+            return await self._same_job(earlier, spec, request_id)
+        if wrong := admission(spec, self._world(None), self._known):
+            raise InvalidArgumentError.of(f"job {spec.name}", wrong)
+        job = Job(JobId(secrets.token_hex(6)), spec, owner, self._clock.wall_s())
+        note = Note("job_submitted", 0, f"{spec.name} by {owner}")
+        await asyncio.to_thread(self._keyring.create, job.id)
+        insert = partial(_insert, job=job, request_id=request_id, note=note, epoch=self._epoch, now_s=job.submitted_s)
+        stored = await self._store.call(insert)
+        if stored != job.id and request_id:
+            return await self._same_job(stored, spec, request_id)
+        self._jobs[job.id] = Tracked(job, Seen(since_s=self._clock.monotonic_s()))
+        self._observers.noted(job, note)
+        self.wake()
+        return job.id
+
+    async def status(self, job_id: JobId) -> JobStatus:
+        """Where a job stands.
+
+        Raises:
+            NotFoundError: no such job.
+        """
+        tracked = self._jobs.get(job_id)
+        return self._shown(tracked) if tracked else self._shown_ended(await self.job(job_id))
+
+    async def job(self, job_id: JobId) -> Job:
+        """The job itself.
+
+        Raises:
+            NotFoundError: no such job.
+        """
+        if tracked := self._jobs.get(job_id):
+            return tracked.job
+        job = await self._store.call(lambda store: store.get(job_id))
+        if job is None:
+            raise NotFoundError(f"no job {job_id!r}")
+        return job
+
+    async def newest(self, limit: int) -> Sequence[JobStatus]:
+        """Jobs without history, newest first."""
+        stored = await self._store.call(lambda store: store.newest(limit))
+        return [self._shown(self._jobs[job.id]) if job.id in self._jobs else self._shown_ended(job) for job in stored]
+
+    async def watch(self, job_id: JobId) -> AsyncIterator[JobStatus]:
+        """The status now, at each change and once a second, until the job has ended.
+
+        Raises:
+            NotFoundError: no such job.
+        """
+        while True:
+            tracked = self._jobs.get(job_id)
+            status = await self.status(job_id)
+            yield status
+            if status.status.is_terminal or tracked is None:
+                return
+            await self._first_of(tracked.changed.wait(), self._clock.sleep(1.0))
+
+    async def command(self, job_id: JobId, what: str, who: str) -> None:
+        """Cancel, pause or resume a job; durable when this returns. Doing it twice is doing it once.
+
+        Raises:
+            NotFoundError: no such job.
+            PreconditionError: the job has ended, or is not paused.
+        """
+        decide = {"cancel": self._cancel, "pause": self._pause, "resume": self._resume}[what]
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await self.job(job_id)
+        self._commands.append((job_id, partial(decide, who=who), done))
+        self.wake()
+        await done
+
+    def observe(self, job_id: JobId, round_number: int, attempt: int, change: Callable[[Seen], Seen]) -> bool:
+        """Note something about a round; False when that round is over."""
+        tracked = self._jobs.get(job_id)
+        if tracked is None or (tracked.job.round, tracked.job.attempt) != (round_number, attempt):
+            return False
+        tracked.seen = change(tracked.seen)
+        tracked.changed.notify()
+        self.wake()
+        return not tracked.job.stage.is_terminal
+
+    def stage_of(self, job_id: JobId) -> Stage | None:
+        """The stage of a job in memory."""
+        tracked = self._jobs.get(job_id)
+        return tracked.job.stage if tracked else None
+
+    async def next_event(self) -> None:
+        """Return when some job's event log has grown, or after a second."""
+        await self._first_of(self._new_event.wait(), self._clock.sleep(1.0))
+
+    async def _same_job(self, earlier: JobId, spec: JobSpec, request_id: str) -> JobId:
+        if (await self.job(earlier)).spec != spec:
+            raise AlreadyExistsError(f"request_id {request_id!r} was used for another job, {earlier}")
+        return earlier
+
+    async def _tick(self) -> None:
+        while True:
+            await self._clock.sleep(_TICK_S)
+            if self._jobs:
+                self.wake()
+
+    async def _settle_all(self, tasks: asyncio.TaskGroup) -> None:
+        commands, self._commands = self._commands, []
+        for job_id, decide, done in commands:
+            await self._carry_out(job_id, decide, done)
+        for tracked in list(self._jobs.values()):
+            for _ in range(_MAX_STEPS):
+                verdict = advance(tracked.job, tracked.seen, self._world(tracked.job), self._rules, self._now())
+                if verdict.job is tracked.job:
+                    break
+                await self._apply(tracked, verdict, tasks)
+            self._mend_link(tracked, tasks)
+
+    async def _carry_out(self, job_id: JobId, decide: Command, done: asyncio.Future[None]) -> None:
+        tracked = self._jobs.get(job_id)
+        try:
+            verdict = decide(tracked.job if tracked else await self.job(job_id))
+        except PreconditionError as error:
+            if not done.done():
+                done.set_exception(error)
+            return
+        if tracked is not None and verdict.job is not tracked.job:
+            await self._apply(tracked, verdict, None)
+        if not done.done():
+            done.set_result(None)
+
+    async def _apply(self, tracked: Tracked, verdict: Verdict, tasks: asyncio.TaskGroup | None) -> None:
+        """Store first, believe it then."""
+        before, after, now = tracked.job, verdict.job, self._now()
+        commit = partial(_commit, before=before, after=after, notes=verdict.notes, epoch=self._epoch, now_s=now.wall_s)
+        await self._store.call(commit)
+        tracked.replace_job(after, self._clock.monotonic_s())
+        for note in verdict.notes:
+            self._observers.noted(after, note)
+        if len(after.history) > len(before.history):
+            self._observers.round_finished(after)
+            if tasks is not None and not after.stage.is_terminal:
+                tasks.create_task(self._deployment.prune(after, self._epoch))
+        self._new_event.notify()
+
+    def _mend_link(self, tracked: Tracked, tasks: asyncio.TaskGroup) -> None:
+        """Have exactly the link running that the job needs now."""
+        wanted = tracked.wanted_link()
+        if wanted == tracked.link_key:
+            return
+        if tracked.link is not None:
+            tracked.link.cancel()
+        tracked.link_key = wanted
+        tracked.link = tasks.create_task(self._link(tracked)) if wanted is not None else None
+        if wanted is None and tracked.job.stage.is_terminal:
+            del self._jobs[tracked.job.id]
+
+    async def _link(self, tracked: Tracked) -> None:
+        job = tracked.job
+        observe = partial(self.observe, job.id, job.round, job.attempt)
+        address = partial(self._address, job)
+        if job.stage is Stage.COLLECTING:
+            await self._links.collect(self._round_order(job), address, lambda change: void(observe(change)))
+        elif job.stage is Stage.SEALED:
+            key = self._keyring.get(job.id)
+            order = SealOrder(job.id, job.round, job.attempt, self._epoch, job.sealed, key)
+            await self._links.seal(order, address, lambda change: void(observe(change)))
+        else:
+            if job.aggregator:
+                await self._links.clean(job.id, self._epoch, sorted(self._deployment.kept(job)), address)
+                keep = self._deployment.kept(job)
+                await self._store.call(lambda store: store.prune_versions(job.id, keep, self._epoch))
+            self._commands.append((job.id, _cleaned, asyncio.get_running_loop().create_future()))
+            self.wake()
+
+    def _address(self, job: Job) -> str:
+        return self._network.address_of(job.aggregator or NodeName("")) or job.aggregator_address
+
+    def _round_order(self, job: Job) -> RoundOrder:
+        base = job.version.sha256 if job.version and job.round else ""
+        key = self._keyring.get(job.id)
+        members = job.members
+        return RoundOrder(
+            job.id, job.round, job.attempt, self._epoch, base, members, job.spec, key, DEFAULT_CHUNK_ELEMENTS
+        )
+
+    def _orders(self) -> Mapping[NodeName, tuple[Order, ...]]:
+        """What every worker has to do."""
+        orders: dict[NodeName, tuple[Order, ...]] = {}
+        now_s = self._clock.monotonic_s()
+        for tracked in self._jobs.values():
+            job = tracked.job
+            given = assignments(job, tracked.seen, self._world(job), self._rules, now_s)
+            if not given or job.aggregator is None:
+                continue
+            key = self._keyring.get(job.id)
+            for worker, assignment in given.items():
+                order = Order(
+                    assignment=assignment,
+                    spec=job.spec,
+                    data_key=key,
+                    aggregator=job.aggregator,
+                    address=self._address(job),
+                    base=job.version,
+                    fence=self._epoch,
+                    chunk_elements=DEFAULT_CHUNK_ELEMENTS,
+                )
+                orders[worker] = (*orders.get(worker, ()), order)
+        return orders
+
+    def _world(self, job: Job | None) -> World:
+        """Everybody, with the places that other jobs have taken."""
+        others = [t.job for t in self._jobs.values() if t.job is not job and not t.job.stage.is_terminal]
+        held: dict[NodeName, int] = {}
+        for name in _seated(others):
+            held[name] = held.get(name, 0) + 1
+        taken = frozenset(name for name, count in held.items() if count >= self._network.slots(name))
+        return self._network.world(taken, _seated([*others, job] if job else others))
+
+    def _shown(self, tracked: Tracked) -> JobStatus:
+        now = self._now()
+        world = self._world(tracked.job)
+        reason = waiting_for(tracked.job, tracked.seen, world, self._rules, now.monotonic_s)
+        return status_of(tracked.job, tracked.seen, world, now, reason, self._observers.tensorboard_dir(tracked.job.id))
+
+    def _shown_ended(self, job: Job) -> JobStatus:
+        folder = self._observers.tensorboard_dir(job.id)
+        return status_of(job, Seen(since_s=0.0), World({}, {}), self._now(), None, folder)
+
+    def _now(self) -> Now:
+        return Now(self._clock.monotonic_s(), self._clock.wall_s())
+
+    def _cancel(self, job: Job, who: str) -> Verdict:
+        if job.stage is Stage.CANCELLED:
+            return Verdict(job)
+        return cancel(_still_going(job), who, self._now())
+
+    def _pause(self, job: Job, who: str) -> Verdict:
+        return Verdict(job) if job.stage is Stage.PAUSED or job.pausing else pause(_still_going(job), who)
+
+    def _resume(self, job: Job, who: str) -> Verdict:
+        if job.stage is not Stage.PAUSED and not job.pausing:
+            raise PreconditionError(f"job {job.id} is {job.phase.value}; allowed: paused")
+        return resume(job, who)
+
+    @staticmethod
+    async def _first_of(*waits: object) -> None:
+        pending = [asyncio.ensure_future(wait) for wait in waits]  # type: ignore[call-overload]
+        try:
+            await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in pending:
+                task.cancel()
+
+
+def void(_result: object) -> None:
+    """Drop a result."""
+
+
+def _insert(store: Store, *, job: Job, request_id: str | None, note: Note, epoch: int, now_s: float) -> JobId:
+    return store.insert(job, request_id, note, epoch, now_s)
+
+
+def _commit(store: Store, *, before: Job, after: Job, notes: Sequence[Note], epoch: int, now_s: float) -> None:
+    store.commit(before, after, notes, epoch, now_s)
+
+
+def _cleaned(job: Job) -> Verdict:
+    return Verdict(replace(job, cleaned=True))
+
+
+def _still_going(job: Job) -> Job:
+    if job.stage.is_terminal:
+        raise PreconditionError(f"job {job.id} is {job.phase.value}; allowed: a job that has not ended")
+    return job
+
+
+def _seated(jobs: Iterable[Job]) -> list[NodeName]:
+    return [name for job in jobs for name in job.seats if name is not None]

@@ -1,0 +1,104 @@
+"""ModelDeploymentManager: which versions of a model exist, where they are, and getting them to people."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime
+
+from cortex_common.errors import CortexError, NotFoundError
+from cortex_common.ids import JobId, NodeName
+from cortex_common.job.status import VersionInfo
+from cortex_common.logging import get_logger
+from cortex_common.security.keyring import FileKeyring
+from cortex_common.tensors import safetensors_parts
+from services.coordinator.client import AggregatorPort
+from services.coordinator.domain.ending import best_round, kept_rounds
+from services.coordinator.domain.job import Job
+from services.coordinator.store import Store, StoredVersion
+from services.coordinator.store_thread import StoreThread
+
+log = get_logger(__name__)
+_PIECE_BYTES = 1 << 20
+
+
+class ModelDeploymentManager:
+    """Lists, delivers and prunes model versions. Versions rest sealed at aggregators; only here are they opened."""
+
+    def __init__(
+        self,
+        store: StoreThread[Store],
+        keyring: FileKeyring,
+        aggregators: AggregatorPort,
+        address_of: Callable[[NodeName], str | None],
+    ) -> None:
+        self._store = store
+        self._keyring = keyring
+        self._aggregators = aggregators
+        self._address_of = address_of
+        self._one_at_a_time = asyncio.Semaphore(2)
+
+    async def versions(self, job_id: JobId) -> Sequence[VersionInfo]:
+        """Versions that can be downloaded, oldest first."""
+        return [_info(job_id, stored) for stored in await self._store.call(lambda store: store.versions(job_id))]
+
+    async def download(self, job: Job, round_number: int | None) -> tuple[VersionInfo, AsyncIterator[bytes]]:
+        """A version and its safetensors file in pieces; fetched whole and verified before the first piece.
+
+        Raises:
+            NotFoundError: no such version, or pruned; the message lists what there is.
+            UnavailableError: its aggregator cannot be reached.
+        """
+        stored = await self._find(job.id, round_number)
+        address = self._address_of(stored.aggregator) or job.aggregator_address
+        return _info(job.id, stored), self._pieces(job.id, stored, address)
+
+    async def prune(self, job: Job, epoch: int) -> None:
+        """Erase versions that the job's checkpoint rule gives up; what fails is made good after the next round."""
+        keep = self.kept(job)
+        address = self._address_of(job.aggregator or NodeName("")) or job.aggregator_address
+        try:
+            await self._store.call(lambda store: store.prune_versions(job.id, keep, epoch))
+            await self._aggregators.clean(address, job.id, epoch, sorted(keep))
+        except CortexError as error:
+            log.warning("prune_failed", job_id=job.id, reason=error.message)
+
+    def kept(self, job: Job) -> frozenset[int]:
+        """Rounds whose versions stay."""
+        newest = job.version.round if job.version else 0
+        best = best_round(job.history, job.spec.training.early_stopping)
+        return kept_rounds(job.history, newest, job.spec.training.checkpoint, best)
+
+    async def _find(self, job_id: JobId, round_number: int | None) -> StoredVersion:
+        stored = await self._store.call(lambda store: store.versions(job_id))
+        for version in reversed(stored):
+            if round_number is None or version.version.round == round_number:
+                return version
+        there = ", ".join(str(version.version.round) for version in stored) or "none"
+        what = "any version" if round_number is None else f"a version of round {round_number}"
+        raise NotFoundError(f"job {job_id} has not {what}; there are: {there}")
+
+    async def _pieces(self, job_id: JobId, stored: StoredVersion, address: str) -> AsyncIterator[bytes]:
+        async with self._one_at_a_time:
+            key = self._keyring.get(job_id)
+            pulled = await self._aggregators.pull(address, job_id, stored.version.sha256, key)
+            if pulled.arena is None:
+                raise NotFoundError(f"job {job_id}: the aggregator sent no model")
+            for part in safetensors_parts(pulled.manifest, pulled.arena):
+                view = memoryview(part).cast("B")
+                for start in range(0, len(view), _PIECE_BYTES):
+                    yield bytes(view[start : start + _PIECE_BYTES])
+
+
+def _info(job_id: JobId, stored: StoredVersion) -> VersionInfo:
+    version = stored.version
+    return VersionInfo(
+        job_id=job_id,
+        round=version.round,
+        sha256=version.sha256,
+        manifest_sha256=version.manifest_sha256,
+        parameters=version.parameters,
+        size_bytes=version.size_bytes,
+        metrics=version.metrics,
+        created_at=datetime.fromtimestamp(version.created_s, UTC),
+    )

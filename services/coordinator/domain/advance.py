@@ -1,0 +1,287 @@
+"""The job's state machine: what is, what was seen and what time it is give what comes next, with the reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from cortex_common.ids import NodeName, SeatIndex, Sha256Hex
+from services.coordinator.domain.ending import finish_round
+from services.coordinator.domain.job import Contribution, Dropout, Job, Note, Stage, Version
+from services.coordinator.domain.placement import choose_aggregator, fill_seats, spares
+from services.coordinator.domain.reports import round_report, test_metrics
+from services.coordinator.domain.seen import AggregatorView, Rules, Seen, World
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """Both clocks: monotonic seconds decide, wall seconds are written down."""
+
+    monotonic_s: float
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The job after one step, and what to log. `job` is the very object given when nothing changes."""
+
+    job: Job
+    notes: tuple[Note, ...] = ()
+
+
+def advance(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdict:
+    """Take at most one step.
+
+    Args:
+        job: The durable state.
+        seen: Observations about the current attempt of the current round.
+        world: Everybody, and who has no free place.
+        rules: The coordinator's limits.
+        now: The time.
+    """
+    if job.stage.is_terminal or job.stage is Stage.PAUSED:
+        return Verdict(job)
+    if seen.fatal is not None:
+        return fail(job, seen.fatal, now)
+    for failures in seen.failures.values():
+        for failure in failures:
+            if failure.is_permanent:
+                return fail(job, f"worker {failure.worker}: {failure.reason}", now)
+    step = {
+        Stage.GATHERING: _gather,
+        Stage.COLLECTING: _collect,
+        Stage.SEALED: _publish,
+        Stage.TESTING: _test,
+    }[job.stage]
+    return step(job, seen, world, rules, now)
+
+
+def fail(job: Job, reason: str, now: Now) -> Verdict:
+    """End the job with the reason."""
+    ended = replace(job, stage=Stage.FAILED, error=reason, finished_s=now.wall_s)
+    return Verdict(ended, (Note("job_failed", job.round, reason),))
+
+
+def cancel(job: Job, who: str, now: Now) -> Verdict:
+    """End the job because somebody wants it so."""
+    ended = replace(job, stage=Stage.CANCELLED, finished_s=now.wall_s)
+    return Verdict(ended, (Note("job_cancelled", job.round, f"cancelled by {who}"),))
+
+
+def pause(job: Job, who: str) -> Verdict:
+    """Stop after the round in progress, or at once if none is."""
+    if job.stage is Stage.GATHERING:
+        rested = replace(job, stage=Stage.PAUSED, seats=(), cohort=(), pausing=False)
+        return Verdict(rested, (Note("job_paused", job.round, f"paused by {who}"),))
+    return Verdict(replace(job, pausing=True), (Note("job_pausing", job.round, f"{who}: pause after this round"),))
+
+
+def resume(job: Job, who: str) -> Verdict:
+    """Go on with a paused job."""
+    if job.stage is not Stage.PAUSED:
+        return Verdict(replace(job, pausing=False), (Note("job_resumed", job.round, f"{who}: pause withdrawn"),))
+    return Verdict(replace(job, stage=Stage.GATHERING), (Note("job_resumed", job.round, f"resumed by {who}"),))
+
+
+def quorum_of(job: Job) -> int:
+    """Updates the round needs: the share asked for, of the cohort as it is now."""
+    return max(1, math.ceil(job.spec.aggregation.quorum * len(job.cohort) - 1e-9))
+
+
+def _gather(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdict:
+    """Fill the seats; open the round when all are filled, or enough of them for long enough."""
+    seats = fill_seats(job, world, rules, now.monotonic_s)
+    live = tuple(
+        SeatIndex(index)
+        for index, name in enumerate(seats)
+        if name is not None
+        and (worker := world.workers.get(name)) is not None
+        and worker.is_live(now.monotonic_s, rules.lease_s)
+    )
+    waited_s = now.monotonic_s - seen.since_s
+    enough = len(live) == len(seats) or (len(live) >= job.spec.placement.least and waited_s >= rules.gather_s)
+    aggregator = _aggregator_of(job, world) if job.aggregator else choose_aggregator(seats, world)
+    if not enough or aggregator is None:
+        if waited_s >= job.spec.aggregation.deadline * rules.attempts:
+            return fail(job, _nobody_came(job, len(live), aggregator is None, waited_s), now)
+        return Verdict(job)
+    opened = replace(
+        job,
+        stage=Stage.COLLECTING,
+        seats=seats,
+        cohort=live if job.round else live[:1],
+        dropped=(),
+        aggregator=aggregator.name,
+        aggregator_address=aggregator.address,
+        sealed=(),
+        opened_s=now.wall_s,
+        started_s=job.started_s or now.wall_s,
+    )
+    names = ", ".join(str(seats[seat]) for seat in opened.cohort)
+    what = f"round {job.round} attempt {job.attempt} with {names}" if job.round else f"first version from {names}"
+    return Verdict(opened, (Note("round_opened", job.round, f"{what} at {aggregator.name}"),))
+
+
+def _aggregator_of(job: Job, world: World) -> AggregatorView:
+    """The job's aggregator: its versions are there. Its last address will do while discovery is away."""
+    name = job.aggregator or NodeName("")
+    return world.aggregators.get(name) or AggregatorView(name, "", job.aggregator_address, is_live=True)
+
+
+def _nobody_came(job: Job, live: int, lacks_aggregator: bool, waited_s: float) -> str:
+    if lacks_aggregator:
+        return f"no aggregator came within {waited_s:.0f} s"
+    return f"{live} of {job.spec.placement.least} workers needed came within {waited_s:.0f} s"
+
+
+def _collect(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdict:
+    """Wait for updates; replace, drop or wait for lost workers; freeze the list; give up at the deadline."""
+    changed = _mend_cohort(job, seen, world, rules, now)
+    if changed is not None:
+        return changed
+    accepted = {seat: got for seat, got in seen.accepted.items() if seat in job.cohort}
+    missing = [seat for seat in job.cohort if seat not in accepted]
+    enough = len(accepted) >= quorum_of(job)
+    if enough and not missing and _reports_are_in(job, seen, rules, now):
+        return _freeze(job, seen, accepted, (), "every member reported")
+    age_s = now.monotonic_s - seen.since_s
+    limits = job.spec.aggregation
+    if enough and missing and (_since_quorum_s(job, seen, now) >= limits.grace or age_s >= limits.deadline):
+        left = tuple(Dropout(seat, job.members[seat], "too late: the quorum was reached") for seat in missing)
+        return _freeze(job, seen, accepted, left, f"quorum reached, {len(missing)} left behind")
+    if age_s >= job.spec.aggregation.deadline:
+        return _retry(job, f"{len(accepted)} of {quorum_of(job)} updates needed came within the deadline", rules, now)
+    return Verdict(job)
+
+
+def _reports_are_in(job: Job, seen: Seen, rules: Rules, now: Now) -> bool:
+    """Workers tell what they measured right after their update is accepted; that is worth a short wait, not more."""
+    if job.round == 0 or all(seat in seen.trained for seat in job.cohort):
+        return True
+    return now.monotonic_s - max(seen.accepted_at.values(), default=now.monotonic_s) >= rules.report_s
+
+
+def _since_quorum_s(job: Job, seen: Seen, now: Now) -> float:
+    """Seconds since the update that made the quorum was accepted; 0 without a quorum."""
+    times = sorted(at_s for seat, at_s in seen.accepted_at.items() if seat in job.cohort)
+    quorum = quorum_of(job)
+    return now.monotonic_s - times[quorum - 1] if len(times) >= quorum else 0.0
+
+
+def _mend_cohort(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdict | None:
+    """Deal with the first member that is gone or keeps failing; None when all is well or only waiting helps."""
+    for seat, name in job.members.items():
+        if seat in seen.accepted:
+            continue
+        reason = _trouble_of(seat, name, seen, world, rules, now)
+        if reason is None:
+            continue
+        if job.round == 0 and (other := _other_seat(job, seat, world, rules, now)) is not None:
+            note = Note(
+                "seat_given_on", 0, f"the first version comes from {job.seats[other]} instead of {name} ({reason})"
+            )
+            return Verdict(replace(job, cohort=(other,)), (note,))
+        substitute = _substitute(job, world, rules, now)
+        if substitute is not None:
+            seats = tuple(substitute if index == seat else held for index, held in enumerate(job.seats))
+            note = Note("seat_given_on", job.round, f"seat {seat}: {substitute} takes over from {name} ({reason})")
+            return Verdict(replace(job, seats=seats), (note,))
+        if job.round and len(job.cohort) - 1 >= job.spec.placement.least:
+            cohort = tuple(other for other in job.cohort if other != seat)
+            dropped = (*job.dropped, Dropout(seat, name, reason))
+            note = Note("seat_dropped", job.round, f"seat {seat}: goes on without {name} ({reason})")
+            return Verdict(replace(job, cohort=cohort, dropped=dropped), (note,))
+        if len(seen.failures.get(seat, ())) >= rules.tries:
+            return fail(job, f"worker {name}: {reason}", now)
+    return None
+
+
+def _trouble_of(seat: SeatIndex, name: NodeName, seen: Seen, world: World, rules: Rules, now: Now) -> str | None:
+    failures = [failure for failure in seen.failures.get(seat, ()) if failure.worker == name]
+    if len(failures) >= rules.tries:
+        return f"failed {len(failures)} times, last: {failures[-1].reason}"
+    worker = world.workers.get(name)
+    if worker is None:
+        return "not seen" if now.monotonic_s - seen.since_s >= rules.lease_s else None
+    return None if worker.is_live(now.monotonic_s, rules.lease_s) else "lost: its lease ran out"
+
+
+def _substitute(job: Job, world: World, rules: Rules, now: Now) -> NodeName | None:
+    if job.round and job.spec.data.partition.scheme == "local":
+        return None
+    seated = frozenset(name for name in job.seats if name)
+    return next(spares(job, world, seated, rules, now.monotonic_s), None)
+
+
+def _other_seat(job: Job, seat: SeatIndex, world: World, rules: Rules, now: Now) -> SeatIndex | None:
+    """A seat whose worker lives, other than the one given."""
+    for index, name in enumerate(job.seats):
+        worker = world.workers.get(name) if name is not None and index != seat else None
+        if worker is not None and worker.is_live(now.monotonic_s, rules.lease_s):
+            return SeatIndex(index)
+    return None
+
+
+def _freeze(
+    job: Job, seen: Seen, accepted: Mapping[SeatIndex, Contribution], left: tuple[Dropout, ...], reason: str
+) -> Verdict:
+    trained = seen.trained
+    sealed = tuple(replace(accepted[seat], trained=trained.get(seat)) for seat in sorted(accepted))
+    frozen = replace(job, stage=Stage.SEALED, sealed=sealed, dropped=job.dropped + left)
+    return Verdict(frozen, (Note("round_sealed", job.round, f"{len(sealed)} updates: {reason}"),))
+
+
+def _retry(job: Job, reason: str, rules: Rules, now: Now) -> Verdict:
+    if job.attempt >= rules.attempts:
+        return fail(job, f"round {job.round}: {reason}, {job.attempt} attempts made", now)
+    again = replace(job, stage=Stage.GATHERING, attempt=job.attempt + 1, cohort=(), dropped=(), sealed=())
+    return Verdict(again, (Note("round_retried", job.round, f"{reason}; trying again"),))
+
+
+def _publish(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdict:
+    """Take over the version the aggregator made."""
+    if seen.spoilt is not None:
+        return _retry(job, seen.spoilt, rules, now)
+    made = seen.aggregated
+    if made is None:
+        return Verdict(job)
+    version = Version(
+        round=job.round,
+        sha256=Sha256Hex(made.sha256),
+        manifest_sha256=Sha256Hex(made.manifest_sha256),
+        parameters=made.parameters,
+        size_bytes=made.size_bytes,
+        metrics={},
+        created_s=now.wall_s,
+    )
+    note = Note("version_made", job.round, f"{made.sha256[:12]} ({made.parameters} parameters)")
+    if job.round == 0:
+        first = replace(job, stage=Stage.GATHERING, round=1, attempt=1, version=version, cohort=(), sealed=())
+        return Verdict(first, (note,))
+    report = round_report(job, version, now.wall_s)
+    made_job = replace(job, version=replace(version, metrics=report.metrics), pending=report)
+    if job.spec.data.test is not None:
+        return Verdict(replace(made_job, stage=Stage.TESTING), (note,))
+    finished, notes = finish_round(made_job, report, now.wall_s)
+    return Verdict(finished, (note, *notes))
+
+
+def _test(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdict:
+    """Add up the slices of the test set; a slice whose worker is lost is evaluated by another (see assignments)."""
+    if job.pending is None or job.version is None:
+        return fail(job, "stored state is inconsistent: testing without a version", now)
+    slices = len(job.seats)
+    if len(seen.scores) < slices:
+        for failures in seen.failures.values():
+            if len(failures) >= rules.tries * 2:
+                return fail(job, f"evaluation: worker {failures[-1].worker}: {failures[-1].reason}", now)
+        if now.monotonic_s - seen.since_s >= job.spec.aggregation.deadline * rules.attempts:
+            return fail(job, f"evaluation: {slices - len(seen.scores)} of {slices} slices missing at the deadline", now)
+        return Verdict(job)
+    metrics = {**job.pending.metrics, **test_metrics(seen.scores)}
+    started_s = job.opened_s if job.opened_s is not None else now.wall_s
+    report = job.pending.model_copy(update={"metrics": metrics, "seconds": max(0.0, now.wall_s - started_s)})
+    tested = replace(job, version=replace(job.version, metrics=metrics))
+    finished, notes = finish_round(tested, report, now.wall_s)
+    return Verdict(finished, notes)

@@ -1,0 +1,97 @@
+"""Who has to do what right now, derived from the job alone: sending it again does no harm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cortex_common.ids import JobId, NodeName, SeatIndex
+from services.coordinator.domain.job import Job, Stage
+from services.coordinator.domain.seen import Rules, Seen, World
+
+
+class Work(StrEnum):
+    """What an assignment asks for."""
+
+    INITIALISE = "initialise"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    HOLD = "hold"
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A piece of work for one worker; the same `id` is the same work."""
+
+    job_id: JobId
+    round: int
+    attempt: int
+    seat: SeatIndex
+    seats: int
+    work: Work
+    slices: tuple[int, ...] = ()
+    retry: int = 0
+
+    @property
+    def id(self) -> str:
+        """Unique over all jobs, the same after a restart of the coordinator."""
+        parts = f"{self.job_id}/{self.round}.{self.attempt}/{self.seat}/{self.work.value}"
+        sliced = f"/{','.join(map(str, self.slices))}" if self.slices else ""
+        return f"{parts}{sliced}/{self.retry}" if self.retry else f"{parts}{sliced}"
+
+
+def assignments(job: Job, seen: Seen, world: World, rules: Rules, now_s: float) -> Mapping[NodeName, Assignment]:
+    """Work of every worker that holds a seat of the job."""
+    if job.stage.is_terminal or job.stage is Stage.PAUSED:
+        return {}
+    if job.stage is Stage.COLLECTING:
+        return _seated(job, seen, Work.TRAIN if job.round else Work.INITIALISE)
+    if job.stage is Stage.TESTING:
+        return _evaluating(job, seen, world, rules, now_s)
+    return {name: _assignment(job, SeatIndex(seat), Work.HOLD) for seat, name in enumerate(job.seats) if name}
+
+
+def _assignment(job: Job, seat: SeatIndex, work: Work, retry: int = 0, slices: tuple[int, ...] = ()) -> Assignment:
+    return Assignment(job.id, job.round, job.attempt, seat, len(job.seats), work, slices, retry)
+
+
+def _seated(job: Job, seen: Seen, work: Work) -> dict[NodeName, Assignment]:
+    given: dict[NodeName, Assignment] = {}
+    for index, name in enumerate(job.seats):
+        seat = SeatIndex(index)
+        if name is None:
+            continue
+        if seat in job.cohort and seen.open_seats.get(seat) == name:
+            given[name] = _assignment(job, seat, work, retry=_failures(seen, seat, name))
+        else:
+            given[name] = _assignment(job, seat, Work.HOLD)
+    return given
+
+
+def _failures(seen: Seen, seat: SeatIndex, name: NodeName) -> int:
+    return sum(1 for failure in seen.failures.get(seat, ()) if failure.worker == name)
+
+
+def _evaluating(job: Job, seen: Seen, world: World, rules: Rules, now_s: float) -> dict[NodeName, Assignment]:
+    """Slice i goes to the worker of seat i; slices of lost workers go to the first live ones."""
+    live = {
+        name: SeatIndex(seat)
+        for seat, name in enumerate(job.seats)
+        if name is not None and (worker := world.workers.get(name)) is not None and worker.is_live(now_s, rules.lease_s)
+    }
+    if not live:
+        return {}
+    helpers = list(live)
+    share: dict[NodeName, list[int]] = {name: [] for name in live}
+    for index, holder in enumerate(job.seats):
+        name = holder if holder in live else helpers[index % len(helpers)]
+        if name is not None and index not in seen.scores:
+            share[name].append(index)
+    given: dict[NodeName, Assignment] = {}
+    for name, slices in share.items():
+        seat = live[name]
+        retry = _failures(seen, seat, name)
+        work = Work.EVALUATE if slices else Work.HOLD
+        given[name] = _assignment(job, seat, work, retry, tuple(slices))
+    return given

@@ -1,0 +1,139 @@
+"""What must survive a crash: the durable state of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cortex_common.ids import JobId, NodeName, SeatIndex, Sha256Hex
+from cortex_common.job.spec import JobSpec
+from cortex_common.job.status import JobPhase, RoundReport
+
+
+class Stage(StrEnum):
+    """Where a job is inside its round. Round 0 makes the first version; training begins with round 1."""
+
+    GATHERING = "gathering"
+    COLLECTING = "collecting"
+    SEALED = "sealed"
+    TESTING = "testing"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job has ended; such a stage never changes again."""
+        return self in (Stage.COMPLETED, Stage.FAILED, Stage.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A worker's own account of its round. `exchange_s` is pull and push together."""
+
+    worker: NodeName
+    train_s: float
+    exchange_s: float
+    examples: int
+    steps: int
+    metrics: Mapping[str, float]
+    bytes_down: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """An update that an aggregator holds durably, as it stands in the frozen list of its round."""
+
+    seat: SeatIndex
+    worker: NodeName
+    content_sha256: Sha256Hex
+    weight: float
+    size_bytes: int
+    trained: Trained | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A model version; `sha256` is that of its safetensors file."""
+
+    round: int
+    sha256: Sha256Hex
+    manifest_sha256: Sha256Hex
+    parameters: int
+    size_bytes: int
+    metrics: Mapping[str, float]
+    created_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dropout:
+    """A seat that left its round, and why."""
+
+    seat: SeatIndex
+    worker: NodeName
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job. `seats[i]` trains partition i; it is None while nobody holds the seat.
+
+    Times are wall-clock seconds, for display only.
+    """
+
+    id: JobId
+    spec: JobSpec
+    owner: str
+    submitted_s: float
+    stage: Stage = Stage.GATHERING
+    pausing: bool = False
+    round: int = 0
+    attempt: int = 1
+    seats: tuple[NodeName | None, ...] = ()
+    cohort: tuple[SeatIndex, ...] = ()
+    dropped: tuple[Dropout, ...] = ()
+    aggregator: NodeName | None = None
+    aggregator_address: str = ""
+    sealed: tuple[Contribution, ...] = ()
+    version: Version | None = None
+    history: tuple[RoundReport, ...] = ()
+    pending: RoundReport | None = None
+    opened_s: float | None = None
+    started_s: float | None = None
+    finished_s: float | None = None
+    error: str | None = None
+    cleaned: bool = False
+
+    @property
+    def members(self) -> Mapping[SeatIndex, NodeName]:
+        """Who holds the seats of the round's cohort."""
+        return {seat: worker for seat in self.cohort if (worker := self.seats[seat]) is not None}
+
+    @property
+    def phase(self) -> JobPhase:
+        """The stage in the words of the status object."""
+        if self.stage in _PHASES:
+            return _PHASES[self.stage]
+        if self.round == 0:
+            return JobPhase.DEPLOYING if self.cohort else JobPhase.SUBMITTED
+        return JobPhase.AGGREGATING if self.stage is Stage.SEALED else JobPhase.TRAINING
+
+
+_PHASES = {
+    Stage.TESTING: JobPhase.TESTING,
+    Stage.PAUSED: JobPhase.PAUSED,
+    Stage.COMPLETED: JobPhase.COMPLETED,
+    Stage.FAILED: JobPhase.FAILED,
+    Stage.CANCELLED: JobPhase.CANCELLED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One line of a job's event log."""
+
+    name: str
+    round: int
+    message: str

@@ -1,0 +1,113 @@
+"""Who may work for a job, and who is chosen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+from cortex_common.errors import Violation
+from cortex_common.ids import NodeName
+from cortex_common.job.spec import JobSpec
+from services.coordinator.domain.job import Job
+from services.coordinator.domain.seen import AggregatorView, Dataset, Rules, WorkerView, World
+
+
+def misfit(worker: WorkerView, spec: JobSpec) -> str | None:
+    """Why a worker cannot serve a job; None if it can."""
+    placement = spec.placement
+    if placement.regions and worker.region not in placement.regions:
+        return f"region {worker.region} is not in placement.regions"
+    if placement.require_gpu and not worker.gpus:
+        return "has no GPU (placement.require_gpu)"
+    if worker.memory_bytes < placement.min_memory:
+        return f"has {worker.memory_bytes} bytes of memory (placement.min_memory is {placement.min_memory})"
+    missing = [name for name in (spec.data.train, spec.data.test) if name and name not in worker.datasets]
+    if missing:
+        return f"has no dataset {' and '.join(missing)}"
+    return None
+
+
+def admission(spec: JobSpec, world: World, known: Mapping[str, Dataset]) -> list[Violation]:
+    """What makes a job impossible in this network as it is now: known at submission, so said at submission.
+
+    Args:
+        spec: The job.
+        world: Everybody seen.
+        known: Datasets every installation knows, by name.
+    """
+    datasets = dict(known)
+    for worker in world.workers.values():
+        datasets.update(worker.datasets)
+    wrong: list[Violation] = []
+    for key, name in (("data.train", spec.data.train), ("data.test", spec.data.test)):
+        if name is not None:
+            wrong += _dataset_mistakes(key, name, spec, datasets)
+    if not wrong and world.workers:
+        reasons = Counter(misfit(worker, spec) for worker in world.workers.values())
+        if None not in reasons:
+            told = "; ".join(f"{count} {_workers(count)}: {reason}" for reason, count in reasons.most_common(4))
+            wrong.append(Violation("placement", f"none of {len(world.workers)} workers fits ({told})"))
+    return wrong
+
+
+def _workers(count: int) -> str:
+    return "worker" if count == 1 else "workers"
+
+
+def _dataset_mistakes(key: str, name: str, spec: JobSpec, datasets: Mapping[str, Dataset]) -> Iterable[Violation]:
+    dataset = datasets.get(name)
+    if dataset is None:
+        yield Violation(key, f"{name!r} given; no node has such a dataset; known: {', '.join(sorted(datasets))}")
+        return
+    if dataset.elements != spec.model.input_dim:
+        given = spec.model.input_dim
+        yield Violation("model.input_dim", f"{given} given; inputs of {name} have {dataset.elements} values")
+    if dataset.classes > spec.model.output_dim:
+        given = spec.model.output_dim
+        yield Violation(
+            "model.output_dim", f"{given} given; {name} has {dataset.classes} classes, allowed: as many or more"
+        )
+
+
+def fill_seats(job: Job, world: World, rules: Rules, now_s: float) -> tuple[NodeName | None, ...]:
+    """Keep every seat whose worker lives, give the others to free workers that fit, best first.
+
+    A seat of partition `local` stays with its worker: the data cannot move.
+    """
+    count = job.spec.placement.workers
+    seats = list(job.seats) or [None] * count
+    for index, name in enumerate(seats):
+        if name is not None and not _stays(name, job, world, rules, now_s):
+            seats[index] = None
+    spare = spares(job, world, frozenset(name for name in seats if name), rules, now_s)
+    return tuple(name if name is not None else next(spare, None) for name in seats)
+
+
+def _stays(name: NodeName, job: Job, world: World, rules: Rules, now_s: float) -> bool:
+    if job.round > 0 and job.spec.data.partition.scheme == "local":
+        return True
+    worker = world.workers.get(name)
+    return worker is not None and worker.is_live(now_s, rules.lease_s)
+
+
+def spares(job: Job, world: World, seated: frozenset[NodeName], rules: Rules, now_s: float) -> Iterator[NodeName]:
+    """Free workers that fit and hold no seat, best first: GPUs, then idle processors, then by name."""
+    free = [
+        worker
+        for worker in world.workers.values()
+        if worker.name not in seated
+        and worker.name not in world.taken
+        and worker.lost_since_s is None
+        and not worker.is_suspect
+        and worker.is_live(now_s, rules.lease_s)
+        and misfit(worker, job.spec) is None
+    ]
+    free.sort(key=lambda worker: (-worker.gpus, round(worker.cpu_utilisation * 2), worker.name))
+    return iter([worker.name for worker in free])
+
+
+def choose_aggregator(seats: Iterable[NodeName | None], world: World) -> AggregatorView | None:
+    """A live aggregator, in the region with most seats if there is one."""
+    regions = Counter(world.workers[name].region for name in seats if name in world.workers and name is not None)
+    live = [aggregator for aggregator in world.aggregators.values() if aggregator.is_live]
+    return min(live, key=lambda aggregator: (-regions[aggregator.region], aggregator.name), default=None)

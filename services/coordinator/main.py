@@ -1,0 +1,206 @@
+"""Composition root of the coordinator."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from cortex_common.clock import Clock, SystemClock
+from cortex_common.data.catalogue import known_datasets
+from cortex_common.errors import PreconditionError
+from cortex_common.identity import Identity, Role
+from cortex_common.lifecycle import run_service, write_ready_file
+from cortex_common.logging import configure_logging, get_logger
+from cortex_common.network.heartbeat import NodeReport, heartbeat_forever
+from cortex_common.rpc.channel import open_channel
+from cortex_common.rpc.server import Running, serving
+from cortex_common.security.keyring import FileKeyring
+from cortex_common.settings import load_settings
+from cortex_common.storage.sql import open_engine, sqlite_url
+from cortex_common.telemetry.collectors import publish_node
+from cortex_common.telemetry.metrics import cortex_version, publish_build_info
+from cortex_common.telemetry.ops_server import ops_server
+from cortex_common.telemetry.resources import probe_resources
+from services.coordinator.attendance import Attendance
+from services.coordinator.client import AggregatorClient, DiscoveryClient
+from services.coordinator.coordinator import JobCoordinator
+from services.coordinator.deployment import ModelDeploymentManager
+from services.coordinator.domain.seen import Dataset
+from services.coordinator.links import Links
+from services.coordinator.network_view import NetworkView
+from services.coordinator.observers import Observers
+from services.coordinator.servicer import ASSIGNMENT_SERVICE, JOB_SERVICE, AssignmentServicer, JobServicer
+from services.coordinator.settings import CoordinatorSettings
+from services.coordinator.sql_store import SqlStore
+from services.coordinator.store import Store
+from services.coordinator.store_thread import StoreThread
+
+log = get_logger(__name__)
+
+
+def main(config: Path | None = None) -> int:
+    """Run the coordinator until it is told to stop; the exit code."""
+    settings = load_settings(CoordinatorSettings, config, "coordinator")
+    configure_logging("coordinator", settings.log_level, settings.log_json)
+    return run_service(lambda stop: run(settings, SystemClock(), stop), parent_pid=settings.parent_pid)
+
+
+async def run(
+    settings: CoordinatorSettings, clock: Clock, stop: asyncio.Event, started: asyncio.Future[Running] | None = None
+) -> None:
+    """Serve until `stop` is set, then drain. Jobs go on where they are at the next start."""
+    identity = settings.identity(Role.COORDINATOR)
+    publish_build_info("coordinator")
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    publish_node(settings.tls, settings.state_dir, clock)
+    with _only_writer(settings.state_dir):
+        async with _store(settings) as store, _parts(settings, clock, store, identity) as parts:
+            await _serve(settings, clock, stop, started, parts, identity)
+
+
+class _Parts:
+    """What is wired together."""
+
+    def __init__(
+        self,
+        coordinator: JobCoordinator,
+        attendance: Attendance,
+        network: NetworkView,
+        jobs: JobServicer,
+        assignments: AssignmentServicer,
+    ) -> None:
+        self.coordinator = coordinator
+        self.attendance = attendance
+        self.network = network
+        self.jobs = jobs
+        self.assignments = assignments
+
+
+@asynccontextmanager
+async def _parts(
+    settings: CoordinatorSettings, clock: Clock, store: StoreThread[Store], identity: Identity
+) -> AsyncIterator[_Parts]:
+    epoch = await store.call(lambda opened: opened.acquire(identity.name, clock.wall_s()))
+    aggregators = AggregatorClient(settings.tls)
+    observers = Observers(settings.state_dir / "tensorboard")
+    keyring = FileKeyring(settings.state_dir / "keys")
+    woken = asyncio.Event()
+    attendance = Attendance(clock, woken.set)
+    network = NetworkView(clock, attendance, woken.set)
+    deployment = ModelDeploymentManager(store, keyring, aggregators, network.address_of)
+    known = {name: Dataset(info.input_dim, info.classes) for name, info in known_datasets().items()}
+    coordinator = JobCoordinator(
+        store=store,
+        keyring=keyring,
+        attendance=attendance,
+        network=network,
+        links=Links(aggregators, clock),
+        deployment=deployment,
+        observers=observers,
+        known_datasets=known,
+        clock=clock,
+        rules=settings.rules,
+        epoch=epoch,
+        woken=woken,
+    )
+    log.info("leading", epoch=epoch)
+    try:
+        jobs = JobServicer(coordinator, deployment, store)
+        yield _Parts(coordinator, attendance, network, jobs, AssignmentServicer(coordinator, attendance, clock))
+    finally:
+        observers.close()
+        await aggregators.close()
+
+
+async def _serve(
+    settings: CoordinatorSettings,
+    clock: Clock,
+    stop: asyncio.Event,
+    started: asyncio.Future[Running] | None,
+    parts: _Parts,
+    identity: Identity,
+) -> None:
+    attach = [parts.jobs.attach, parts.assignments.attach]
+    async with (
+        ops_server(settings.metrics_host, settings.metrics_port, lambda: (not stop.is_set(), "")) as ops,
+        serving(settings.rpc(), attach, [JOB_SERVICE, ASSIGNMENT_SERVICE]) as server,
+        asyncio.TaskGroup() as tasks,
+    ):
+        address = settings.advertised(server.port)
+        discovery = DiscoveryClient(settings.discovery, settings.tls)
+        background = [
+            tasks.create_task(parts.coordinator.run()),
+            tasks.create_task(parts.network.follow(discovery)),
+        ]
+        heartbeat = tasks.create_task(
+            heartbeat_forever(
+                lambda: open_channel(settings.discovery, settings.tls, Role.DISCOVERY),
+                _reporter(settings, identity, address, clock),
+                clock,
+                stop,
+                what=f"discovery at {settings.discovery}",
+            )
+        )
+        log.info("serving", address=server.address, metrics_port=ops.port)
+        if settings.ready_file is not None:
+            facts = {"service": "coordinator", "name": settings.name, "address": address, "metrics_port": ops.port}
+            write_ready_file(settings.ready_file, facts)
+        if started is not None:
+            started.set_result(server)
+        await stop.wait()
+        await heartbeat
+        for task in background:
+            task.cancel()
+
+
+@asynccontextmanager
+async def _store(settings: CoordinatorSettings) -> AsyncIterator[StoreThread[Store]]:
+    url = settings.database or sqlite_url(settings.state_dir / "coordinator.db")
+    opened: Store = await asyncio.to_thread(lambda: SqlStore(open_engine(url)))
+    thread = StoreThread(opened)
+    try:
+        yield thread
+    finally:
+        thread.close()
+        opened.close()
+
+
+@contextmanager
+def _only_writer(state_dir: Path) -> Iterator[None]:
+    """Hold the directory's lock.
+
+    Raises:
+        PreconditionError: another coordinator runs on it.
+    """
+    with (state_dir / "coordinator.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PreconditionError(f"another coordinator is running on {state_dir}") from None
+        yield
+
+
+def _reporter(
+    settings: CoordinatorSettings, identity: Identity, address: str, clock: Clock
+) -> Callable[[], NodeReport]:
+    """The coordinator as it describes itself."""
+    incarnation, started_s = uuid.uuid4().hex, clock.wall_s()
+
+    def report() -> NodeReport:
+        return NodeReport(
+            name=identity.name,
+            role=identity.role,
+            region=settings.region,
+            address=address,
+            incarnation=incarnation,
+            version=cortex_version(),
+            resources=probe_resources(settings.state_dir),
+            started_s=started_s,
+            activity="coordinating",
+        )
+
+    return report

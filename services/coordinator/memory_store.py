@@ -1,0 +1,102 @@
+"""The store in memory: for tests and for trying things out; nothing survives the process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cortex_common.errors import ConflictError
+from cortex_common.ids import JobId, NodeName
+from services.coordinator.domain.job import Contribution, Job, Note, Stage
+from services.coordinator.store import StoredEvent, StoredVersion
+
+
+class MemoryStore:
+    """Implements Store."""
+
+    def __init__(self) -> None:
+        self._epoch = 0
+        self._jobs: dict[JobId, Job] = {}
+        self._requests: dict[str, JobId] = {}
+        self._events: dict[JobId, list[StoredEvent]] = {}
+        self._versions: dict[JobId, dict[int, StoredVersion]] = {}
+        self._contributions: dict[tuple[JobId, int], list[Contribution]] = {}
+
+    def acquire(self, holder: str, now_s: float) -> int:
+        """Become the writer; gives the new epoch."""
+        self._epoch += 1
+        return self._epoch
+
+    def insert(self, job: Job, request_id: str | None, note: Note, epoch: int, now_s: float) -> JobId:
+        """Store a new job; the id of the earlier one when `request_id` was used before."""
+        self._check(epoch)
+        if request_id is not None and request_id in self._requests:
+            return self._requests[request_id]
+        if request_id is not None:
+            self._requests[request_id] = job.id
+        self._jobs[job.id] = job
+        self._append(job.id, [note], now_s)
+        return job.id
+
+    def find_request(self, request_id: str) -> JobId | None:
+        """The job that was submitted under this id."""
+        return self._requests.get(request_id)
+
+    def commit(self, before: Job, after: Job, notes: Sequence[Note], epoch: int, now_s: float) -> None:
+        """Replace `before` by `after`, with everything that follows from the difference, or raise ConflictError."""
+        self._check(epoch)
+        stored = self._jobs.get(after.id)
+        if stored is None or (stored.stage.is_terminal and stored.stage is not after.stage):
+            raise ConflictError(f"job {after.id} has ended already")
+        self._jobs[after.id] = after
+        if after.stage is Stage.SEALED and before.stage is not Stage.SEALED:
+            self._contributions[after.id, after.round] = list(after.sealed)
+        if after.version is not None and after.version != before.version:
+            versions = self._versions.setdefault(after.id, {})
+            versions[after.version.round] = StoredVersion(after.version, after.aggregator or NodeName(""))
+        self._append(after.id, notes, now_s)
+
+    def get(self, job_id: JobId) -> Job | None:
+        """The job with its history."""
+        return self._jobs.get(job_id)
+
+    def unfinished(self) -> list[Job]:
+        """Jobs that have not ended or not been cleaned up, oldest first."""
+        wanted = [job for job in self._jobs.values() if not (job.stage.is_terminal and job.cleaned)]
+        return sorted(wanted, key=lambda job: job.submitted_s)
+
+    def newest(self, limit: int) -> list[Job]:
+        """Jobs without their history, newest first."""
+        ordered = sorted(self._jobs.values(), key=lambda job: -job.submitted_s)
+        return [replace(job, history=()) for job in ordered[:limit]]
+
+    def events(self, job_id: JobId, after: int, limit: int) -> list[StoredEvent]:
+        """Events with a sequence above `after`."""
+        return [event for event in self._events.get(job_id, []) if event.sequence > after][:limit]
+
+    def versions(self, job_id: JobId) -> list[StoredVersion]:
+        """Versions that have not been pruned, oldest first."""
+        versions = self._versions.get(job_id, {})
+        return [versions[number] for number in sorted(versions)]
+
+    def prune_versions(self, job_id: JobId, keep: frozenset[int], epoch: int) -> None:
+        """Mark every version but these as gone."""
+        self._check(epoch)
+        versions = self._versions.get(job_id, {})
+        self._versions[job_id] = {number: version for number, version in versions.items() if number in keep}
+
+    def contributions(self, job_id: JobId, round_number: int) -> list[Contribution]:
+        """The frozen list of a round, in seat order."""
+        return [replace(entry, trained=None) for entry in self._contributions.get((job_id, round_number), [])]
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def _check(self, epoch: int) -> None:
+        if epoch != self._epoch:
+            raise ConflictError(f"epoch {epoch} is over: another coordinator writes with epoch {self._epoch}")
+
+    def _append(self, job_id: JobId, notes: Sequence[Note], now_s: float) -> None:
+        log = self._events.setdefault(job_id, [])
+        for note in notes:
+            log.append(StoredEvent(len(log) + 1, now_s, note.name, note.round, note.message))

@@ -1,0 +1,208 @@
+"""JobService and AssignmentService on gRPC: convert, ask, convert back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import grpc.aio
+
+from cortex_common.clock import Clock
+from cortex_common.errors import ForbiddenError, InvalidArgumentError
+from cortex_common.identity import Role
+from cortex_common.ids import JobId, NodeName, SeatIndex
+from cortex_common.job.status import EventInfo
+from cortex_common.job.wire import event_to_proto, spec_from_proto, status_to_proto, version_to_proto
+from cortex_common.pb.v1 import coordinator_pb2 as pb
+from cortex_common.pb.v1 import coordinator_pb2_grpc
+from cortex_common.rpc.identity import current_identity
+from services.coordinator import wire
+from services.coordinator.attendance import Attendance
+from services.coordinator.coordinator import JobCoordinator
+from services.coordinator.deployment import ModelDeploymentManager
+from services.coordinator.domain.seen import Activity, Seen
+from services.coordinator.store import Store, StoredEvent
+from services.coordinator.store_thread import StoreThread
+
+JOB_SERVICE = pb.DESCRIPTOR.services_by_name["JobService"].full_name
+ASSIGNMENT_SERVICE = pb.DESCRIPTOR.services_by_name["AssignmentService"].full_name
+PRINCIPAL_KEY = "cortex-principal"
+_EVENTS_AT_ONCE = 500
+
+
+class JobServicer(coordinator_pb2_grpc.JobServiceServicer):
+    """For people."""
+
+    def __init__(
+        self, coordinator: JobCoordinator, deployment: ModelDeploymentManager, store: StoreThread[Store]
+    ) -> None:
+        self._coordinator = coordinator
+        self._deployment = deployment
+        self._store = store
+
+    def attach(self, server: grpc.aio.Server) -> None:
+        """Register with a server."""
+        coordinator_pb2_grpc.add_JobServiceServicer_to_server(self, server)
+
+    async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.SubmitJobResponse:
+        """Take a job."""
+        spec = spec_from_proto(request.job)
+        job_id = await self._coordinator.submit(spec, _principal(context), request.request_id or None)
+        return pb.SubmitJobResponse(job_id=job_id)
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:
+        """Where a job stands."""
+        return pb.GetJobResponse(job=status_to_proto(await self._coordinator.status(JobId(request.job_id))))
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
+        """Newest first."""
+        statuses = await self._coordinator.newest(min(request.limit or 100, 1000))
+        short = [status.model_copy(update={"history": ()}) for status in statuses]
+        return pb.ListJobsResponse(jobs=[status_to_proto(status) for status in short])
+
+    async def WatchJob(
+        self, request: pb.WatchJobRequest, context: Any
+    ) -> AsyncIterator[pb.WatchJobResponse]:
+        """The status now and at each change."""
+        async for status in self._coordinator.watch(JobId(request.job_id)):
+            yield pb.WatchJobResponse(job=status_to_proto(status))
+
+    async def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.CancelJobResponse:
+        """End a job."""
+        await self._coordinator.command(JobId(request.job_id), "cancel", _principal(context))
+        return pb.CancelJobResponse()
+
+    async def PauseJob(self, request: pb.PauseJobRequest, context: Any) -> pb.PauseJobResponse:
+        """Rest after this round."""
+        await self._coordinator.command(JobId(request.job_id), "pause", _principal(context))
+        return pb.PauseJobResponse()
+
+    async def ResumeJob(self, request: pb.ResumeJobRequest, context: Any) -> pb.ResumeJobResponse:
+        """Go on."""
+        await self._coordinator.command(JobId(request.job_id), "resume", _principal(context))
+        return pb.ResumeJobResponse()
+
+    async def WatchEvents(
+        self, request: pb.WatchEventsRequest, context: Any
+    ) -> AsyncIterator[pb.WatchEventsResponse]:
+        """The event log, and what is added to it."""
+        job_id, after = JobId(request.job_id), request.after
+        while True:
+            ended = (await self._coordinator.job(job_id)).stage.is_terminal
+            events = await self._store.call(partial(_read_events, job_id=job_id, after=after))
+            for event in events:
+                after = event.sequence
+                yield pb.WatchEventsResponse(event=event_to_proto(_shown(event)))
+            if len(events) < _EVENTS_AT_ONCE:
+                if ended or not request.follow:
+                    return
+                await self._coordinator.next_event()
+
+    async def ListVersions(
+        self, request: pb.ListVersionsRequest, context: Any
+    ) -> pb.ListVersionsResponse:
+        """What can be downloaded."""
+        job = await self._coordinator.job(JobId(request.job_id))
+        versions = await self._deployment.versions(job.id)
+        return pb.ListVersionsResponse(versions=[version_to_proto(version) for version in versions])
+
+    async def DownloadModel(
+        self, request: pb.DownloadModelRequest, context: Any
+    ) -> AsyncIterator[pb.DownloadModelResponse]:
+        """A version's file."""
+        job = await self._coordinator.job(JobId(request.job_id))
+        wanted = request.round if request.HasField("round") else None
+        version, pieces = await self._deployment.download(job, wanted)
+        first = True
+        async for piece in pieces:
+            yield pb.DownloadModelResponse(version=version_to_proto(version) if first else None, data=piece)
+            first = False
+
+
+class AssignmentServicer(coordinator_pb2_grpc.AssignmentServiceServicer):
+    """For workers."""
+
+    def __init__(self, coordinator: JobCoordinator, attendance: Attendance, clock: Clock) -> None:
+        self._coordinator = coordinator
+        self._attendance = attendance
+        self._clock = clock
+
+    def attach(self, server: grpc.aio.Server) -> None:
+        """Register with a server."""
+        coordinator_pb2_grpc.add_AssignmentServiceServicer_to_server(self, server)
+
+    async def Attend(self, request: pb.AttendRequest, context: Any) -> AsyncIterator[pb.AttendResponse]:
+        """A worker's line."""
+        worker = _own_name(request.worker)
+        if not request.incarnation or request.slots < 1:
+            raise InvalidArgumentError("attend: incarnation must be given and slots must be 1 or more")
+        async for orders in self._attendance.attend(worker, request.region, request.incarnation, request.slots):
+            yield wire.attend_response(orders)
+
+    async def Report(self, request: pb.ReportRequest, context: Any) -> pb.ReportResponse:
+        """What a worker did."""
+        worker = _own_name(request.worker)
+        job_id, round_number, attempt = wire.round_of_assignment(request.assignment_id)
+        if not self._attendance.is_attending(worker, request.incarnation):
+            return pb.ReportResponse(wanted=False)
+        change = self._change(request, worker)
+        wanted = self._coordinator.observe(job_id, round_number, attempt, change)
+        return pb.ReportResponse(wanted=wanted)
+
+    def _change(self, request: pb.ReportRequest, worker: NodeName) -> Callable[[Seen], Seen]:
+        """How an observation about the round changes with this report."""
+        seat, kind = SeatIndex(request.seat), request.WhichOneof("report")
+        now_s = self._clock.monotonic_s()
+        if kind == "activity":
+            words = request.activity.activity
+            if request.activity.progress > 0:
+                words = f"{words} {request.activity.progress:.0%}"
+            return lambda seen: _with_activity(seen, seat, worker, words, now_s)
+        if kind == "trained":
+            trained = wire.trained_of(request)
+            return lambda seen: replace(seen, trained={**seen.trained, seat: trained})
+        if kind == "evaluated":
+            scores = wire.scores_of(request)
+            return lambda seen: replace(seen, scores={**seen.scores, **scores})
+        if kind == "failed":
+            failure = wire.failure_of(request)
+            return lambda seen: replace(seen, failures={**seen.failures, seat: (*seen.failures.get(seat, ()), failure)})
+        raise InvalidArgumentError("report: nothing given; allowed: activity, trained, evaluated or failed")
+
+
+def _with_activity(seen: Seen, seat: SeatIndex, worker: NodeName, words: str, now_s: float) -> Seen:
+    """The start time stays while the first word, the kind of activity, does."""
+    known = seen.activities.get(seat)
+    goes_on = known is not None and known.worker == worker and known.words.split()[:1] == words.split()[:1]
+    since_s = known.since_s if goes_on and known is not None else now_s
+    return replace(seen, activities={**seen.activities, seat: Activity(worker, words, since_s)})
+
+
+def _own_name(name: str) -> NodeName:
+    """A worker speaks only for itself."""
+    caller = current_identity()
+    if caller.name != name:
+        raise ForbiddenError(f"worker {name!r} given; the certificate is that of {caller.name!r}")
+    return caller.name
+
+
+def _principal(context: Any) -> str:
+    """Who asks: a person behind the gateway, or the operator of the certificate."""
+    caller = current_identity()
+    if caller.role is Role.GATEWAY:
+        for key, value in context.invocation_metadata() or ():
+            if key == PRINCIPAL_KEY and isinstance(value, str):
+                return value[:100]
+    return caller.name
+
+
+def _read_events(store: Store, *, job_id: JobId, after: int) -> list[StoredEvent]:
+    return store.events(job_id, after, _EVENTS_AT_ONCE)
+
+
+def _shown(event: StoredEvent) -> EventInfo:
+    at = datetime.fromtimestamp(event.at_s, UTC)
+    return EventInfo(sequence=event.sequence, at=at, name=event.name, round=event.round, message=event.message)

@@ -1,0 +1,26 @@
+"""Settings of the coordinator."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from cortex_common.settings import ServiceSettings
+from services.coordinator.domain.seen import Rules
+
+
+class CoordinatorSettings(ServiceSettings):
+    """What the coordinator needs to know, read once at start. `database` is an SQLAlchemy URL; SQLite by default."""
+
+    port: int = Field(default=50051, ge=0, le=65535)
+    discovery: str = "127.0.0.1:50052"
+    database: str | None = None
+    lease_s: float = Field(default=10.0, gt=0)
+    gather_s: float = Field(default=5.0, ge=0)
+    report_s: float = Field(default=2.0, ge=0)
+    attempts: int = Field(default=3, ge=1)
+    tries: int = Field(default=3, ge=1)
+
+    @property
+    def rules(self) -> Rules:
+        """The limits that are the coordinator's, not the job's."""
+        return Rules(self.lease_s, self.gather_s, self.report_s, self.attempts, self.tries)

@@ -1,0 +1,205 @@
+"""The store in SQL: SQLite by default."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import TypeAdapter
+from sqlalchemy import Connection, Engine, Row, delete, desc, func, insert, select, update
+
+from cortex_common.errors import ConflictError
+from cortex_common.ids import JobId, NodeName, SeatIndex, Sha256Hex
+from cortex_common.job.status import RoundReport
+from cortex_common.storage.sql import migrate
+from services.coordinator.domain.job import Contribution, Job, Note, Stage, Version
+from services.coordinator.store import StoredEvent, StoredVersion
+from services.coordinator.tables import CONTRIBUTION, EVENT, JOB, LEASE, ROUND, VERSION
+
+_JOB = TypeAdapter(Job)
+_TERMINAL = [stage.value for stage in Stage if stage.is_terminal]
+
+
+class SqlStore:
+    """Implements Store. Opens with the schema brought up to date."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        migrate(engine, "services.coordinator:migrations")
+
+    def acquire(self, holder: str, now_s: float) -> int:
+        """Become the writer; gives the new epoch."""
+        with self._engine.begin() as db:
+            current = db.execute(select(LEASE.c.epoch).where(LEASE.c.id == 1).with_for_update()).scalar()
+            epoch = (current or 0) + 1
+            values = {"epoch": epoch, "holder": holder, "acquired_s": now_s}
+            if current is None:
+                db.execute(insert(LEASE).values(id=1, **values))
+            else:
+                db.execute(update(LEASE).where(LEASE.c.id == 1).values(**values))
+        return epoch
+
+    def insert(self, job: Job, request_id: str | None, note: Note, epoch: int, now_s: float) -> JobId:
+        """Store a new job; the id of the earlier one when `request_id` was used before."""
+        with self._engine.begin() as db:
+            _check_epoch(db, epoch)
+            if request_id is not None:
+                earlier = db.execute(select(JOB.c.id).where(JOB.c.request_id == request_id)).scalar()
+                if earlier is not None:
+                    return JobId(earlier)
+            row = _job_row(job) | {"id": job.id, "request_id": request_id, "revision": 1}
+            db.execute(insert(JOB).values(**row))
+            _append(db, job.id, [note], epoch, now_s)
+        return job.id
+
+    def find_request(self, request_id: str) -> JobId | None:
+        """The job that was submitted under this id."""
+        with self._engine.connect() as db:
+            found = db.execute(select(JOB.c.id).where(JOB.c.request_id == request_id)).scalar()
+        return None if found is None else JobId(found)
+
+    def commit(self, before: Job, after: Job, notes: Sequence[Note], epoch: int, now_s: float) -> None:
+        """Replace `before` by `after`, with everything that follows from the difference, or raise ConflictError."""
+        with self._engine.begin() as db:
+            _check_epoch(db, epoch)
+            condition = (JOB.c.id == after.id) & JOB.c.stage.not_in(_TERMINAL)
+            if before.stage.is_terminal:
+                condition = (JOB.c.id == after.id) & (JOB.c.stage == after.stage.value)
+            changed = db.execute(update(JOB).where(condition).values(**_job_row(after), revision=JOB.c.revision + 1))
+            if changed.rowcount != 1:
+                raise ConflictError(f"job {after.id} has ended already")
+            _write_contributions(db, before, after)
+            _write_version(db, before, after)
+            for report in after.history[len(before.history) :]:
+                text = report.model_dump_json()
+                row = {"job_id": after.id, "round": report.round, "attempt": report.attempt, "report": text}
+                db.execute(insert(ROUND).values(**row))
+            _append(db, after.id, notes, epoch, now_s)
+
+    def get(self, job_id: JobId) -> Job | None:
+        """The job with its history."""
+        with self._engine.connect() as db:
+            state = db.execute(select(JOB.c.state).where(JOB.c.id == job_id)).scalar()
+            return None if state is None else _with_history(db, _JOB.validate_json(state))
+
+    def unfinished(self) -> list[Job]:
+        """Jobs that have not ended or not been cleaned up, oldest first."""
+        wanted = JOB.c.stage.not_in(_TERMINAL) | (JOB.c.cleaned == 0)
+        with self._engine.connect() as db:
+            states = db.execute(select(JOB.c.state).where(wanted).order_by(JOB.c.submitted_s)).scalars().all()
+            return [_with_history(db, _JOB.validate_json(state)) for state in states]
+
+    def newest(self, limit: int) -> list[Job]:
+        """Jobs without their history, newest first."""
+        with self._engine.connect() as db:
+            states = db.execute(select(JOB.c.state).order_by(desc(JOB.c.submitted_s)).limit(limit)).scalars().all()
+        return [_JOB.validate_json(state) for state in states]
+
+    def events(self, job_id: JobId, after: int, limit: int) -> list[StoredEvent]:
+        """Events with a sequence above `after`."""
+        wanted = (EVENT.c.job_id == job_id) & (EVENT.c.sequence > after)
+        with self._engine.connect() as db:
+            rows = db.execute(select(EVENT).where(wanted).order_by(EVENT.c.sequence).limit(limit)).all()
+        return [StoredEvent(row.sequence, row.at_s, row.name, row.round, row.message) for row in rows]
+
+    def versions(self, job_id: JobId) -> list[StoredVersion]:
+        """Versions that have not been pruned, oldest first."""
+        wanted = (VERSION.c.job_id == job_id) & (VERSION.c.pruned == 0)
+        with self._engine.connect() as db:
+            rows = db.execute(select(VERSION).where(wanted).order_by(VERSION.c.round)).all()
+        return [StoredVersion(_version(row), NodeName(row.aggregator)) for row in rows]
+
+    def prune_versions(self, job_id: JobId, keep: frozenset[int], epoch: int) -> None:
+        """Mark every version but these as gone."""
+        with self._engine.begin() as db:
+            _check_epoch(db, epoch)
+            gone = (VERSION.c.job_id == job_id) & VERSION.c.round.not_in(keep) & (VERSION.c.pruned == 0)
+            db.execute(update(VERSION).where(gone).values(pruned=1))
+
+    def contributions(self, job_id: JobId, round_number: int) -> list[Contribution]:
+        """The frozen list of a round, in seat order."""
+        wanted = (CONTRIBUTION.c.job_id == job_id) & (CONTRIBUTION.c.round == round_number)
+        with self._engine.connect() as db:
+            rows = db.execute(select(CONTRIBUTION).where(wanted).order_by(CONTRIBUTION.c.seat)).all()
+        return [
+            Contribution(
+                SeatIndex(row.seat), NodeName(row.worker), Sha256Hex(row.content_sha256), row.weight, row.size_bytes
+            )
+            for row in rows
+        ]
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+
+def _check_epoch(db: Connection, epoch: int) -> None:
+    current = db.execute(select(LEASE.c.epoch).where(LEASE.c.id == 1)).scalar()
+    if current != epoch:
+        raise ConflictError(f"epoch {epoch} is over: another coordinator writes with epoch {current}")
+
+
+def _job_row(job: Job) -> dict[str, Any]:
+    return {
+        "name": job.spec.name,
+        "owner": job.owner,
+        "stage": job.stage.value,
+        "cleaned": int(job.cleaned),
+        "state": _JOB.dump_json(replace(job, history=())).decode(),
+        "submitted_s": job.submitted_s,
+        "finished_s": job.finished_s,
+    }
+
+
+def _with_history(db: Connection, job: Job) -> Job:
+    wanted = select(ROUND.c.report).where(ROUND.c.job_id == job.id).order_by(ROUND.c.round)
+    reports = db.execute(wanted).scalars().all()
+    return replace(job, history=tuple(RoundReport.model_validate_json(report) for report in reports))
+
+
+def _append(db: Connection, job_id: JobId, notes: Sequence[Note], epoch: int, now_s: float) -> None:
+    last = db.execute(select(func.max(EVENT.c.sequence)).where(EVENT.c.job_id == job_id)).scalar() or 0
+    for sequence, note in enumerate(notes, start=last + 1):
+        row = {"job_id": job_id, "sequence": sequence, "at_s": now_s, "epoch": epoch}
+        db.execute(insert(EVENT).values(**row, name=note.name, round=note.round, message=note.message))
+
+
+def _write_contributions(db: Connection, before: Job, after: Job) -> None:
+    """The list as it is frozen; a list given up with its attempt is replaced by that of the next."""
+    if after.stage is not Stage.SEALED or before.stage is Stage.SEALED:
+        return
+    of_round = (CONTRIBUTION.c.job_id == after.id) & (CONTRIBUTION.c.round == after.round)
+    db.execute(delete(CONTRIBUTION).where(of_round))
+    for entry in after.sealed:
+        row = {"job_id": after.id, "round": after.round, "attempt": after.attempt, "seat": entry.seat}
+        row |= {"worker": entry.worker, "content_sha256": entry.content_sha256}
+        db.execute(insert(CONTRIBUTION).values(**row, weight=entry.weight, size_bytes=entry.size_bytes))
+
+
+def _write_version(db: Connection, before: Job, after: Job) -> None:
+    version = after.version
+    if version is None or version == before.version:
+        return
+    metrics = json.dumps(dict(version.metrics))
+    if before.version is not None and before.version.round == version.round:
+        same = (VERSION.c.job_id == after.id) & (VERSION.c.round == version.round)
+        db.execute(update(VERSION).where(same).values(metrics=metrics))
+        return
+    row = {"job_id": after.id, "round": version.round, "sha256": version.sha256, "parameters": version.parameters}
+    row |= {"manifest_sha256": version.manifest_sha256, "size_bytes": version.size_bytes, "metrics": metrics}
+    row |= {"created_s": version.created_s, "aggregator": after.aggregator or "", "pruned": 0}
+    db.execute(insert(VERSION).values(**row))
+
+
+def _version(row: Row[Any]) -> Version:
+    return Version(
+        round=row.round,
+        sha256=Sha256Hex(row.sha256),
+        manifest_sha256=Sha256Hex(row.manifest_sha256),
+        parameters=row.parameters,
+        size_bytes=row.size_bytes,
+        metrics=json.loads(row.metrics),
+        created_s=row.created_s,
+    )

@@ -1,0 +1,73 @@
+"""Where jobs are kept: the port, and what is written with each step of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cortex_common.ids import JobId, NodeName
+from services.coordinator.domain.job import Contribution, Job, Note, Version
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """A line of a job's event log; `sequence` counts from 1 in each job."""
+
+    sequence: int
+    at_s: float
+    name: str
+    round: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVersion:
+    """A version and the aggregator that holds it."""
+
+    version: Version
+    aggregator: NodeName
+
+
+class Store(Protocol):
+    """Everything durable of the coordinator. Calls block; one that writes is one transaction, synced on return.
+
+    Every write carries the epoch taken by `acquire`; once somebody else has taken a newer one, writes raise
+    ConflictError.
+    """
+
+    def acquire(self, holder: str, now_s: float) -> int:
+        """Become the writer; gives the new epoch."""
+
+    def insert(self, job: Job, request_id: str | None, note: Note, epoch: int, now_s: float) -> JobId:
+        """Store a new job; the id of the earlier one when `request_id` was used before."""
+
+    def find_request(self, request_id: str) -> JobId | None:
+        """The job that was submitted under this id."""
+
+    def commit(self, before: Job, after: Job, notes: Sequence[Note], epoch: int, now_s: float) -> None:
+        """Replace `before` by `after`, with everything that follows from the difference, or raise ConflictError."""
+
+    def get(self, job_id: JobId) -> Job | None:
+        """The job with its history."""
+
+    def unfinished(self) -> list[Job]:
+        """Jobs that have not ended or not been cleaned up, oldest first."""
+
+    def newest(self, limit: int) -> list[Job]:
+        """Jobs without their history, newest first."""
+
+    def events(self, job_id: JobId, after: int, limit: int) -> list[StoredEvent]:
+        """Events with a sequence above `after`."""
+
+    def versions(self, job_id: JobId) -> list[StoredVersion]:
+        """Versions that have not been pruned, oldest first."""
+
+    def prune_versions(self, job_id: JobId, keep: frozenset[int], epoch: int) -> None:
+        """Mark every version but these as gone."""
+
+    def contributions(self, job_id: JobId, round_number: int) -> list[Contribution]:
+        """The frozen list of a round, in seat order."""
+
+    def close(self) -> None:
+        """Let go of the database."""

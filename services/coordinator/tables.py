@@ -1,0 +1,92 @@
+"""The coordinator's tables. `job.state` is the durable Job without its history; what people query has its own rows."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+METADATA = MetaData()
+
+LEASE = Table(
+    "lease",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("holder", String(100), nullable=False),
+    Column("acquired_s", Float, nullable=False),
+)
+
+JOB = Table(
+    "job",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("request_id", String(200), nullable=True, unique=True),
+    Column("name", String(100), nullable=False),
+    Column("owner", String(100), nullable=False),
+    Column("stage", String(20), nullable=False, index=True),
+    Column("revision", BigInteger, nullable=False),
+    Column("cleaned", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("submitted_s", Float, nullable=False, index=True),
+    Column("finished_s", Float, nullable=True),
+)
+
+ROUND = Table(
+    "round",
+    METADATA,
+    Column("job_id", String(64), ForeignKey("job.id"), primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("report", Text, nullable=False),
+)
+
+CONTRIBUTION = Table(
+    "contribution",
+    METADATA,
+    Column("job_id", String(64), ForeignKey("job.id"), primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("seat", Integer, primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("worker", String(63), nullable=False),
+    Column("content_sha256", String(64), nullable=False),
+    Column("weight", Float, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    UniqueConstraint("job_id", "round", "worker", name="one_contribution_per_worker"),
+)
+
+VERSION = Table(
+    "version",
+    METADATA,
+    Column("job_id", String(64), ForeignKey("job.id"), primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("sha256", String(64), nullable=False),
+    Column("manifest_sha256", String(64), nullable=False),
+    Column("parameters", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("metrics", Text, nullable=False),
+    Column("created_s", Float, nullable=False),
+    Column("aggregator", String(63), nullable=False),
+    Column("pruned", Integer, nullable=False),
+)
+
+EVENT = Table(
+    "event",
+    METADATA,
+    Column("job_id", String(64), ForeignKey("job.id"), primary_key=True),
+    Column("sequence", BigInteger, primary_key=True),
+    Column("at_s", Float, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("name", String(40), nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("message", Text, nullable=False),
+)

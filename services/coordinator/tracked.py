@@ -1,0 +1,47 @@
+"""One job in the coordinator's memory."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from cortex_common.ids import SeatIndex
+from services.coordinator.domain.job import Job, Stage
+from services.coordinator.domain.seen import Seen
+from services.coordinator.signal import Signal
+
+LinkKey = tuple[object, ...]
+
+
+@dataclass(slots=True)
+class Tracked:
+    """The durable job, what was seen of its present stage, and the link that works for it."""
+
+    job: Job
+    seen: Seen
+    changed: Signal = field(default_factory=Signal)
+    link: asyncio.Task[None] | None = None
+    link_key: LinkKey | None = None
+
+    def replace_job(self, job: Job, now_s: float) -> None:
+        """Take the job's next state; observations about a stage end with it."""
+        before, self.job = self.job, job
+        if (before.stage, before.round, before.attempt) != (job.stage, job.round, job.attempt):
+            self.seen = Seen(since_s=now_s)
+        self.changed.notify()
+
+    def wanted_link(self) -> LinkKey | None:
+        """Identifies the link the job needs now; None for none."""
+        job = self.job
+        if job.stage is Stage.COLLECTING:
+            return (job.stage, job.round, job.attempt, tuple(sorted(job.members.items())))
+        if job.stage is Stage.SEALED:
+            return (job.stage, job.round, job.attempt)
+        return (job.stage,) if job.stage.is_terminal and not job.cleaned else None
+
+    def seat_of(self, worker: str) -> SeatIndex | None:
+        """The seat a worker holds."""
+        for index, name in enumerate(self.job.seats):
+            if name == worker:
+                return SeatIndex(index)
+        return None

@@ -1,0 +1,217 @@
+"""Protobuf to domain and back for the coordinator; the only file here that knows both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from cortex_common.errors import InvalidArgumentError
+from cortex_common.identity import Role
+from cortex_common.ids import JobId, NodeName, SeatIndex, Sha256Hex
+from cortex_common.job.wire import spec_to_proto
+from cortex_common.pb.v1 import aggregator_pb2, common_pb2, coordinator_pb2
+from cortex_common.transfer.wire import data_key_to_proto
+from services.coordinator.domain.assignments import Work
+from services.coordinator.domain.job import Contribution, Trained, Version
+from services.coordinator.domain.seen import AggregatedVersion, AggregatorView, Dataset, Failure, SliceScore, WorkerView
+from services.coordinator.orders import Order, RoundOrder, SealOrder
+
+
+def open_request(order: RoundOrder) -> aggregator_pb2.OpenRoundRequest:
+    """Open this round."""
+    compression, aggregation = order.spec.compression, order.spec.aggregation
+    first = order.round == 0
+    return aggregator_pb2.OpenRoundRequest(
+        round=aggregator_pb2.RoundSpec(
+            job_id=order.job_id,
+            round=order.round,
+            attempt=order.attempt,
+            fence=order.fence,
+            base_sha256=order.base_sha256,
+            seats=[aggregator_pb2.Seat(seat=seat, worker=worker) for seat, worker in sorted(order.seats.items())],
+            codec="none" if first else compression.codec,
+            codec_options="" if first else _canonical(compression.options),
+            strategy=aggregation.strategy,
+            strategy_options=_canonical(aggregation.options),
+            chunk_elements=order.chunk_elements,
+            data_key=data_key_to_proto(order.data_key),
+        )
+    )
+
+
+def _canonical(options: Mapping[str, object]) -> str:
+    return json.dumps(options, sort_keys=True, separators=(",", ":")) if options else ""
+
+
+def watch_request(order: RoundOrder) -> aggregator_pb2.WatchRoundRequest:
+    """Watch this round."""
+    return aggregator_pb2.WatchRoundRequest(job_id=order.job_id, round=order.round, attempt=order.attempt)
+
+
+def seal_request(order: SealOrder) -> aggregator_pb2.SealRoundRequest:
+    """Fold this list."""
+    return aggregator_pb2.SealRoundRequest(
+        job_id=order.job_id,
+        round=order.round,
+        attempt=order.attempt,
+        fence=order.fence,
+        contributions=[
+            aggregator_pb2.Contribution(
+                seat=entry.seat, worker=entry.worker, content_sha256=entry.content_sha256, weight=entry.weight
+            )
+            for entry in order.contributions
+        ],
+        data_key=data_key_to_proto(order.data_key),
+    )
+
+
+def prune_request(job_id: JobId, fence: int, keep: Sequence[int]) -> aggregator_pb2.PruneJobRequest:
+    """Erase all but these."""
+    return aggregator_pb2.PruneJobRequest(job_id=job_id, fence=fence, keep_rounds=sorted(keep))
+
+
+def accepted_of(answer: aggregator_pb2.WatchRoundResponse) -> dict[SeatIndex, Contribution]:
+    """The updates an aggregator holds durably."""
+    return {
+        SeatIndex(progress.seat): Contribution(
+            seat=SeatIndex(progress.seat),
+            worker=NodeName(progress.receipt.worker),
+            content_sha256=Sha256Hex(progress.receipt.content_sha256),
+            weight=progress.receipt.weight,
+            size_bytes=progress.receipt.size_bytes,
+        )
+        for progress in answer.seats
+        if progress.HasField("receipt")
+    }
+
+
+def received_of(answer: aggregator_pb2.WatchRoundResponse) -> dict[SeatIndex, float]:
+    """Share of each upload in progress."""
+    return {
+        SeatIndex(progress.seat): progress.chunks_received / progress.chunks_total
+        for progress in answer.seats
+        if progress.chunks_total and not progress.HasField("receipt")
+    }
+
+
+def aggregated_of(answer: aggregator_pb2.SealRoundResponse) -> AggregatedVersion:
+    """The version an aggregator made."""
+    version = answer.version
+    return AggregatedVersion(
+        version.sha256, version.manifest_sha256, version.parameters, version.size_bytes, answer.update_norm
+    )
+
+
+def attend_response(orders: Sequence[Order]) -> coordinator_pb2.AttendResponse:
+    """What a worker has to do now."""
+    return coordinator_pb2.AttendResponse(assignments=[_assignment(order) for order in orders])
+
+
+def _assignment(order: Order) -> coordinator_pb2.Assignment:
+    given = order.assignment
+    message = coordinator_pb2.Assignment(
+        assignment_id=given.id,
+        job_id=given.job_id,
+        round=given.round,
+        attempt=given.attempt,
+        fence=order.fence,
+        seat=given.seat,
+        seats=given.seats,
+        job=spec_to_proto(order.spec),
+        data_key=data_key_to_proto(order.data_key),
+        aggregator=order.aggregator,
+        aggregator_address=order.address,
+        base=_version(given.job_id, order.base) if order.base else None,
+        chunk_elements=order.chunk_elements,
+    )
+    if given.work is Work.EVALUATE:
+        message.evaluate.slice.extend(given.slices)
+        message.evaluate.slices = given.seats
+    else:
+        getattr(message, given.work.value).SetInParent()
+    return message
+
+
+def _version(job_id: JobId, version: Version) -> common_pb2.ModelVersion:
+    return common_pb2.ModelVersion(
+        job_id=job_id,
+        round=version.round,
+        sha256=version.sha256,
+        manifest_sha256=version.manifest_sha256,
+        parameters=version.parameters,
+        size_bytes=version.size_bytes,
+    )
+
+
+def trained_of(request: coordinator_pb2.ReportRequest) -> Trained:
+    """A worker's account of its training."""
+    report = request.trained
+    return Trained(
+        worker=NodeName(request.worker),
+        train_s=report.train_seconds,
+        exchange_s=report.exchange_seconds,
+        examples=report.examples,
+        steps=report.steps,
+        metrics=dict(report.metrics),
+        bytes_down=report.bytes_down,
+    )
+
+
+def scores_of(request: coordinator_pb2.ReportRequest) -> dict[int, SliceScore]:
+    """Evaluated slices."""
+    return {
+        result.slice: SliceScore(result.examples, result.loss_sum, result.correct)
+        for result in request.evaluated.slices
+    }
+
+
+def failure_of(request: coordinator_pb2.ReportRequest) -> Failure:
+    """Why a worker could not do its work."""
+    return Failure(NodeName(request.worker), request.failed.reason or "no reason given", request.failed.permanent)
+
+
+def round_of_assignment(assignment_id: str) -> tuple[JobId, int, int]:
+    """Job, round and attempt an assignment id names.
+
+    Raises:
+        InvalidArgumentError: not an id of ours.
+    """
+    parts = assignment_id.split("/")
+    numbers = parts[1].split(".") if len(parts) >= 4 else []
+    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+        raise InvalidArgumentError(f"assignment_id: {assignment_id!r} given; allowed: the id of an assignment")
+    return JobId(parts[0]), int(numbers[0]), int(numbers[1])
+
+
+def worker_of(node: common_pb2.Node) -> WorkerView:
+    """A worker as discovery describes it."""
+    return WorkerView(
+        name=NodeName(node.name),
+        region=node.region,
+        slots=node.resources.slots,
+        is_expired=node.health == common_pb2.NODE_HEALTH_EXPIRED,
+        is_suspect=node.health == common_pb2.NODE_HEALTH_SUSPECT,
+        gpus=len(node.resources.gpus),
+        memory_bytes=node.resources.memory_bytes,
+        cpu_utilisation=node.resources.cpu_utilisation,
+        datasets={dataset.name: _dataset(dataset) for dataset in node.datasets},
+    )
+
+
+def _dataset(dataset: common_pb2.DatasetInfo) -> Dataset:
+    elements = 1
+    for size in dataset.input_shape:
+        elements *= size
+    return Dataset(elements, dataset.classes)
+
+
+def aggregator_of(node: common_pb2.Node) -> AggregatorView:
+    """An aggregator as discovery describes it."""
+    is_live = node.health != common_pb2.NODE_HEALTH_EXPIRED
+    return AggregatorView(NodeName(node.name), node.region, node.address, is_live)
+
+
+def role_of(node: common_pb2.Node) -> Role | None:
+    """The node's role; None for one this version does not know."""
+    name = common_pb2.Role.Name(node.role).removeprefix("ROLE_").lower()
+    return Role(name) if name in set(Role) else None

@@ -1,0 +1,1 @@
+"""Discovery: who is in the network, where, with what, how healthy."""

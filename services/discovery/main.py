@@ -1,0 +1,99 @@
+"""Composition root of discovery."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from cortex_common.clock import Clock, SystemClock
+from cortex_common.identity import Identity, Role
+from cortex_common.lifecycle import run_service, write_ready_file
+from cortex_common.logging import configure_logging, get_logger
+from cortex_common.network.heartbeat import NodeReport, node_to_proto
+from cortex_common.rpc.server import Running, serving
+from cortex_common.settings import load_settings
+from cortex_common.telemetry.collectors import publish_node
+from cortex_common.telemetry.metrics import cortex_version, publish_build_info
+from cortex_common.telemetry.ops_server import ops_server
+from cortex_common.telemetry.resources import probe_resources
+from services.discovery.service import NodeDiscoveryService
+from services.discovery.servicer import FULL_NAME, DiscoveryServicer
+from services.discovery.settings import DiscoverySettings
+from services.discovery.store import FileSnapshotStore
+from services.discovery.wire import announcement_from_proto
+
+log = get_logger(__name__)
+
+
+def main(config: Path | None = None) -> int:
+    """Run discovery until it is told to stop; the exit code."""
+    settings = load_settings(DiscoverySettings, config, "discovery")
+    configure_logging("discovery", settings.log_level, settings.log_json)
+    return run_service(lambda stop: run(settings, SystemClock(), stop), parent_pid=settings.parent_pid)
+
+
+async def run(
+    settings: DiscoverySettings, clock: Clock, stop: asyncio.Event, started: asyncio.Future[Running] | None = None
+) -> None:
+    """Serve until `stop` is set, then drain and remember who was here."""
+    identity = settings.identity(Role.DISCOVERY)
+    publish_build_info("discovery")
+    publish_node(settings.tls, settings.state_dir, clock)
+    store = FileSnapshotStore(settings.state_dir / "nodes.json")
+    service = NodeDiscoveryService.restore(settings.rules, clock, store)
+    attach = [DiscoveryServicer(service).attach]
+    async with (
+        ops_server(settings.metrics_host, settings.metrics_port, lambda: (not stop.is_set(), "")) as ops,
+        serving(settings.rpc(), attach, [FULL_NAME]) as server,
+        asyncio.TaskGroup() as tasks,
+    ):
+        address = settings.advertised(server.port)
+        report = _reporter(settings, identity, address, clock)
+        background = [
+            tasks.create_task(_announce_forever(service, identity, report, clock)),
+            tasks.create_task(service.sweep_forever(settings.sweep_every_s)),
+            tasks.create_task(service.save_forever(settings.snapshot_every_s)),
+        ]
+        log.info("serving", address=server.address, metrics_port=ops.port)
+        if settings.ready_file is not None:
+            facts = {"service": "discovery", "name": settings.name, "address": address, "metrics_port": ops.port}
+            write_ready_file(settings.ready_file, facts)
+        if started is not None:
+            started.set_result(server)
+        await stop.wait()
+        service.close()
+        for task in background:
+            task.cancel()
+    await service.save()
+
+
+def _reporter(settings: DiscoverySettings, identity: Identity, address: str, clock: Clock) -> Callable[[], NodeReport]:
+    """Discovery as it describes itself."""
+    incarnation, started_s = uuid.uuid4().hex, clock.wall_s()
+
+    def report() -> NodeReport:
+        return NodeReport(
+            name=identity.name,
+            role=identity.role,
+            region=settings.region,
+            address=address,
+            incarnation=incarnation,
+            version=cortex_version(),
+            resources=probe_resources(settings.state_dir),
+            started_s=started_s,
+            activity="serving",
+        )
+
+    return report
+
+
+async def _announce_forever(
+    service: NodeDiscoveryService, identity: Identity, report: Callable[[], NodeReport], clock: Clock
+) -> None:
+    """Keep discovery in its own list, by the same way as everybody."""
+    while True:
+        node = await asyncio.to_thread(report)
+        service.heartbeat(identity, announcement_from_proto(node_to_proto(node)))
+        await clock.sleep(service.rules.heartbeat_s)

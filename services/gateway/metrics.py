@@ -1,0 +1,11 @@
+"""What the gateway counts."""
+
+from __future__ import annotations
+
+from cortex_common.telemetry.metrics import counter, gauge, histogram
+
+REQUESTS = counter("cortex_gateway_requests_total", "HTTP requests answered.", ("method", "route", "status"))
+SECONDS = histogram("cortex_gateway_request_seconds", "Time until an answer began.", ("method", "route"))
+SENT = counter("cortex_gateway_sent_bytes_total", "Bytes of answers' bodies.", ("route",))
+EVENT_STREAMS = gauge("cortex_gateway_event_streams", "Event streams open now.")
+PEER_UP = gauge("cortex_gateway_peer_up", "Whether the peer answered the last probe.", ("peer",))

@@ -1,0 +1,190 @@
+"""/api/v1/jobs: submit, follow, steer, download."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from cortex_common.errors import InvalidArgumentError, Violation
+from cortex_common.ids import JobId
+from cortex_common.job.status import EventInfo, JobPhase, JobStatus, VersionInfo
+from services.gateway import sse
+from services.gateway.auth import Reader, Submitter
+from services.gateway.body import read_job
+from services.gateway.openapi import EVENTS, JOB_BODY, MODEL_FILE, STATUS
+from services.gateway.problems import responses
+from services.gateway.surroundings import Surroundings, surroundings_of
+
+router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
+
+JobIdInPath = Annotated[str, Path(max_length=128, description="As answered by submit")]
+_SEQUENCE = re.compile(r"[0-9]{1,18}")
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,200}")
+
+
+class Submitted(BaseModel):
+    """A job that is stored, and where it can be followed. `status` is its first one."""
+
+    job_id: str
+    status: JobPhase
+    links: dict[str, str]
+
+
+class JobList(BaseModel):
+    """Jobs, newest first, without their history."""
+
+    jobs: list[JobStatus]
+
+
+class VersionList(BaseModel):
+    """The model versions of a job that are kept, oldest first."""
+
+    versions: list[VersionInfo]
+
+
+@router.post("/submit", status_code=201, responses=responses(400, 401, 403, 409, 413, 415, 422, 429, 503), **JOB_BODY)
+async def submit(
+    request: Request,
+    principal: Submitter,
+    response: Response,
+    idempotency_key: Annotated[str, Header(description="Makes a retry safe: the same key gives the same job")] = "",
+) -> Submitted:
+    """Submit a training job, as JSON or YAML. Answers when it is stored; all mistakes are told at once."""
+    if idempotency_key and not _REQUEST_ID.fullmatch(idempotency_key):
+        mistake = Violation("header.idempotency-key", "allowed: 1 to 200 visible ASCII characters")
+        raise InvalidArgumentError.of("request", [mistake])
+    spec = await read_job(request)
+    job_id = await surroundings_of(request).jobs.submit(spec, idempotency_key, principal.name)
+    links = _links(job_id)
+    response.headers["Location"] = links["status"]
+    return Submitted(job_id=job_id, status=JobPhase.SUBMITTED, links=links)
+
+
+@router.get("", response_model=JobList, responses=responses(401, 403, 422, 503))
+async def jobs(request: Request, principal: Reader, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> Response:
+    """The newest jobs, without their history."""
+    found = await surroundings_of(request).jobs.jobs(limit, principal.name)
+    return _json(JobList(jobs=list(found)))
+
+
+@router.get("/{job_id}/status", response_model=JobStatus, responses=STATUS | responses(401, 403, 404, 422, 503))
+async def status(request: Request, principal: Reader, job_id: JobIdInPath) -> Response:
+    """Where a job stands: status, metrics, history, and what it waits for."""
+    return _json(await surroundings_of(request).jobs.status(JobId(job_id), principal.name))
+
+
+@router.post("/{job_id}/cancel", response_model=JobStatus, responses=responses(401, 403, 404, 409, 422, 503))
+async def cancel(request: Request, principal: Submitter, job_id: JobIdInPath) -> Response:
+    """End a job; doing it again changes nothing."""
+    clients = surroundings_of(request).jobs
+    await clients.cancel(JobId(job_id), principal.name)
+    return _json(await clients.status(JobId(job_id), principal.name))
+
+
+@router.post("/{job_id}/pause", response_model=JobStatus, responses=responses(401, 403, 404, 409, 422, 503))
+async def pause(request: Request, principal: Submitter, job_id: JobIdInPath) -> Response:
+    """Hold a job after the round in progress."""
+    clients = surroundings_of(request).jobs
+    await clients.pause(JobId(job_id), principal.name)
+    return _json(await clients.status(JobId(job_id), principal.name))
+
+
+@router.post("/{job_id}/resume", response_model=JobStatus, responses=responses(401, 403, 404, 409, 422, 503))
+async def resume(request: Request, principal: Submitter, job_id: JobIdInPath) -> Response:
+    """Let a paused job go on."""
+    clients = surroundings_of(request).jobs
+    await clients.resume(JobId(job_id), principal.name)
+    return _json(await clients.status(JobId(job_id), principal.name))
+
+
+@router.get("/{job_id}/versions", response_model=VersionList, responses=responses(401, 403, 404, 422, 503))
+async def versions(request: Request, principal: Reader, job_id: JobIdInPath) -> Response:
+    """The model versions of a job that are kept: round, metrics, digest."""
+    found = await surroundings_of(request).jobs.versions(JobId(job_id), principal.name)
+    return _json(VersionList(versions=list(found)))
+
+
+@router.get(
+    "/{job_id}/model", response_class=StreamingResponse, responses=MODEL_FILE | responses(401, 403, 404, 422, 503)
+)
+async def model(
+    request: Request,
+    principal: Reader,
+    job_id: JobIdInPath,
+    round_number: Annotated[
+        int | None, Query(alias="round", ge=0, lt=1 << 32, description="The newest if unset")
+    ] = None,
+    if_none_match: Annotated[str, Header()] = "",
+) -> Response:
+    """The model as a safetensors file. Its SHA-256 is the ETag and stands in X-Model-Sha256."""
+    download = await surroundings_of(request).jobs.download(JobId(job_id), round_number, principal.name)
+    version = download.version
+    headers = {"ETag": f'"{version.sha256}"', "X-Model-Sha256": version.sha256, "X-Model-Round": str(version.round)}
+    if version.sha256 in if_none_match:
+        await download.pieces.aclose()
+        return Response(status_code=304, headers=headers)
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{version.job_id}-round-{version.round}.safetensors")
+    headers |= {"Content-Disposition": f'attachment; filename="{name}"', "Content-Length": str(version.size_bytes)}
+    return StreamingResponse(download.pieces, headers=headers, media_type="application/octet-stream")
+
+
+@router.get(
+    "/{job_id}/events", response_class=StreamingResponse, responses=EVENTS | responses(401, 403, 404, 422, 429, 503)
+)
+async def events(
+    request: Request,
+    principal: Reader,
+    job_id: JobIdInPath,
+    kind: Annotated[
+        Literal["status", "events"], Query(description="Status objects, or the job's log of events")
+    ] = "status",
+    follow: Annotated[bool, Query(description="events: wait for new ones until the job has ended")] = True,
+    after: Annotated[int, Query(ge=0, lt=1 << 63, description="events: only those after this sequence number")] = 0,
+    last_event_id: Annotated[str, Header(description="As `after`; sent by browsers that connect again")] = "",
+) -> Response:
+    """Server-sent events until the job has ended; the last one is named `end` (or `problem`, with its cause)."""
+    surroundings, job = surroundings_of(request), JobId(job_id)
+    surroundings.streams.require_room()
+    await surroundings.jobs.status(job, principal.name)  # an unknown job is a 404, not an empty stream
+    if kind == "status":
+        source = _status_events(surroundings.jobs.watch(job, principal.name))
+    else:
+        start = int(last_event_id) if _SEQUENCE.fullmatch(last_event_id) else after
+        source = _log_events(surroundings.jobs.events(job, follow=follow, after=start, principal=principal.name))
+    return StreamingResponse(_stream(source, surroundings), media_type=sse.MEDIA_TYPE)
+
+
+async def _stream(source: AsyncGenerator[sse.ServerEvent], surroundings: Surroundings) -> AsyncGenerator[bytes]:
+    encoded = sse.encoded_events(source, surroundings.clock, surroundings.stopping)
+    with surroundings.streams.place():
+        async with aclosing(encoded):
+            async for piece in encoded:
+                yield piece
+
+
+async def _status_events(source: AsyncGenerator[JobStatus]) -> AsyncGenerator[sse.ServerEvent]:
+    async with aclosing(source):
+        async for status in source:
+            yield sse.ServerEvent("status", status.model_dump_json())
+
+
+async def _log_events(source: AsyncGenerator[EventInfo]) -> AsyncGenerator[sse.ServerEvent]:
+    async with aclosing(source):
+        async for event in source:
+            yield sse.ServerEvent("event", event.model_dump_json(), str(event.sequence))
+
+
+def _links(job_id: JobId) -> dict[str, str]:
+    job = f"{router.prefix}/{job_id}"
+    return {name: f"{job}/{name}" for name in ("status", "events", "versions", "model", "cancel", "pause", "resume")}
+
+
+def _json(shown: BaseModel) -> Response:
+    """As JSON; pydantic writes values JSON cannot hold (a loss that is not a number) as null."""
+    return Response(shown.model_dump_json(), media_type="application/json")

@@ -1,0 +1,178 @@
+"""What a worker should be doing, given what it was told: pure decisions.
+
+The coordinator's word is level-triggered: each message lists everything wanted now, and may repeat it. So work is known
+by its `key`: the same key is the same work under whatever assignment id it comes, and is neither begun nor reported
+twice because it was asked for twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex
+from cortex_common.job.spec import JobSpec
+from cortex_common.security.encryption import DataKey
+from cortex_common.transfer import Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Initialise:
+    """Build the network from its seed and push it as the update of round 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Pull the base, train, push the update."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Pull the base, evaluate `slices` of the test set cut into `of`."""
+
+    slices: tuple[int, ...]
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Keep the trainer warm."""
+
+
+Work = Initialise | Train | Evaluate | Hold
+
+
+@dataclass(frozen=True, slots=True)
+class WorkKey:
+    """What makes two assignments the same work."""
+
+    job_id: JobId
+    round: RoundNumber
+    attempt: int
+    seat: SeatIndex
+    work: Work
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A piece of work, as the coordinator gave it.
+
+    Attributes:
+        base_sha256: Version to start from; empty in round 0.
+        aggregator_address: host:port to exchange weights with.
+    """
+
+    assignment_id: str
+    job_id: JobId
+    round: RoundNumber
+    attempt: int
+    fence: int
+    seat: SeatIndex
+    seats: int
+    spec: JobSpec
+    data_key: DataKey
+    aggregator: NodeName
+    aggregator_address: str
+    base_sha256: str
+    chunk_elements: int
+    work: Work
+
+    @property
+    def key(self) -> WorkKey:
+        """What makes it the same work as another assignment."""
+        return WorkKey(self.job_id, self.round, self.attempt, self.seat, self.work)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The update was accepted."""
+
+    receipt: Receipt
+    train_seconds: float
+    exchange_seconds: float
+    examples: int
+    steps: int
+    metrics: Mapping[str, float]
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclass(frozen=True, slots=True)
+class SliceScore:
+    """Sums over one slice of the test set."""
+
+    slice: int
+    examples: int
+    loss_sum: float
+    correct: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The slices were evaluated."""
+
+    slices: tuple[SliceScore, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The work cannot be done; `is_permanent`: by nobody."""
+
+    reason: str
+    is_permanent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The trainer is warm."""
+
+
+Outcome = Trained | Evaluated | Failed | Held
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Work that is over, and under which assignment it was done."""
+
+    assignment_id: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """Which jobs to end and to begin, and which assignments find no place."""
+
+    end: tuple[JobId, ...]
+    begin: tuple[JobId, ...]
+    refused: tuple[Assignment, ...]
+
+
+def plan_jobs(wanted: Sequence[Assignment], present: Collection[JobId], slots: int) -> JobPlan:
+    """Fit jobs into the slots: those present stay while they are wanted, others take the free places in order."""
+    jobs = list(dict.fromkeys(assignment.job_id for assignment in wanted))
+    end = tuple(job for job in present if job not in jobs)
+    free = slots - (len(present) - len(end))
+    new = [job for job in jobs if job not in present]
+    begin = tuple(new[:free])
+    refused = tuple(assignment for assignment in wanted if assignment.job_id in new[free:])
+    return JobPlan(end, begin, refused)
+
+
+def next_work(wanted: Sequence[Assignment], finished: Mapping[WorkKey, Finished]) -> Assignment | None:
+    """The first of a job's assignments that is still to be done; holding comes last."""
+    open_ = [assignment for assignment in wanted if not is_finished(assignment, finished)]
+    return next((each for each in open_ if not isinstance(each.work, Hold)), open_[0] if open_ else None)
+
+
+def is_finished(assignment: Assignment, finished: Mapping[WorkKey, Finished]) -> bool:
+    """Whether the work is over. A failure holds for its own assignment only: asked anew, it is tried anew."""
+    done = finished.get(assignment.key)
+    if done is None:
+        return False
+    return not isinstance(done.outcome, Failed) or done.assignment_id == assignment.assignment_id
+
+
+def forget_old(finished: Mapping[WorkKey, Finished], wanted: Sequence[Assignment]) -> dict[WorkKey, Finished]:
+    """What is worth remembering: outcomes of the newest round wanted and the one before it."""
+    newest = max((assignment.round for assignment in wanted), default=0)
+    return {key: done for key, done in finished.items() if key.round >= newest - 1}

@@ -1,0 +1,276 @@
+"""Doing one piece of work, from the pull of the base to the receipt of the update."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc.aio
+import numpy as np
+
+from cortex_common.clock import Clock
+from cortex_common.codec import WeightCompressor
+from cortex_common.errors import CortexError, InvalidArgumentError
+from cortex_common.ids import NodeName, Sha256Hex
+from cortex_common.security.encryption import EncryptionManager, ObjectHeader, ObjectKind
+from cortex_common.tensors import ChunkRange, Manifest, chunk_count
+from cortex_common.transfer import PushResult, pull_model, push_update
+from services.worker import metrics
+from services.worker.domain import (
+    Assignment,
+    Evaluate,
+    Evaluated,
+    Failed,
+    Held,
+    Hold,
+    Initialise,
+    Outcome,
+    SliceScore,
+    Trained,
+)
+from services.worker.failures import TrainerEndedError, WorkFailedError
+from services.worker.trainer_process import Answer
+from services.worker.workbench import Lesson, Workbench, both
+
+Tell = Callable[[str, float, Mapping[str, float]], None]
+"""Told what is being done, how far (0 to 1), and figures."""
+
+
+class Channels(Protocol):
+    """Finds the data-plane channel to an aggregator."""
+
+    def to(self, address: str) -> grpc.aio.Channel:
+        """A channel; the same one for the same address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What work needs besides its assignment."""
+
+    network: str
+    name: NodeName
+    channels: Channels
+    clock: Clock
+
+
+class Execution:
+    """One assignment being carried out. `current` is it as last heard: fence, key and address may change meanwhile."""
+
+    def __init__(
+        self, current: Callable[[], Assignment], bench: Workbench, surroundings: Surroundings, tell: Tell
+    ) -> None:
+        self._current = current
+        self._bench = bench
+        self._around = surroundings
+        self._tell = tell
+        self._exchange_s = 0.0
+        self._bytes_down = 0
+
+    async def run(self) -> Outcome:
+        """Do the work; whatever goes wrong is an outcome too. Cancelling this cancels the work."""
+        assignment = self._current()
+        try:
+            match assignment.work:
+                case Initialise():
+                    return await self._initialise()
+                case Evaluate():
+                    return await self._evaluate(assignment.work)
+                case Hold():
+                    await self._bench.prepare(assignment, with_data=True)
+                    return Held()
+                case _:
+                    return await self._train()
+        except WorkFailedError as error:
+            return Failed(error.message, error.is_permanent)
+        except TrainerEndedError as error:
+            return Failed(error.message, False)
+        except CortexError as error:
+            return Failed(f"{self._doing}: {error.message}", False)
+        except (MemoryError, OSError) as error:
+            return Failed(f"{self._doing}: {type(error).__name__}: {error}", False)
+
+    _doing = "starting"
+
+    async def _initialise(self) -> Outcome:
+        with self._phase("building the model", "initialise"):
+            manifest = await self._bench.prepare(self._current(), with_data=False)
+            self._bench.allocate(manifest)
+            self._bench.lesson = None
+            await self._bench.ask("initialise", {})
+        pushed = await self._push(manifest, weight=1.0)
+        return self._trained(pushed, {"steps": 0, "examples": 0, "seconds": 0.0, "metrics": {}})
+
+    async def _train(self) -> Outcome:
+        assignment = self._current()
+        lesson = Lesson(assignment.round, assignment.seat, assignment.base_sha256)
+        known = self._bench.lesson
+        if known is not None and known[0] == lesson:
+            # The round is tried again: the same work would give the same numbers.
+            await self._pull()
+            answer = known[1]
+        else:
+            answer = await self._learn(lesson)
+        assert self._bench.manifest is not None  # noqa: S101  set by the pull
+        pushed = await self._push(self._bench.manifest, weight=float(answer["partition_examples"]))
+        return self._trained(pushed, answer)
+
+    async def _learn(self, lesson: Lesson) -> Answer:
+        """Train, and remember what the result arena holds from then on."""
+        assignment = self._current()
+        self._bench.lesson = None
+        await self._ready(with_data=True)
+        self._tell("training", 0.0, {})
+        with self._phase("training", "train"):
+            body = {"round": assignment.round, "seat": assignment.seat, "seats": assignment.seats}
+            answer = await self._bench.ask("train", body, self._on_training)
+        metrics.STEPS.inc(answer["steps"])
+        metrics.EXAMPLES.inc(answer["examples"])
+        self._bench.lesson = (lesson, answer)
+        return answer
+
+    async def _evaluate(self, work: Evaluate) -> Outcome:
+        await self._ready(with_data=False)
+        with self._phase("evaluating", "evaluate"):
+            answer = await self._bench.ask("evaluate", {"slices": list(work.slices), "of": work.of})
+        return Evaluated(
+            tuple(
+                SliceScore(int(each["slice"]), int(each["examples"]), float(each["loss_sum"]), int(each["correct"]))
+                for each in answer["slices"]
+            )
+        )
+
+    async def _ready(self, *, with_data: bool) -> None:
+        """Network and data in the trainer, the base version in the arena: both at the same time."""
+        prepare = asyncio.create_task(self._bench.prepare(self._current(), with_data=with_data))
+        pull = asyncio.create_task(self._pull())
+        self._tell("loading data" if with_data else "pulling", 0.0, {})
+        await both(prepare, pull)
+
+    async def _pull(self) -> int:
+        """Fetch the base version, unless it is held; bytes received."""
+        assignment = self._current()
+        wanted = assignment.base_sha256
+        if not wanted:
+            raise InvalidArgumentError(f"round {assignment.round} has no version to start from")
+        if self._bench.held_sha256 == wanted:
+            return 0
+        with self._phase("pulling", "pull"):
+            started_s = self._around.clock.monotonic_s()
+            result = await pull_model(
+                self._around.channels.to(assignment.aggregator_address),
+                assignment.job_id,
+                Sha256Hex(wanted),
+                "",
+                EncryptionManager(assignment.data_key),
+                self._bench.allocate,
+                assignment.round,
+                lambda done, total: self._tell("pulling", done / total, {}),
+                limits=self._bench.limits,
+                clock=self._around.clock,
+            )
+            self._exchange_s += self._around.clock.monotonic_s() - started_s
+        self._bench.held_sha256 = wanted
+        self._bytes_down += result.bytes_down
+        metrics.BYTES_DOWN.inc(result.bytes_down)
+        return result.bytes_down
+
+    async def _push(self, manifest: Manifest, *, weight: float) -> PushResult:
+        assignment = self._current()
+        is_first = not assignment.base_sha256
+        compression = assignment.spec.compression
+        codec = (
+            WeightCompressor.create("none", {}, compression.lz4)
+            if is_first
+            else WeightCompressor.create(compression.codec, compression.options, compression.lz4)
+        )
+        header = _header(assignment, manifest, codec, self._around, weight)
+        with self._phase("uploading", "push"):
+            started_s = self._around.clock.monotonic_s()
+            pushed = await push_update(
+                self._around.channels.to(assignment.aggregator_address),
+                header,
+                DeltaEncoder(self._bench, codec, is_first=is_first).encode,
+                EncryptionManager(assignment.data_key),
+                lambda done, total: self._tell("uploading", done / total, {}),
+                clock=self._around.clock,
+            )
+            self._exchange_s += self._around.clock.monotonic_s() - started_s
+        metrics.BYTES_UP.inc(pushed.bytes_up)
+        return pushed
+
+    def _trained(self, pushed: PushResult, answer: Answer) -> Trained:
+        return Trained(
+            receipt=pushed.receipt,
+            train_seconds=float(answer["seconds"]),
+            exchange_seconds=self._exchange_s,
+            examples=int(answer["examples"]),
+            steps=int(answer["steps"]),
+            metrics=dict(answer["metrics"]),
+            bytes_up=pushed.bytes_up,
+            bytes_down=self._bytes_down,
+        )
+
+    def _on_training(self, progress: Answer) -> None:
+        figures = {"train_loss": float(progress["loss"]), "steps_per_s": float(progress["steps_per_s"])}
+        self._tell("training", float(progress["share"]), figures)
+
+    @contextmanager
+    def _phase(self, doing: str, name: str) -> Iterator[None]:
+        self._doing = doing
+        self._tell(doing, 0.0, {})
+        with metrics.PHASE_SECONDS.labels(name).time():
+            yield
+
+
+class DeltaEncoder:
+    """Payloads of the update's chunks, made when they are due: result - base, never more than a chunk of it."""
+
+    def __init__(self, bench: Workbench, codec: WeightCompressor, *, is_first: bool) -> None:
+        self._base = bench.base
+        self._result = bench.result
+        self._codec = codec
+        self._is_first = is_first
+        self._scratch = np.empty(0, np.float32)
+
+    def encode(self, chunk: ChunkRange) -> bytes | bytearray:
+        """The payload of a range; in round 0 the base is zero. Counters travel as they are."""
+        if chunk.is_counters:
+            return self._codec.encode_counters(self._result.counters)
+        result = self._result.values[chunk.start : chunk.stop]
+        if self._is_first:
+            return self._codec.encode(result)
+        if self._scratch.size < chunk.elements:
+            self._scratch = np.empty(chunk.elements, np.float32)
+        delta = self._scratch[: chunk.elements]
+        np.subtract(result, self._base.values[chunk.start : chunk.stop], out=delta)
+        return self._codec.encode(delta)
+
+
+def _header(
+    assignment: Assignment, manifest: Manifest, codec: WeightCompressor, around: Surroundings, weight: float
+) -> ObjectHeader:
+    is_first = not assignment.base_sha256
+    return ObjectHeader(
+        kind=ObjectKind.UPDATE,
+        network=around.network,
+        job_id=assignment.job_id,
+        round=assignment.round,
+        attempt=assignment.attempt,
+        fence=assignment.fence,
+        sender=around.name,
+        seat=assignment.seat,
+        key_id=assignment.data_key.key_id,
+        codec=codec.codec,
+        codec_options=codec.options_json,
+        chunk_elements=assignment.chunk_elements,
+        elements=manifest.elements,
+        counters=manifest.counters,
+        chunks=chunk_count(manifest.elements, manifest.counters, assignment.chunk_elements),
+        manifest_sha256=manifest.sha256,
+        base_sha256=assignment.base_sha256,
+        manifest=manifest.to_json() if is_first else b"",
+        weight=weight,
+    ).fresh()

@@ -1,0 +1,135 @@
+"""Composition root of the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from cortex_common.clock import Clock, SystemClock
+from cortex_common.data import available_datasets
+from cortex_common.errors import InvalidArgumentError
+from cortex_common.identity import Role
+from cortex_common.ids import NodeName
+from cortex_common.lifecycle import run_service, write_ready_file
+from cortex_common.logging import configure_logging, get_logger
+from cortex_common.network.heartbeat import NodeReport, heartbeat_forever
+from cortex_common.pb.v1 import coordinator_pb2
+from cortex_common.rpc.channel import open_channel
+from cortex_common.settings import load_settings
+from cortex_common.telemetry.collectors import publish_node
+from cortex_common.telemetry.metrics import cortex_version, publish_build_info
+from cortex_common.telemetry.ops_server import ops_server
+from cortex_common.telemetry.resources import probe_resources
+from services.worker.client import AggregatorChannels, CoordinatorLine
+from services.worker.execution import Surroundings
+from services.worker.settings import WorkerSettings
+from services.worker.supervisor import Supervisor
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningWorker:
+    """A worker at work."""
+
+    incarnation: str
+    metrics_port: int
+    supervisor: Supervisor
+    line: CoordinatorLine
+
+
+async def run(
+    settings: WorkerSettings,
+    clock: Clock,
+    stop: asyncio.Event,
+    started: asyncio.Future[RunningWorker] | None = None,
+) -> None:
+    """Work until `stop` is set, then leave.
+
+    Args:
+        settings: Who, where, with what.
+        clock: For waiting and measuring.
+        stop: Ends it.
+        started: Told once it works; for tests.
+
+    Raises:
+        CortexError: certificate or catalogue file are not usable.
+    """
+    settings.identity(Role.WORKER)
+    available_datasets(settings.cache_dir, settings.catalogue)
+    publish_build_info("worker")
+    publish_node(settings.tls, settings.cache_dir, clock)
+    incarnation, started_s = uuid.uuid4().hex, clock.wall_s()
+    attend = coordinator_pb2.AttendRequest(
+        worker=settings.name, region=settings.region, incarnation=incarnation, slots=settings.slots
+    )
+    line = CoordinatorLine(settings.coordinator, settings.tls, attend, clock)
+    channels = AggregatorChannels(settings.tls)
+    supervisor = Supervisor(settings, Surroundings(settings.network, NodeName(settings.name), channels, clock), line)
+
+    def node() -> NodeReport:
+        return _node(settings, supervisor, incarnation, started_s)
+
+    def readiness() -> tuple[bool, str]:
+        return (True, supervisor.activity) if line.is_open else (False, f"no line to {settings.coordinator}")
+
+    try:
+        async with (
+            ops_server(settings.metrics_host, settings.metrics_port, readiness) as ops,
+            asyncio.TaskGroup() as tasks,
+        ):
+            work = [
+                tasks.create_task(supervisor.run()),
+                tasks.create_task(line.attend_forever(supervisor.take)),
+            ]
+            tasks.create_task(
+                heartbeat_forever(
+                    lambda: open_channel(settings.discovery, settings.tls, Role.DISCOVERY),
+                    node,
+                    clock,
+                    stop,
+                    what=f"discovery at {settings.discovery}",
+                )
+            )
+            if settings.ready_file is not None:
+                facts = {"name": settings.name, "service": "worker", "address": "", "metrics_port": ops.port}
+                write_ready_file(settings.ready_file, facts)
+            if started is not None:
+                started.set_result(RunningWorker(incarnation, ops.port, supervisor, line))
+            await stop.wait()
+            for task in work:
+                task.cancel()
+    finally:
+        await line.close()
+        await channels.close()
+
+
+def main(config: Path | None) -> int:
+    """Run the service; what `cortex serve worker` calls."""
+    settings = load_settings(WorkerSettings, config, "worker")
+    configure_logging(settings.name, settings.log_level, settings.log_json)
+    clock = SystemClock()
+    return run_service(lambda stop: run(settings, clock, stop), parent_pid=settings.parent_pid)
+
+
+def _node(settings: WorkerSettings, supervisor: Supervisor, incarnation: str, started_s: float) -> NodeReport:
+    try:
+        datasets = tuple(available_datasets(settings.cache_dir, settings.catalogue))
+    except InvalidArgumentError as error:
+        # Right at the start, spoilt since: go on without, and say so where people look.
+        _log.warning("catalogue_not_readable", reason=error.message)
+        datasets = ()
+    return NodeReport(
+        name=NodeName(settings.name),
+        role=Role.WORKER,
+        region=settings.region,
+        address="",
+        incarnation=incarnation,
+        version=cortex_version(),
+        resources=probe_resources(settings.cache_dir, slots=settings.slots, free_slots=supervisor.free_slots),
+        started_s=started_s,
+        activity=supervisor.activity,
+        datasets=datasets,
+    )

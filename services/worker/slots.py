@@ -1,0 +1,60 @@
+"""A place for one job: a trainer child that is always warm before it is needed."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.worker.failures import TrainerEndedError
+from services.worker.trainer_process import TrainerProcess
+
+
+class TrainerSlot:
+    """Keeps one child started; a new job gets a new one, so that memory and devices come back."""
+
+    def __init__(self, threads: int, device: str) -> None:
+        self._threads = threads
+        self._device = device
+        self._starting: asyncio.Task[TrainerProcess] | None = None
+
+    def warm_up(self) -> None:
+        """Start a child in the background, if there is none."""
+        if self._starting is None:
+            self._starting = asyncio.create_task(TrainerProcess.start(self._threads, self._device))
+            # Whoever uses it hears of a failure; if nobody does, nobody needs to.
+            self._starting.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def trainer(self) -> TrainerProcess:
+        """The child, alive; a new one when the last one ended or is no longer sound.
+
+        Raises:
+            TrainerEndedError: none can be started.
+        """
+        child = await self._current()
+        if child is None or not child.is_alive or child.is_tainted:
+            await self.clear()
+            self.warm_up()
+            child = await self._current()
+        if child is None:
+            raise TrainerEndedError("the trainer cannot be started")
+        return child
+
+    async def clear(self) -> None:
+        """End the child."""
+        task, self._starting = self._starting, None
+        if task is None:
+            return
+        try:
+            child = await task
+        except TrainerEndedError:
+            return
+        await child.stop()
+
+    async def _current(self) -> TrainerProcess | None:
+        if self._starting is None:
+            self.warm_up()
+        assert self._starting is not None  # noqa: S101  warm_up sets it
+        try:
+            return await asyncio.shield(self._starting)
+        except TrainerEndedError:
+            self._starting = None
+            raise

@@ -1,0 +1,127 @@
+"""Fits what the coordinator wants into this worker's slots."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from cortex_common.errors import CortexError, InvalidArgumentError
+from cortex_common.ids import JobId
+from cortex_common.logging import get_logger
+from cortex_common.pb.v1 import coordinator_pb2
+from cortex_common.rpc.retry import backoff
+from services.worker import metrics
+from services.worker.domain import Assignment, Failed, plan_jobs
+from services.worker.execution import Surroundings
+from services.worker.job_runner import JobRunner, Reports
+from services.worker.settings import WorkerSettings
+from services.worker.slots import TrainerSlot
+from services.worker.wire import assignment_from_proto, refusal_to_proto, report_to_proto
+from services.worker.workbench import Workbench
+
+_log = get_logger(__name__)
+
+
+class Supervisor:
+    """Owns the slots: one job each, with a trainer that is warm before it is needed."""
+
+    def __init__(self, settings: WorkerSettings, surroundings: Surroundings, reports: Reports) -> None:
+        self._settings = settings
+        self._around = surroundings
+        self._reports = reports
+        self._free = [TrainerSlot(settings.threads, settings.device) for _ in range(settings.slots)]
+        self._jobs: dict[JobId, tuple[TrainerSlot, JobRunner]] = {}
+        self._wanted: list[Assignment] = []
+        self._refusals: dict[str, coordinator_pb2.ReportRequest] = {}
+        self._refused_ids: set[str] = set()
+        self._is_new_line = False
+        self._changed = asyncio.Event()
+
+    @property
+    def free_slots(self) -> int:
+        """Places for further jobs."""
+        return self._settings.slots - len(self._jobs)
+
+    @property
+    def activity(self) -> str:
+        """What this worker does, in words fit for a status page."""
+        return "; ".join(runner.activity for _, runner in self._jobs.values()) or "idle"
+
+    def take(self, assignments: Sequence[coordinator_pb2.Assignment], is_new_line: bool) -> None:
+        """The newest list of everything wanted."""
+        self._wanted = []
+        self._refusals = {}
+        for proto in assignments:
+            try:
+                self._wanted.append(assignment_from_proto(proto))
+            except InvalidArgumentError as error:
+                self._refusals[proto.assignment_id] = refusal_to_proto(proto, error.message)
+        if is_new_line:
+            self._refused_ids.clear()
+        self._is_new_line = self._is_new_line or is_new_line
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Follow what is wanted until cancelled; then end every trainer."""
+        metrics.SLOTS.set(self._settings.slots)
+        for slot in self._free:
+            slot.warm_up()
+        try:
+            async with asyncio.TaskGroup() as runners:
+                while True:
+                    await self._changed.wait()
+                    self._changed.clear()
+                    await self._follow(runners)
+        finally:
+            await self._close()
+
+    async def _follow(self, runners: asyncio.TaskGroup) -> None:
+        again, self._is_new_line = self._is_new_line, False
+        wanted = list(self._wanted)
+        plan = plan_jobs(wanted, tuple(self._jobs), self._settings.slots)
+        for job in plan.end:
+            await self._end(job)
+        for job in plan.begin:
+            slot = self._free.pop()
+            runner = JobRunner(Workbench(slot, self._settings), self._around, self._reports)
+            self._jobs[job] = (slot, runner)
+            runner.update([each for each in wanted if each.job_id == job], again=True)
+            runner.start(runners)
+        for job, (_, runner) in self._jobs.items():
+            runner.update([each for each in wanted if each.job_id == job], again=again)
+        metrics.JOBS.set(len(self._jobs))
+        busy = f"no free slot on this worker ({self._settings.slots} of {self._settings.slots} have a job)"
+        for assignment in plan.refused:
+            self._refusals[assignment.assignment_id] = report_to_proto(assignment, Failed(busy, False))
+        self._refuse(runners)
+
+    async def _end(self, job: JobId) -> None:
+        """Forget a job; its trainer goes with it, and the next one is started."""
+        slot, runner = self._jobs.pop(job)
+        await runner.close()
+        await slot.clear()
+        slot.warm_up()
+        self._free.append(slot)
+        _log.info("job_left", job_id=job)
+
+    def _refuse(self, tasks: asyncio.TaskGroup) -> None:
+        for assignment_id, request in self._refusals.items():
+            if assignment_id not in self._refused_ids:
+                self._refused_ids.add(assignment_id)
+                _log.warning("assignment_refused", assignment_id=assignment_id, reason=request.failed.reason)
+                tasks.create_task(self._deliver(request))
+
+    async def _deliver(self, request: coordinator_pb2.ReportRequest) -> None:
+        try:
+            async for attempt in backoff(self._around.clock):
+                with attempt:
+                    await self._reports.report(request, is_urgent=True)
+        except CortexError as error:
+            _log.warning("report_refused", assignment_id=request.assignment_id, reason=error.message)
+
+    async def _close(self) -> None:
+        for _, runner in self._jobs.values():
+            await runner.close()
+        for slot in [*self._free, *(slot for slot, _ in self._jobs.values())]:
+            await slot.clear()
+        self._jobs.clear()

@@ -1,0 +1,110 @@
+"""The part of a dataset that one seat trains on, and the test set in slices: loaded once, kept for the whole job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cortex_common.data import Dataset, Partition, known_datasets, load, partition
+from cortex_common.data.partition import Indices
+from cortex_common.errors import CorruptError, InvalidArgumentError, NotFoundError
+from cortex_common.job.spec import JobSpec, PartitionSpec
+from services.worker.failures import WorkFailedError
+
+_EVALUATION_BATCH = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Inputs float32 (n, ...) and labels int64 (n,), contiguous."""
+
+    inputs: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> Examples:
+        """The same on a device; itself when it is there already."""
+        return Examples(self.inputs.to(device), self.labels.to(device))
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """In order, in pieces of a fixed size: sums over them do not depend on memory or device load."""
+        for start in range(0, len(self), _EVALUATION_BATCH):
+            piece = slice(start, start + _EVALUATION_BATCH)
+            yield self.inputs[piece], self.labels[piece]
+
+
+class DataCache:
+    """The datasets of one job on one node."""
+
+    def __init__(self, spec: JobSpec, cache_dir: Path, catalogue_file: Path | None) -> None:
+        self._spec = spec
+        self._cache_dir = cache_dir
+        self._catalogue_file = catalogue_file
+        self._train: dict[tuple[int, int, str], Examples] = {}
+        self._test: dict[tuple[int, int, str], Examples] = {}
+        self._test_set: Dataset | None = None
+
+    def training_part(self, seat: int, seats: int, device: torch.device) -> Examples:
+        """What this seat trains on.
+
+        Raises:
+            WorkFailedError: the dataset is not here, damaged, or does not fit the model.
+        """
+        key = (seat, seats, str(device))
+        if key not in self._train:
+            dataset = self._load(self._spec.data.train, "data.train")
+            parts = partition(dataset.labels, _deal(self._spec.data.partition), seats)
+            if not 0 <= seat < seats:
+                raise InvalidArgumentError(f"seat {seat} given; allowed: 0 to {seats - 1}")
+            self._train = {key: _examples(dataset, parts[seat]).to(device)}
+        return self._train[key]
+
+    def test_slice(self, index: int, slices: int, device: torch.device) -> Examples:
+        """Slice `index` of the test set cut into `slices`.
+
+        Raises:
+            WorkFailedError: the dataset is not here, damaged, or does not fit the model.
+        """
+        if not 0 <= index < slices:
+            raise InvalidArgumentError(f"slice {index} given; allowed: 0 to {slices - 1}")
+        if self._spec.data.test is None:
+            raise InvalidArgumentError("data.test: nothing given, so there is nothing to evaluate with")
+        if any(key[1] != slices for key in self._test):
+            self._test = {}
+        key = (index, slices, str(device))
+        if key not in self._test:
+            if self._test_set is None:
+                self._test_set = self._load(self._spec.data.test, "data.test")
+            total = len(self._test_set.labels)
+            part = slice(index * total // slices, (index + 1) * total // slices)
+            self._test[key] = _examples(self._test_set, part).to(device)
+        return self._test[key]
+
+    def _load(self, name: str, key: str) -> Dataset:
+        try:
+            dataset = load(name, self._cache_dir, self._catalogue_file)
+        except (NotFoundError, CorruptError, InvalidArgumentError) as error:
+            raise WorkFailedError(f"{key}: {error}", is_permanent=False) from error
+        model, info = self._spec.model, dataset.info
+        if info.input_dim != model.input_dim or info.classes > model.output_dim:
+            raise WorkFailedError(
+                f"{key}: {name} has inputs of {info.input_dim} values and {info.classes} classes; the model takes "
+                f"input_dim {model.input_dim} and tells output_dim {model.output_dim} classes apart",
+                is_permanent=name in known_datasets(),
+            )
+        return dataset
+
+
+def _deal(spec: PartitionSpec) -> Partition:
+    return Partition(spec.scheme, spec.seed, spec.alpha, spec.per_worker)
+
+
+def _examples(dataset: Dataset, chosen: slice | Indices) -> Examples:
+    inputs, labels = dataset.take(chosen)
+    return Examples(torch.from_numpy(inputs), torch.from_numpy(labels))

@@ -1,0 +1,133 @@
+"""What one job has on this worker: its trainer, and the two arenas both processes see."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cortex_common.tensors import Arena, Manifest, ManifestLimits
+from services.worker.domain import Assignment
+from services.worker.settings import WorkerSettings
+from services.worker.shared_arena import SharedArena
+from services.worker.slots import TrainerSlot
+from services.worker.trainer_process import Answer, OnProgress, TrainerProcess
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What the result arena was trained from: the same again need not be trained again."""
+
+    round: int
+    seat: int
+    base_sha256: str
+
+
+class Workbench:
+    """Memory and trainer of one job. One piece of work at a time.
+
+    Attributes:
+        held_sha256: Version in the base arena; empty while there is none, or only part of one.
+        lesson: What is in the result arena, with the trainer's answer about it.
+    """
+
+    def __init__(self, slot: TrainerSlot, settings: WorkerSettings) -> None:
+        self._slot = slot
+        self._settings = settings
+        self._base: SharedArena | None = None
+        self._result: SharedArena | None = None
+        self._attached: TrainerProcess | None = None
+        self.manifest: Manifest | None = None
+        self.held_sha256 = ""
+        self.lesson: tuple[Lesson, Answer] | None = None
+
+    @property
+    def base(self) -> Arena:
+        """The version to start from."""
+        assert self._base is not None  # noqa: S101  allocated before any use
+        return self._base.arena
+
+    @property
+    def result(self) -> Arena:
+        """The trained numbers."""
+        assert self._result is not None  # noqa: S101  allocated before any use
+        return self._result.arena
+
+    @property
+    def limits(self) -> ManifestLimits:
+        """Largest model to accept."""
+        return ManifestLimits(max_model_bytes=self._settings.max_model_bytes)
+
+    async def prepare(self, assignment: Assignment, *, with_data: bool) -> Manifest:
+        """Have the trainer build the network, and load this seat's data; at once when that is done already.
+
+        Raises:
+            WorkFailedError: the trainer cannot; says why.
+            TrainerEndedError: it ended first.
+        """
+        trainer = await self._slot.trainer()
+        body: Mapping[str, object] = {
+            "spec": assignment.spec.model_dump(mode="json"),
+            "seat": assignment.seat,
+            "seats": assignment.seats,
+            "cache_dir": str(self._settings.cache_dir),
+            "catalogue": str(self._settings.catalogue) if self._settings.catalogue else None,
+            "with_data": with_data,
+        }
+        answer = await trainer.ask("prepare", body)
+        return Manifest.from_json(str(answer["manifest"]).encode(), self.limits)
+
+    def allocate(self, manifest: Manifest) -> Arena:
+        """Memory for this layout, the old one when it fits; the base arena is about to be overwritten."""
+        self.held_sha256 = ""
+        if self.manifest is None or self.manifest.sha256 != manifest.sha256:
+            self._forget_memory()
+            self._base, self._result = SharedArena.create(manifest), SharedArena.create(manifest)
+            self.manifest = manifest
+        return self.base
+
+    async def ask(self, op: str, body: Mapping[str, object], on_progress: OnProgress | None = None) -> Answer:
+        """Give the trainer a command that works on the arenas.
+
+        Raises:
+            WorkFailedError: it cannot be done; says why.
+            TrainerEndedError: the trainer ended first.
+        """
+        trainer = await self._slot.trainer()
+        await self._attach(trainer)
+        return await trainer.ask(op, body, on_progress=on_progress)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._forget_memory()
+        self.manifest = None
+
+    async def _attach(self, trainer: TrainerProcess) -> None:
+        if trainer is self._attached or self.manifest is None or self._base is None or self._result is None:
+            return
+        descriptors = (self._base.descriptor, self._result.descriptor)
+        await trainer.ask("arenas", {"manifest": self.manifest.to_json().decode()}, descriptors)
+        self._attached = trainer
+
+    def _forget_memory(self) -> None:
+        for arena in (self._base, self._result):
+            if arena is not None:
+                arena.close()
+        self._base = self._result = self._attached = None
+        self.held_sha256 = ""
+        self.lesson = None
+
+
+async def both(first: asyncio.Task[Manifest], second: asyncio.Task[int]) -> tuple[Manifest, int]:
+    """Wait for two tasks; when one fails or this is cancelled, end the other."""
+    try:
+        await asyncio.wait((first, second), return_when=asyncio.FIRST_EXCEPTION)
+        for task in (first, second):
+            if task.done():
+                task.result()
+        return first.result(), second.result()
+    finally:
+        for task in (first, second):
+            if not task.done():
+                task.cancel()
+        await asyncio.wait((first, second))

@@ -1,0 +1,43 @@
+"""Fixtures shared by all tests: a throw-away certificate authority and a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cortex_common.identity import Identity, Role, TlsFiles
+from cortex_common.ids import NodeName
+from cortex_common.security.certificates import Authority
+from tests.fakes import ManualClock
+
+NETWORK = "cortex"
+HOSTS = ("localhost", "127.0.0.1", "::1")
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """The certificate authority of the test network."""
+    return Authority.create(NETWORK, tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="session")
+def tls_of(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Role, str], TlsFiles]:
+    """Certificates of the test network, one per role and name: `tls_of(Role.WORKER, "w1")`."""
+    folder: Path = tmp_path_factory.mktemp("certificates")
+    issued: dict[Identity, TlsFiles] = {}
+
+    def issue(role: Role, name: str = "") -> TlsFiles:
+        identity = Identity(NETWORK, role, NodeName(name or f"{role.value}-1"))
+        if identity not in issued:
+            issued[identity] = authority.issue(identity, HOSTS, folder / role.value / identity.name)
+        return issued[identity]
+
+    return issue
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """A clock that stands still."""
+    return ManualClock()

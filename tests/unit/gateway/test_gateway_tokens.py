@@ -1,0 +1,142 @@
+"""Tokens: shown once, stored hashed, counted at once, refused when wrong."""
+
+from __future__ import annotations
+
+import json
+import stat
+import threading
+from datetime import timedelta
+
+import pytest
+
+from cortex_common.errors import (
+    ForbiddenError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from cortex_common.security.tokens import Principal, Scope, TokenStore
+
+
+@pytest.fixture
+def store(tmp_path, clock):
+    return TokenStore(tmp_path / "state" / "tokens.json", clock)
+
+
+def test_a_token_is_verified_as_whose_it_is(store):
+    token = store.create("alice", ["read", "submit"])
+    prefix, token_id, secret = token.split("_", 2)
+    assert prefix == "ctx"
+    assert len(secret) >= 43  # 256 bits
+    assert store.verify(token) == Principal(token_id, "alice", frozenset({Scope.READ, Scope.SUBMIT}))
+
+
+def test_neither_file_holds_the_secret_and_only_the_owner_reads_them(store, tmp_path):
+    secret = store.create("alice", ["read"]).split("_", 2)[2]
+    files = [path for path in (tmp_path / "state").iterdir() if path.is_file()]
+    assert {path.name for path in files} == {"tokens.json", "tokens.json.pepper", "tokens.json.lock"}
+    for path in files:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert secret not in path.read_text()
+
+
+@pytest.mark.parametrize("token", ["", "ctx", "ctx__", "ctx_a", "ctx_a_", "xtc_a_b", "Bearer x", "ctx_\u00e9_\u00e9"])
+def test_malformed_tokens_are_refused(store, token):
+    store.create("alice", ["read"])
+    with pytest.raises(UnauthenticatedError):
+        store.verify(token)
+
+
+def test_a_token_with_one_character_changed_is_refused(store):
+    token = store.create("alice", ["read"])
+    for index in range(4, len(token)):
+        changed = "B" if token[index] == "A" else "A"
+        with pytest.raises(UnauthenticatedError):
+            store.verify(token[:index] + changed + token[index + 1 :])
+
+
+def test_before_the_first_token_every_token_is_refused(store):
+    with pytest.raises(UnauthenticatedError, match="unknown"):
+        store.verify("ctx_a_b")
+    assert store.list() == ()
+
+
+async def test_a_token_ends_with_its_life(store, clock):
+    token = store.create("alice", ["read"], timedelta(hours=1))
+    await clock.advance(3599.0)
+    assert store.verify(token).name == "alice"
+    await clock.advance(1.0)
+    with pytest.raises(UnauthenticatedError, match="'alice' expired at 2023-11-14T23:13:20"):
+        store.verify(token)
+
+
+def test_what_another_process_makes_or_revokes_counts_at_once(store, tmp_path, clock):
+    other = TokenStore(tmp_path / "state" / "tokens.json", clock)
+    first = other.create("alice", ["read"])
+    assert store.verify(first).name == "alice"
+    second = other.create("bob", ["read"])
+    assert store.verify(second).name == "bob"
+    other.revoke(first.split("_")[1])
+    with pytest.raises(UnauthenticatedError, match="revoked"):
+        store.verify(first)
+    assert [record.name for record in store.list()] == ["bob"]
+
+
+def test_tokens_made_at_the_same_time_are_all_kept(tmp_path, clock):
+    path = tmp_path / "tokens.json"
+    threads = [
+        threading.Thread(target=lambda name=f"user-{index}": TokenStore(path, clock).create(name, ["read"]))
+        for index in range(12)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(TokenStore(path, clock).list()) == 12
+
+
+def test_a_token_of_another_server_is_refused_even_with_a_copied_file(store, tmp_path, clock):
+    token = store.create("alice", ["read"])
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "tokens.json").write_bytes((tmp_path / "state" / "tokens.json").read_bytes())
+    (elsewhere / "tokens.json.pepper").write_text("00" * 32)
+    with pytest.raises(UnauthenticatedError):
+        TokenStore(elsewhere / "tokens.json", clock).verify(token)
+
+
+def test_revoking_an_unknown_token_says_so(store):
+    with pytest.raises(NotFoundError, match="'nope'"):
+        store.revoke("nope")
+
+
+def test_all_mistakes_in_a_new_token_are_told_at_once(store):
+    with pytest.raises(InvalidArgumentError) as caught:
+        store.create("two words", ["read", "write"], timedelta(0))
+    assert [violation.path for violation in caught.value.violations] == ["name", "scopes", "life"]
+    with pytest.raises(InvalidArgumentError, match="none given"):
+        store.create("alice", [])
+
+
+@pytest.mark.parametrize("content", ["{", '{"tokens": [{}]}', '{"token": []}'])
+def test_a_damaged_file_is_named(store, tmp_path, content):
+    store.create("alice", ["read"])
+    (tmp_path / "state" / "tokens.json").write_text(content)
+    with pytest.raises(UnavailableError, match=r"tokens\.json"):
+        store.verify("ctx_a_b")
+
+
+def test_scopes_hold_what_they_say():
+    admin = Principal("1", "root", frozenset({Scope.ADMIN}))
+    assert [scope for scope in Scope if admin.may(scope)] == [Scope.READ, Scope.SUBMIT, Scope.ADMIN]
+    node = Principal("2", "node", frozenset({Scope.NODE}))
+    assert [scope for scope in Scope if node.may(scope)] == [Scope.NODE]
+    with pytest.raises(ForbiddenError, match="token 'node' has the scopes node; this needs submit"):
+        node.require(Scope.SUBMIT)
+
+
+def test_the_file_is_plain_json(store, tmp_path):
+    store.create("alice", ["read"], timedelta(days=1))
+    (record,) = json.loads((tmp_path / "state" / "tokens.json").read_text())["tokens"]
+    assert set(record) == {"id", "name", "scopes", "hash", "created_at", "expires_at"}
