@@ -3,7 +3,7 @@
 # with the SDK `cortex`, so the imports are rewritten to cortex_common.pb.v1.
 set -euo pipefail
 python=${1:-python}
-out=libs/cortex_common/pb/v1
+out=${2:-libs/cortex_common/pb/v1}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 bin=$(dirname "$(command -v "$python")")

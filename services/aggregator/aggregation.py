@@ -174,7 +174,7 @@ class WeightAggregator:
         self._gauge()
 
     async def prune(self, job_id: JobId, fence: int, keep: Sequence[RoundNumber]) -> int:
-        """Erase versions of a job but those of `keep` and the bases of open rounds, and the spool of rounds that are over.
+        """Erase versions but those of `keep` and the bases of open rounds, and the spool of rounds that are over.
 
         Raises:
             ConflictError: stale fence.

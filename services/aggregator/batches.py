@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,8 @@ from cortex_common.security.encryption import TAG_BYTES, EncryptionManager, Obje
 from cortex_common.storage import BlobWriter
 from cortex_common.tensors import ChunkRange, Float32s, Int64s, Manifest, ModelDigest, iter_chunks
 from cortex_common.transfer.content import chunk_digest, content_digest
+from cortex_common.validation import sum_of_squares
 from services.aggregator.strategies import OuterStrategy
-
-_PIECE = 64 * 1024
 
 
 class SealedChunks(Protocol):
@@ -183,7 +182,7 @@ class _Fold:
         if self._base is None:
             payload = _open(self._plan.updates[0], self._openers[0], self._codecs[0], part, scratch)
             self._codecs[0].decode(payload, part.elements, out_n)
-            return out_n, _square(out_n)
+            return out_n, sum_of_squares(out_n)
         sum_n.fill(0.0)
         for update, opener, codec, weight in zip(
             self._plan.updates, self._openers, self._codecs, self._plan.weights, strict=True
@@ -193,7 +192,7 @@ class _Fold:
         source, opener, codec = self._base
         base_n = codec.decode(_open(source, opener, codec, part, scratch), part.elements, out_n)
         self._plan.strategy.step(base_n, sum_n, out_n)
-        return out_n, _square(sum_n)
+        return out_n, sum_of_squares(sum_n)
 
     def _counters(self, part: ChunkRange, scratch: _Scratch) -> Int64s:
         """Integers are taken by maximum, over the base too."""
@@ -224,12 +223,3 @@ def _open(
     if len(sealed) > wanted + TAG_BYTES:
         raise CorruptError(f"stored chunk {part.index} is longer than its range allows")
     return opener.open_into(part.index, sealed, scratch.plain)
-
-
-def _square(values_n: NDArray[np.floating[Any]]) -> float:
-    """Sum of squares in float64, in cache-sized pieces."""
-    total = 0.0
-    for start in range(0, values_n.size, _PIECE):
-        piece = values_n[start : start + _PIECE].astype(np.float64, copy=False)
-        total += float(piece @ piece)
-    return total

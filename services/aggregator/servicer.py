@@ -41,7 +41,7 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
         """Register with a server."""
         aggregator_pb2_grpc.add_RoundServiceServicer_to_server(self, server)
 
-    async def OpenRound(  # noqa: N802
+    async def OpenRound(
         self, request: aggregator_pb2.OpenRoundRequest, context: Any
     ) -> aggregator_pb2.OpenRoundResponse:
         """Take updates for a round."""
@@ -49,14 +49,14 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
         await self._aggregator.open_round(terms, data_key)
         return aggregator_pb2.OpenRoundResponse()
 
-    async def WatchRound(  # noqa: N802
+    async def WatchRound(
         self, request: aggregator_pb2.WatchRoundRequest, context: Any
     ) -> AsyncIterator[aggregator_pb2.WatchRoundResponse]:
         """The round now and at each change."""
         async for view in self._aggregator.watch(key_from_proto(request)):
             yield view_to_proto(view)
 
-    async def SealRound(  # noqa: N802
+    async def SealRound(
         self, request: aggregator_pb2.SealRoundRequest, context: Any
     ) -> aggregator_pb2.SealRoundResponse:
         """Fold a frozen list into the next version."""
@@ -65,14 +65,14 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
         )
         return aggregator_pb2.SealRoundResponse(version=version_to_proto(version), update_norm=version.update_norm)
 
-    async def AbortRound(  # noqa: N802
+    async def AbortRound(
         self, request: aggregator_pb2.AbortRoundRequest, context: Any
     ) -> aggregator_pb2.AbortRoundResponse:
         """Give up a round."""
         await self._aggregator.abort(key_from_proto(request), request.fence, request.reason or "no reason given")
         return aggregator_pb2.AbortRoundResponse()
 
-    async def PruneJob(  # noqa: N802
+    async def PruneJob(
         self, request: aggregator_pb2.PruneJobRequest, context: Any
     ) -> aggregator_pb2.PruneJobResponse:
         """Erase versions that are no longer wanted."""

@@ -41,10 +41,10 @@ class Attendance:
         """Everybody who attends or did within the last hour."""
         return self._lines
 
-    def is_attending(self, worker: NodeName, incarnation: str) -> bool:
-        """Whether this very process of the worker holds the line."""
+    def is_replaced(self, worker: NodeName, incarnation: str) -> bool:
+        """Whether a newer process of the worker has taken the line over; not so before either has called."""
         line = self._lines.get(worker)
-        return line is not None and line.incarnation == incarnation
+        return line is not None and line.incarnation != incarnation
 
     def give(self, orders: Mapping[NodeName, tuple[Order, ...]]) -> None:
         """Replace what every worker has to do; those for whom it differs are told."""

@@ -109,6 +109,9 @@ class JobCoordinator:
             InvalidArgumentError: this network cannot run it; lists why.
             AlreadyExistsError: `request_id` was used for another job.
         """
+        if request_id:
+            # A caller's ids are its own: nobody can meet another's job by guessing one.
+            request_id = f"{owner}/{request_id}"
         if request_id and (earlier := await self._store.call(lambda store: store.find_request(request_id))):
             return await self._same_job(earlier, spec, request_id)
         if wrong := admission(spec, self._world(None), self._known):

@@ -146,7 +146,7 @@ class AssignmentServicer(coordinator_pb2_grpc.AssignmentServiceServicer):
         """What a worker did."""
         worker = _own_name(request.worker)
         job_id, round_number, attempt = wire.round_of_assignment(request.assignment_id)
-        if not self._attendance.is_attending(worker, request.incarnation):
+        if self._attendance.is_replaced(worker, request.incarnation):
             return pb.ReportResponse(wanted=False)
         change = self._change(request, worker)
         wanted = self._coordinator.observe(job_id, round_number, attempt, change)

@@ -26,27 +26,23 @@ class DiscoveryServicer(discovery_pb2_grpc.DiscoveryServiceServicer):
         """Register with a server."""
         discovery_pb2_grpc.add_DiscoveryServiceServicer_to_server(self, server)
 
-    async def Heartbeat(  # noqa: N802
-        self, request: discovery_pb2.HeartbeatRequest, context: Any
-    ) -> discovery_pb2.HeartbeatResponse:
+    async def Heartbeat(self, request: discovery_pb2.HeartbeatRequest, context: Any) -> discovery_pb2.HeartbeatResponse:
         """Renew the caller's lease."""
         self._service.heartbeat(current_identity(), announcement_from_proto(request.node))
         rules = self._service.rules
         return discovery_pb2.HeartbeatResponse(lease_s=rules.lease_s, heartbeat_s=rules.heartbeat_s)
 
-    async def Leave(self, request: discovery_pb2.LeaveRequest, context: Any) -> discovery_pb2.LeaveResponse:  # noqa: N802
+    async def Leave(self, request: discovery_pb2.LeaveRequest, context: Any) -> discovery_pb2.LeaveResponse:
         """End the caller's lease."""
         self._service.leave(current_identity(), request.name, request.incarnation)
         return discovery_pb2.LeaveResponse()
 
-    async def ListNodes(  # noqa: N802
-        self, request: discovery_pb2.ListNodesRequest, context: Any
-    ) -> discovery_pb2.ListNodesResponse:
+    async def ListNodes(self, request: discovery_pb2.ListNodesRequest, context: Any) -> discovery_pb2.ListNodesResponse:
         """Every node known."""
         views = self._service.nodes(role_from_proto(request.role), request.region or None)
         return discovery_pb2.ListNodesResponse(nodes=[node_to_proto(view) for view in views])
 
-    async def WatchNodes(  # noqa: N802
+    async def WatchNodes(
         self, request: discovery_pb2.WatchNodesRequest, context: Any
     ) -> AsyncIterator[discovery_pb2.WatchNodesResponse]:
         """The list, again and again."""

@@ -141,16 +141,17 @@ class JobClient:
 async def _checked_pieces(
     messages: AsyncGenerator[coordinator_pb2.DownloadModelResponse], head: bytes, version: VersionInfo
 ) -> AsyncGenerator[bytes]:
-    """The bytes of a model file; an error at the end if they are not the version's."""
-    digest = hashlib.sha256(head)
+    """The bytes of a model file; the last piece only if all of them are the version's."""
+    digest, held = hashlib.sha256(head), head
     async with aclosing(messages):
-        if head:
-            yield head
         async for response in messages:
             digest.update(response.data)
-            yield response.data
+            if held:
+                yield held
+            held = response.data
     if digest.hexdigest() != version.sha256:
         raise CorruptError(f"model of job {version.job_id}, round {version.round}: the bytes are not {version.sha256}")
+    yield held
 
 
 async def _messages(call: grpc.aio.UnaryStreamCall[Any, _Message], what: str) -> AsyncGenerator[_Message]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from http import HTTPStatus
 
 from starlette.datastructures import MutableHeaders
@@ -15,11 +17,18 @@ from services.gateway.problems import BodyTooLargeError, answer
 log = get_logger(__name__)
 
 _UNKNOWN_ROUTE = "unknown"
+_DRAIN_S = 2.0
+# Times the size allowed.
+_DRAINED = 8
 _SAFE_HEADERS = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer"}
 
 
 class BodyCap:
-    """Refuses bodies beyond a size: by their declared length, or while they arrive."""
+    """Refuses bodies beyond a size: by their declared length, or while they arrive.
+
+    A refused body is read on for a little while before the connection is closed, since closing it at once would take
+    the answer away from a client that is still sending.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
@@ -30,24 +39,44 @@ class BodyCap:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared[:20]) > self._max_bytes:
-            await answer(self._error(f"{declared[:20].decode()} bytes"))(scope, receive, send)
-            return
-        received = 0
+        received, refused = 0, False
 
         async def counted() -> Message:
-            nonlocal received
+            nonlocal received, refused
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._max_bytes:
+                refused = True
                 raise self._error("more")
             return message
 
-        await self._app(scope, counted, send)
+        async def lingering(message: Message) -> None:
+            is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if refused and is_last:
+                await send({**message, "more_body": True})
+                await self._drain(receive)
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared[:20]) > self._max_bytes:
+            refused = True
+            await answer(self._error(f"{declared[:20].decode()} bytes"))(scope, receive, lingering)
+            return
+        await self._app(scope, counted, lingering)
 
     def _error(self, given: str) -> BodyTooLargeError:
         return BodyTooLargeError(f"the body is too large: {given} given; allowed: up to {self._max_bytes} bytes")
+
+    async def _drain(self, receive: Receive) -> None:
+        left = _DRAINED * self._max_bytes
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                while left > 0:
+                    message = await receive()
+                    if not message.get("more_body", False):
+                        return
+                    left -= len(message["body"])
 
 
 class Observed:

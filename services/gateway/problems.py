@@ -126,8 +126,10 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def answer(error: CortexError, headers: Mapping[str, str] | None = None) -> Response:
     """The HTTP response for an error."""
-    wait_s = kind_of(error).retry_after_s
-    advice = {} if wait_s is None else {"Retry-After": str(wait_s)}
+    kind = kind_of(error)
+    advice = {} if kind.retry_after_s is None else {"Retry-After": str(kind.retry_after_s)}
+    if kind.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        advice["Connection"] = "close"
     return _response(problem_of(error), {**advice, **(headers or {})})
 
 

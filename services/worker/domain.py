@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex
 from cortex_common.job.spec import JobSpec
 from cortex_common.security.encryption import DataKey
-from cortex_common.transfer import Receipt
+from cortex_common.transfer.receipt import Receipt
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ DirOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job, as printed by `cortex submit`.")]
 
+PIPE_COLUMNS = 240
+
 
 @contextlib.contextmanager
 def open_client(directory: Path | None) -> Iterator[Client]:
@@ -61,16 +63,19 @@ def as_dict(model: BaseModel) -> Mapping[str, Any]:
 
 
 def say(text: str) -> None:
-    """A line for people on standard error: progress and notices, never results."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    """A line for people on standard error: progress and notices, never results. Nobody reading it is no error."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A Rich console that leaves text alone: no emoji, no markup, no guesses about numbers."""
+    """A Rich console that leaves text alone: no emoji, no markup, no guesses about numbers; no folding in pipes."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else PIPE_COLUMNS
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
 
 
 def example(*lines: str) -> str:

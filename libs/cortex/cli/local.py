@@ -39,7 +39,7 @@ CatalogueOption = Annotated[
     typer.Option(
         "--catalogue",
         metavar="FILE",
-        help="The workers' own datasets, see examples/own-data.yaml; {name} stands for the worker. As last time, or none.",
+        help="The workers' own datasets: see examples/own-data.yaml; {name} is the worker's. As last time, or none.",
         show_default=False,
     ),
 ]
@@ -94,6 +94,7 @@ def up(
 def _in_foreground(layout: Layout, network: LocalNetwork, parent_pid: int | None, as_json: bool) -> None:
     import asyncio
 
+    from cortex.local.ports import PortClaims, claims_folder
     from cortex.local.prepare import prepare
     from cortex.local.supervisor import exclusive, supervise
     from cortex.local.token import ensure_token
@@ -109,8 +110,8 @@ def _in_foreground(layout: Layout, network: LocalNetwork, parent_pid: int | None
         healthy = True
         _announce(layout, prepared.network, token, as_json, detached=False)
 
-    with exclusive(layout):
-        prepared = prepare(layout, network)
+    with exclusive(layout), PortClaims(claims_folder()) as ports:
+        prepared = prepare(layout, network, ports.claim)
         token = ensure_token(layout)
         for notice in prepared.notices:
             say(notice)
@@ -162,13 +163,13 @@ def ps(directory: HereOption = None, as_json: JsonOption = False) -> None:
         return
     from cortex.cli.tables import HEALTH_STYLES, table
 
-    shown = table("service", "name", "pid", "health", "addresses", "restarts", right=("pid", "restarts"))
+    shown = table("service", "name", "pid", "health", "address", "metrics", "restarts", right=("pid", "restarts"))
     for row in rows:
-        addresses = ", ".join(f"{use} {address}" for use, address in row["addresses"].items())
         shown.add_row(
-            row["service"], row["name"], str(row["pid"] or "-"), row["health"], addresses, str(row["restarts"]),
+            *(row["service"], row["name"], str(row["pid"] or "-"), row["health"]),
+            *(row["address"] or "-", row["addresses"]["metrics"], str(row["restarts"])),
             style=None if row["health"] == "healthy" else HEALTH_STYLES[row["health"]],
-        )  # fmt: skip
+        )
     console().print(shown)
     for row in rows:
         if report is not None and row["reason"]:

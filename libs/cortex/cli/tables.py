@@ -23,7 +23,7 @@ def table(*columns: str, right: Iterable[str] = ()) -> Table:
     """An empty table without frills."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column, justify="right" if column in set(right) else "left", overflow="fold")
+        made.add_column(column, justify="right" if column in set(right) else "left", no_wrap=True)
     return made
 
 
@@ -48,13 +48,13 @@ def styled(text: str, styles: Mapping[str, str]) -> str:
 
 
 _ROUND_COLUMNS = (
-    *("round", "train loss", "test loss", "accuracy"),
-    *("seconds", "training", "exchange", "up", "down", "accepted"),
+    *("round", "loss", "test", "accuracy", "seconds"),
+    *("train", "sync", "up", "down", "ok"),
 )
 
 
 def rounds_table(history: Sequence[RoundReport]) -> Table:
-    """What each round brought and cost."""
+    """What each round brought and cost: `test` is a loss, `train` and `sync` are seconds, `ok` the accepted updates."""
     made = table(*_ROUND_COLUMNS, right=_ROUND_COLUMNS)
     for report in history:
         metrics = report.metrics
@@ -88,23 +88,20 @@ def jobs_table(jobs: Sequence[JobStatus]) -> Table:
 
 def nodes_table(nodes: Sequence[NodeView]) -> Table:
     """One line a node, by region."""
-    made = table("region", "name", "role", "health", "doing", "cpu", "memory free", "gpus", "address", right=("cpu",))
+    columns = ["region", "name", "role", "health", "doing", "cpu", "memory used", "address"]
+    has_gpus = any(node.resources.gpus for node in nodes)
+    made = table(*columns, *(["gpus"] if has_gpus else []), right=("cpu", "memory used"))
     for node in sorted(nodes, key=lambda node: (node.region, node.role, node.name)):
-        resources = node.resources
-        made.add_row(
-            node.region,
-            node.name,
-            node.role,
-            node.health,
-            node.activity or "-",
-            f"{resources.cpu_utilisation * 100:.0f} % of {resources.cpu_cores}" if resources.cpu_cores else "-",
-            f"{size(resources.memory_available_bytes)} of {size(resources.memory_bytes)}"
-            if resources.memory_bytes
-            else "-",
-            ", ".join(f"{gpu.name} {gpu.utilisation * 100:.0f} %" for gpu in resources.gpus) or "-",
-            node.address or "dials out",
-            style=None if node.health == "live" else HEALTH_STYLES.get(node.health),
-        )
+        owned = node.resources
+        cells = [
+            *(node.region, node.name, node.role, node.health, node.activity or "-"),
+            f"{owned.cpu_utilisation * 100:.0f} %" if owned.cpu_cores else "-",
+            f"{size(owned.memory_bytes - owned.memory_available_bytes)}" if owned.memory_bytes else "-",
+            node.address or "-",
+        ]
+        if has_gpus:
+            cells.append(", ".join(f"{gpu.name} {gpu.utilisation * 100:.0f} %" for gpu in owned.gpus) or "-")
+        made.add_row(*cells, style=None if node.health == "live" else HEALTH_STYLES.get(node.health))
     return made
 
 

@@ -70,17 +70,17 @@ def _workers(regions: Sequence[str], count: int) -> list[Member]:
 
 
 def assign_ports(
-    members: Sequence[Member], previous: Mapping[str, Mapping[str, int]], is_free: Callable[[int], bool]
+    members: Sequence[Member], previous: Mapping[str, Mapping[str, int]], claim: Callable[[int], bool]
 ) -> tuple[tuple[Member, ...], tuple[str, ...]]:
     """Give every listener a port: the one it had before, else its default, else the next free one.
 
     Args:
         members: The network; their own ports are ignored.
         previous: Ports of an earlier start, by member name and use.
-        is_free: Whether nothing listens on a port of this machine.
+        claim: Takes a port of this machine; False when it is not to be had.
 
     Returns:
-        The members with ports, and a sentence for each port that is not the expected one.
+        The members with ports, and what is to be told about ports that are not the expected ones.
 
     Raises:
         InvalidArgumentError: no free port near a default one.
@@ -94,16 +94,16 @@ def assign_ports(
         ports = {}
         for use, default in wanted.items():
             expected = before.get(use, default)
-            ports[use] = _next_free(expected, used, is_free)
+            ports[use] = _next_free(expected, used, claim)
+            if ports[use] != expected and expected not in used:
+                notices.append(f"{member.name} {use} {ports[use]} (not {expected})")
             used.add(ports[use])
-            if ports[use] != expected and not is_free(expected):
-                notices.append(f"port {expected} is taken: {member.name} ({use}) uses {ports[use]}")
         placed.append(member.model_copy(update={"ports": ports}))
-    return tuple(placed), tuple(notices)
+    return tuple(placed), (f"some ports are taken; used instead: {', '.join(notices)}",) if notices else ()
 
 
-def _next_free(first: int, used: set[int], is_free: Callable[[int], bool]) -> int:
+def _next_free(first: int, used: set[int], claim: Callable[[int], bool]) -> int:
     for port in range(first, min(first + SEARCH, 65536)):
-        if port not in used and is_free(port):
+        if port not in used and claim(port):
             return port
     raise InvalidArgumentError(f"no free port from {first} to {min(first + SEARCH, 65536) - 1} on {HOST}")

@@ -15,7 +15,6 @@ from cortex.local.files import write_text
 from cortex.local.layout import Layout
 from cortex.local.members import HOST, Member, assign_ports, members_of
 from cortex.local.network import LocalNetwork, OperatorFiles, write_network
-from cortex.local.ports import is_free
 from cortex_common.data.files import read_catalogue
 from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.ids import NodeName
@@ -34,18 +33,18 @@ class Prepared:
     notices: tuple[str, ...]
 
 
-def prepare(layout: Layout, network: LocalNetwork, is_free: Callable[[int], bool] = is_free) -> Prepared:
+def prepare(layout: Layout, network: LocalNetwork, claim: Callable[[int], bool]) -> Prepared:
     """Write everything the services need into the directory; what is there already is kept.
 
     Args:
         layout: The directory.
         network: What is known of the network; its ports are kept where they are free.
-        is_free: Whether a port is free.
+        claim: Takes a port; False when it is not to be had.
 
     Raises:
         InvalidArgumentError: impossible regions, workers, ports or catalogue.
     """
-    members, notices = assign_ports(members_of(network.regions, network.workers), network.ports(), is_free)
+    members, notices = assign_ports(members_of(network.regions, network.workers), network.ports(), claim)
     _check_catalogues(network, members)
     layout.root.mkdir(parents=True, exist_ok=True)
     layout.root.chmod(0o700)

@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 from numpy.typing import NDArray
 
@@ -98,7 +97,7 @@ def fetch(cache_dir: Path, say: Say = lambda _: None, homes: tuple[str, ...] = H
             say(f"fashion-mnist: trying {name}")
             try:
                 return way()
-            except (CortexError, OSError, subprocess.SubprocessError, httpx.HTTPError) as error:
+            except (CortexError, OSError, subprocess.SubprocessError) as error:
                 failures.append(f"  {name}: {error}")
     raise NotFoundError(
         "fashion-mnist cannot be had here; tried\n" + "\n".join(failures) + "\n"
@@ -187,14 +186,16 @@ def _run(command: list[str], folder: str) -> None:
 
 
 def _download(home: str, cache_dir: Path) -> None:
-    with (
-        tempfile.TemporaryDirectory(dir=cache_dir) as folder,
-        httpx.Client(timeout=20, follow_redirects=True) as client,
-    ):
-        for file, _, _ in _FILES:
-            with client.stream("GET", f"{home}/{file}") as response:
-                response.raise_for_status()
-                with (Path(folder) / file).open("wb") as stream:
-                    for piece in response.iter_bytes():
-                        stream.write(piece)
+    import httpx  # slow to import, and seldom needed
+
+    with tempfile.TemporaryDirectory(dir=cache_dir) as folder, httpx.Client(timeout=20) as client:
+        try:
+            for file, _, _ in _FILES:
+                with client.stream("GET", f"{home}/{file}", follow_redirects=True) as response:
+                    response.raise_for_status()
+                    with (Path(folder) / file).open("wb") as stream:
+                        for piece in response.iter_bytes():
+                            stream.write(piece)
+        except httpx.HTTPError as error:
+            raise NotFoundError(f"download failed: {error}") from error
         _unpack(Path(folder), cache_dir)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from cortex_common.validation.manager import ValidationManager, l2_norm
+from cortex_common.validation.manager import ValidationManager, l2_norm, sum_of_squares
 
-__all__ = ["ValidationManager", "l2_norm"]
+__all__ = ["ValidationManager", "l2_norm", "sum_of_squares"]

@@ -127,10 +127,18 @@ class ValidationManager:
         return Sha256Hex(digest.hexdigest())
 
 
-def l2_norm(values: NDArray[np.floating[Any]]) -> float:
-    """Euclidean norm, summed in float64 in cache-sized pieces."""
+def sum_of_squares(values: NDArray[np.floating[Any]]) -> float:
+    """Sum of squares in float64, in cache-sized pieces. Without BLAS: its threads spin."""
+    scratch = np.empty(min(_PIECE, values.size), np.float64)
     total = 0.0
     for start in range(0, values.size, _PIECE):
-        piece = values[start : start + _PIECE].astype(np.float64)
-        total += float(piece @ piece)
-    return float(np.sqrt(total))
+        piece = values[start : start + _PIECE]
+        squares = scratch[: piece.size]
+        np.multiply(piece, piece, out=squares, dtype=np.float64)
+        total += float(squares.sum())
+    return total
+
+
+def l2_norm(values: NDArray[np.floating[Any]]) -> float:
+    """Euclidean norm."""
+    return float(np.sqrt(sum_of_squares(values)))

@@ -10,10 +10,12 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from starlette.types import Send
 
-from cortex_common.errors import InvalidArgumentError, Violation
+from cortex_common.errors import CortexError, InvalidArgumentError, Violation
 from cortex_common.ids import JobId
 from cortex_common.job.status import EventInfo, JobPhase, JobStatus, VersionInfo
+from cortex_common.logging import get_logger
 from services.gateway import sse
 from services.gateway.auth import Reader, Submitter
 from services.gateway.body import read_job
@@ -21,6 +23,7 @@ from services.gateway.openapi import EVENTS, JOB_BODY, MODEL_FILE, STATUS
 from services.gateway.problems import responses
 from services.gateway.surroundings import Surroundings, surroundings_of
 
+log = get_logger(__name__)
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 
 JobIdInPath = Annotated[str, Path(max_length=128, description="As answered by submit")]
@@ -46,6 +49,17 @@ class VersionList(BaseModel):
     """The model versions of a job that are kept, oldest first."""
 
     versions: list[VersionInfo]
+
+
+class FileStream(StreamingResponse):
+    """A file in pieces. If it breaks off, so does the connection: what has arrived cannot be taken for the whole."""
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the pieces; without a last message the server closes the connection."""
+        try:
+            await super().stream_response(send)
+        except CortexError as error:
+            log.warning("download_broken", reason=error.message)
 
 
 @router.post("/submit", status_code=201, responses=responses(400, 401, 403, 409, 413, 415, 422, 429, 503), **JOB_BODY)
@@ -131,7 +145,7 @@ async def model(
         return Response(status_code=304, headers=headers)
     name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{version.job_id}-round-{version.round}.safetensors")
     headers |= {"Content-Disposition": f'attachment; filename="{name}"', "Content-Length": str(version.size_bytes)}
-    return StreamingResponse(download.pieces, headers=headers, media_type="application/octet-stream")
+    return FileStream(download.pieces, headers=headers, media_type="application/octet-stream")
 
 
 @router.get(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import socket
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -23,13 +26,22 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
+    _behave()
     _make_deterministic(arguments.threads)
     link = ChildLink(socket.socket(fileno=arguments.socket))
     sys.excepthook = _tell_then_die(link)
-    _warm_up()
     link.send({"ready": True, "torch": torch.__version__})
+    if not link.has_message():
+        _warm_up()
     Session(link, arguments.device, SystemClock()).serve()
     return 0
+
+
+def _behave() -> None:
+    """Leave Ctrl-C to the worker, and be the first to go when memory runs out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
 
 
 def _make_deterministic(threads: int) -> None:
@@ -39,7 +51,7 @@ def _make_deterministic(threads: int) -> None:
 
 
 def _warm_up() -> None:
-    """Take one step with a tiny network, so that the first job does not pay for what torch imports at first use."""
+    """Take one step with a tiny network: the first job need not wait for what torch imports at its first use."""
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     model(torch.zeros(1, 2)).sum().backward()

@@ -159,8 +159,8 @@ async def test_nobody_can_announce_somebody_else(network, node, complaint):
 
 async def test_a_malformed_heartbeat_is_answered_with_every_mistake(network):
     async with network.discovery(), network.calling(Role.WORKER, "w1") as stub:
+        node = common_pb2.Node(name="w1", role=common_pb2.ROLE_WORKER)
         with pytest.raises(InvalidArgumentError) as caught, calling("discovery"):
-            node = common_pb2.Node(name="w1", role=common_pb2.ROLE_WORKER)
             await stub.Heartbeat(discovery_pb2.HeartbeatRequest(node=node))
         assert [violation.path for violation in caught.value.violations] == ["node.region", "node.incarnation"]
 
@@ -270,7 +270,7 @@ async def test_the_snapshot_is_written_at_a_change(network, tmp_path):
         await network.beat(worker("w-seen"))
         async with asyncio.timeout(10):
             while "w-seen" not in (tmp_path / "state" / "nodes.json").read_text():
-                await asyncio.sleep(0)
+                await network.nodes()
 
 
 async def test_nodes_and_heartbeats_are_counted(network):

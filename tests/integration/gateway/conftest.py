@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import pytest_asyncio
 
 from cortex_common.clock import SystemClock
 from cortex_common.errors import CortexError, NotFoundError
@@ -78,6 +79,7 @@ class FakeJobs(coordinator_pb2_grpc.JobServiceServicer):
     principals: list[str] = field(default_factory=list)
     submitted: list[tuple[JobSpec, str]] = field(default_factory=list)
     watching: int = 0
+    unwatched: asyncio.Event = field(default_factory=asyncio.Event)
 
     def _called(self, name: str, request, context) -> None:
         assert current_identity().role is Role.GATEWAY
@@ -127,6 +129,7 @@ class FakeJobs(coordinator_pb2_grpc.JobServiceServicer):
                 await asyncio.Event().wait()
         finally:
             self.watching -= 1
+            self.unwatched.set()
 
     async def WatchEvents(self, request, context):
         self._called("WatchEvents", request, context)
@@ -158,10 +161,12 @@ class FakeNodes(discovery_pb2_grpc.DiscoveryServiceServicer):
 
     nodes: list[common_pb2.Node] = field(default_factory=list)
     heartbeats: list[common_pb2.Node] = field(default_factory=list)
+    heard: asyncio.Event = field(default_factory=asyncio.Event)
     left: list[str] = field(default_factory=list)
 
     async def Heartbeat(self, request, context):
         self.heartbeats.append(request.node)
+        self.heard.set()
         return discovery_pb2.HeartbeatResponse(lease_s=10.0, heartbeat_s=3.0)
 
     async def Leave(self, request, context):
@@ -194,6 +199,12 @@ class Gateway:
         settings = RpcSettings("127.0.0.1", 0, self.tls_of(role), "cortex", stop_grace_s=0.0)
         self._peers[role.value] = stack = AsyncExitStack()
         return (await stack.enter_async_context(serving(settings, [attach], [f"cortex.v1.{name}"]))).address
+
+    def reset(self) -> None:
+        """Fakes and the client as they were at first."""
+        vars(self.jobs).update(vars(FakeJobs()))
+        self.nodes.nodes = []
+        self.http.cookies.clear()
 
     async def stop_peer(self, role: Role) -> None:
         """End one of the services behind the gateway."""
@@ -243,8 +254,15 @@ def stopped_gateway(tls_of: TlsOf, tmp_path: Path) -> Gateway:
     return Gateway(tls_of, tmp_path)
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_gateway(tls_of: TlsOf, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
+    """One gateway for all tests of a file."""
+    async with Gateway(tls_of, tmp_path_factory.mktemp("gateway")).running() as running:
+        yield running
+
+
 @pytest.fixture
-async def gateway(stopped_gateway: Gateway) -> AsyncIterator[Gateway]:
-    """A running gateway."""
-    async with stopped_gateway.running():
-        yield stopped_gateway
+def gateway(shared_gateway: Gateway) -> Gateway:
+    """A running gateway, its fakes as new. Tests that stop something start one of their own."""
+    shared_gateway.reset()
+    return shared_gateway

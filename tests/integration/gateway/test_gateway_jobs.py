@@ -14,6 +14,8 @@ from cortex_common.errors import InvalidArgumentError, Violation
 from cortex_common.identity import Role
 from cortex_common.job.status import JobPhase
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 MODEL = bytes(range(256)) * 5000
 SHA256 = hashlib.sha256(MODEL).hexdigest()
 JOB = {
@@ -47,11 +49,7 @@ async def test_a_job_is_submitted_as_json(gateway):
     assert (body["job_id"], body["status"]) == ("job-1", "submitted")
     assert body["links"]["status"] == "/api/v1/jobs/job-1/status" == response.headers["location"]
     ((spec, request_id),) = gateway.jobs.submitted
-    assert (spec.model.hidden_dims, spec.training.rounds, request_id) == ((32,), 2, "key-1") or (
-        list(spec.model.hidden_dims),
-        spec.training.rounds,
-        request_id,
-    ) == ([32], 2, "key-1")
+    assert (list(spec.model.hidden_dims), spec.training.rounds, request_id) == ([32], 2, "key-1")
     assert gateway.jobs.principals == ["alice"]
 
 
@@ -101,12 +99,17 @@ async def test_a_body_that_is_no_job_file_is_refused(gateway, content, media_typ
 
 
 async def test_a_body_of_undeclared_length_is_capped_while_it_arrives(gateway):
-    async def endless():
-        while True:
-            yield b" " * 65536
-
-    response = await gateway.http.post(SUBMIT, content=endless(), headers={"Content-Type": "application/json"})
-    assert "too large" in problem(response, 413)["detail"]
+    host, port = gateway.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"POST {SUBMIT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {gateway.token}\r\n".encode())
+    writer.write(b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for _ in range(17):
+        writer.write(b"10000\r\n" + b" " * 65536 + b"\r\n")  # 64 KiB each, no last chunk
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"more given; allowed: up to 1048576 bytes" in answer
 
 
 @pytest.mark.parametrize("key", ["two words", "x" * 201])
@@ -143,11 +146,12 @@ async def test_a_bug_of_the_coordinator_is_an_internal_error_without_its_cause(g
     assert found["detail"] == "internal error"
 
 
-async def test_without_the_coordinator_requests_are_503_with_advice(gateway):
-    await gateway.stop_peer(Role.COORDINATOR)
-    response = await gateway.http.get("/api/v1/jobs")
-    assert "coordinator at 127.0.0.1:" in problem(response, 503)["detail"]
-    assert response.headers["retry-after"] == "1"
+async def test_without_the_coordinator_requests_are_503_with_advice(stopped_gateway):
+    async with stopped_gateway.running() as gateway:
+        await gateway.stop_peer(Role.COORDINATOR)
+        response = await gateway.http.get("/api/v1/jobs")
+        assert "coordinator at 127.0.0.1:" in problem(response, 503)["detail"]
+        assert response.headers["retry-after"] == "1"
 
 
 async def test_status_is_the_object_people_rely_on(gateway):
@@ -278,28 +282,29 @@ async def test_a_reader_who_goes_away_ends_the_watch(gateway):
         await anext(response.aiter_lines())
         assert gateway.jobs.watching == 1
     async with asyncio.timeout(10):
-        while gateway.jobs.watching:
-            await asyncio.sleep(0)
+        await gateway.jobs.unwatched.wait()
 
 
-async def test_the_coordinators_end_is_told_in_the_stream(gateway):
-    gateway.jobs.watched, gateway.jobs.endless = [gateway.jobs.status], True
-    async with gateway.http.stream("GET", "/api/v1/jobs/job-1/events") as response:
-        lines = response.aiter_lines()
-        await anext(lines)
-        await gateway.stop_peer(Role.COORDINATOR)
-        rest = [line async for line in lines]
-    assert "event: problem" in rest
+async def test_the_coordinators_end_is_told_in_the_stream(stopped_gateway):
+    async with stopped_gateway.running() as gateway:
+        gateway.jobs.watched, gateway.jobs.endless = [gateway.jobs.status], True
+        async with gateway.http.stream("GET", "/api/v1/jobs/job-1/events") as response:
+            lines = response.aiter_lines()
+            await anext(lines)
+            await gateway.stop_peer(Role.COORDINATOR)
+            rest = [line async for line in lines]
+        assert "event: problem" in rest
 
 
-async def test_streams_end_when_the_gateway_stops(gateway):
-    gateway.jobs.watched, gateway.jobs.endless = [gateway.jobs.status], True
-    async with gateway.http.stream("GET", "/api/v1/jobs/job-1/events") as response:
-        lines = response.aiter_lines()
-        await anext(lines)
-        gateway.stop.set()
-        rest = [line async for line in lines]
-    assert not any(line.startswith("event: ") for line in rest)
+async def test_streams_end_when_the_gateway_stops(stopped_gateway):
+    async with stopped_gateway.running() as gateway:
+        gateway.jobs.watched, gateway.jobs.endless = [gateway.jobs.status], True
+        async with gateway.http.stream("GET", "/api/v1/jobs/job-1/events") as response:
+            lines = response.aiter_lines()
+            await anext(lines)
+            gateway.stop.set()
+            rest = [line async for line in lines]
+        assert not any(line.startswith("event: ") for line in rest)
 
 
 async def test_more_event_streams_than_allowed_are_refused(stopped_gateway):

@@ -118,6 +118,7 @@ class Network:
     stack: AsyncExitStack
     key: Any = field(default_factory=EncryptionManager.new_data_key)
     job_id: str = "job-1"
+    main: Any = None
     _serial: int = 0
 
     async def worker(self, name: str = "w1", **settings: Any) -> RunningWorker:

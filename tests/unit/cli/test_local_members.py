@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from cortex.local.members import SEARCH, assign_ports, members_of
-from cortex.local.ports import is_free
+from cortex.local.ports import PortClaims, is_free
 from cortex_common.errors import InvalidArgumentError
 from cortex_common.identity import Role
 
@@ -53,7 +53,7 @@ def test_a_taken_default_port_is_replaced_and_told():
     members, notices = assign_ports(members_of(("eu",), 1), {}, lambda port: port not in {8080, 8081})
 
     assert next(m for m in members if m.service is Role.GATEWAY).ports["http"] == 8082
-    assert notices == ("port 8080 is taken: gateway (http) uses 8082",)
+    assert notices == ("some ports are taken; used instead: gateway http 8082 (not 8080)",)
 
 
 def test_ports_of_an_earlier_start_are_kept_unless_taken_since():
@@ -64,7 +64,7 @@ def test_ports_of_an_earlier_start_are_kept_unless_taken_since():
     ports = {member.name: member.ports for member in members}
     assert ports["coordinator"] == before["coordinator"]
     assert ports["discovery"] == {"grpc": 51002, "metrics": 9301}
-    assert notices == ("port 51001 is taken: discovery (grpc) uses 51002",)
+    assert notices == ("some ports are taken; used instead: discovery grpc 51002 (not 51001)",)
 
 
 def test_no_two_listeners_share_a_port():
@@ -84,3 +84,15 @@ def test_a_port_somebody_listens_on_is_not_free():
         port = server.getsockname()[1]
         assert not is_free(port)
     assert is_free(port)
+
+
+def test_a_port_kept_for_a_network_is_not_given_to_another_even_while_nobody_listens_on_it(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    with PortClaims(tmp_path) as first, PortClaims(tmp_path) as second:
+        assert first.claim(port)
+        assert first.claim(port)
+        assert not second.claim(port)
+    with PortClaims(tmp_path) as third:
+        assert third.claim(port)

@@ -60,7 +60,7 @@ class Discovery(RuleBasedStateMachine):
 
     @rule(away_s=st.floats(3.5, 1000.0))
     def pause(self, away_s):
-        """Discovery is stopped and goes on: nobody's silence counts; the suspect and the expired stay so until heard."""
+        """Discovery is stopped and goes on: no silence counts; the suspect and the expired stay so until heard."""
         away_s = round(away_s / TICK_S) * TICK_S
         self.now_s += away_s
         self.registry.advance(self.now_s)

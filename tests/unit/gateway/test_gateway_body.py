@@ -47,5 +47,7 @@ def test_malformed_yaml_is_refused(text, complaint):
 
 def test_both_read_the_same_document():
     expected = {"name": "x", "model": {"hidden_dims": [1, 2]}, "training": {"learning_rate": 0.001}}
-    assert parse_json('{"name": "x", "model": {"hidden_dims": [1, 2]}, "training": {"learning_rate": 1e-3}}') == expected
+    assert (
+        parse_json('{"name": "x", "model": {"hidden_dims": [1, 2]}, "training": {"learning_rate": 1e-3}}') == expected
+    )
     assert parse_yaml("name: x\nmodel: {hidden_dims: [1, 2]}\ntraining: {learning_rate: 0.001}\n") == expected

@@ -20,9 +20,7 @@ from services.gateway.domain import (
 from services.gateway.wire import node_from_proto
 
 GPU = GpuInfo(name="G", memory_bytes=100, memory_used_bytes=40, utilisation=0.5)
-IDLE = ResourceInfo(
-    cpu_cores=4, cpu_utilisation=0.25, memory_bytes=10, memory_available_bytes=8, slots=2, free_slots=2
-)
+IDLE = ResourceInfo(cpu_cores=4, cpu_utilisation=0.25, memory_bytes=10, memory_available_bytes=8, slots=2, free_slots=2)
 BUSY = IDLE.model_copy(update={"cpu_cores": 12, "cpu_utilisation": 0.75, "free_slots": 0, "gpus": (GPU, GPU)})
 DIGITS = DatasetInfo(name="digits", input_shape=(8, 8), classes=10, examples=1438)
 

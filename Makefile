@@ -1,0 +1,42 @@
+# `make` alone prints what there is. Nothing here needs root; everything lives in $(VENV).
+VENV ?= .venv
+# A pip requirement for PyTorch, options included, when neither the file in pip's find-links nor the index's own build is wanted.
+TORCH ?=
+
+bin := $(VENV)/bin
+installed := $(VENV)/.installed
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.PHONY: help install demo test check format proto
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: $(installed) ## create .venv with everything for the demo, the tests and development
+
+$(installed): pyproject.toml
+	@VENV='$(VENV)' TORCH='$(TORCH)' ./.ci/install
+	@touch $@
+
+demo: install ## train Fashion-MNIST on a whole local network: five services, 4 workers, two regions, mTLS
+	@$(bin)/cortex demo
+
+test: install ## all tests; they need neither root nor a container engine
+	@$(bin)/python -m pytest
+
+check: install ## everything static, and the unit tests: format, ruff, mypy, import contracts, buf, generated code
+	$(bin)/ruff format --check .
+	$(bin)/ruff check .
+	$(bin)/mypy libs services
+	$(bin)/lint-imports
+	@PATH="$(abspath $(bin)):$$PATH" protos/check.sh
+	$(bin)/python -m pytest tests/unit tests/architecture
+
+format: install ## let ruff put the code in order
+	$(bin)/ruff format .
+	$(bin)/ruff check --fix .
+
+proto: install ## generate libs/cortex_common/pb from protos/
+	@PATH="$(abspath $(bin)):$$PATH" protos/generate.sh python

@@ -1,0 +1,80 @@
+"""A whole network of real processes, started by `cortex up --detach`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from cortex.local.detached import stop_network
+from cortex.local.layout import Layout
+
+JOB = """
+name: tiny
+model: {{kind: mlp, input_dim: 64, hidden_dims: [32], output_dim: 10}}
+data: {{train: digits, test: digits-test}}
+training: {{learning_rate: 0.01, rounds: {rounds}, local_epochs: 1, seed: 3}}
+placement: {{workers: 2, min_workers: 2}}
+"""
+
+
+@dataclass(frozen=True)
+class Shell:
+    """A person with a terminal in a folder of their own."""
+
+    folder: Path
+
+    @property
+    def layout(self) -> Layout:
+        return Layout.of(self.folder / ".cortex")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("CORTEX_")}
+        roots = os.pathsep.join(str(Path(path).absolute()) for path in sys.path if path)
+        return kept | {"PYTHONPATH": roots, "XDG_CACHE_HOME": str(self.folder / "cache")}
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "cortex", *arguments]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=pipe, stderr=pipe, text=True)
+
+    def run(self, *arguments: str, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=timeout_s)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def json(self, *arguments: str) -> Any:
+        """What a command prints last on its standard output."""
+        done = self.run(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def job(self, rounds: int, replaced: Mapping[str, str] = MappingProxyType({})) -> str:
+        """Write a job file, with some of its text replaced; its path."""
+        text = JOB.format(rounds=rounds)
+        for old, new in replaced.items():
+            text = text.replace(old, new)
+        path = self.folder / "job.yaml"
+        path.write_text(text)
+        return str(path)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """A running network of two workers in two regions."""
+    shell = Shell(tmp_path_factory.mktemp("network"))
+    done = shell.run("up", "--detach", "--workers", "2")
+    try:
+        assert done.returncode == 0, done.stderr
+        yield shell
+    finally:
+        stop_network(shell.layout)
