@@ -7,12 +7,19 @@ before it is durable.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from cortex_common.clock import Clock
 from cortex_common.codec import WeightCompressor
-from cortex_common.errors import ConflictError, NotFoundError, PreconditionError
-from cortex_common.ids import JobId, NodeName, RoundNumber
+from cortex_common.errors import (
+    ConflictError,
+    CortexError,
+    NotFoundError,
+    PreconditionError,
+    UnavailableError,
+)
+from cortex_common.ids import JobId, KeyId, NodeName, RoundNumber
 from cortex_common.logging import get_logger
 from cortex_common.security.encryption import DataKey, EncryptionManager
 from cortex_common.validation import ValidationManager
@@ -31,9 +38,8 @@ from services.aggregator.domain import (
 )
 from services.aggregator.folding import Folder
 from services.aggregator.receiving import Receiver
-from services.aggregator.rounds import LiveRound, RoundView, SeatState
+from services.aggregator.rounds import LiveRound, RoundView
 from services.aggregator.settings import AggregatorSettings
-from services.aggregator.spool import SeatSpool, spooled_seats
 from services.aggregator.store import RoundStore
 from services.aggregator.strategies import create_strategy
 from services.aggregator.uploads import in_thread
@@ -63,29 +69,37 @@ class WeightAggregator:
         self._folder = Folder(name, settings.network, versions, processor, self._encryption, clock)
         self.receiver = Receiver(settings, self._rounds, rounds, self._encryption, validation, clock)
         self._sealing: dict[RoundKey, asyncio.Task[Version]] = {}
+        self._job_keys: dict[JobId, set[KeyId]] = {}
+        self._stopping = False
+        # One thread for all writes about rounds: they happen in the order they were decided.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="rounds")
 
     def restore(self) -> None:
         """Take up what an earlier process left: rounds, accepted and partial updates, versions."""
         self.versions.load()
         highest = max((version.sequence for version in self.versions.all()), default=0)
         for stored in self._store.load():
-            live = LiveRound(stored.terms, stored.phase, stored.reason)
-            directory = self._store.directory(stored.terms.key)
-            for seat in spooled_seats(directory):
-                spool, receipt = SeatSpool.load(directory, seat)
-                live.seats[seat] = SeatState(spool, receipt)
-                highest = max(highest, receipt.sequence if receipt else 0)
-            self._rounds[stored.terms.key] = live
+            live = self._rounds[stored.terms.key] = LiveRound.restored(stored, self._store)
+            highest = max([highest, *(receipt.sequence for receipt in live.receipts.values())])
             log.info("round_restored", round=str(stored.terms.key), phase=stored.phase, accepted=len(live.receipts))
         self.receiver.sequence = highest
         self._gauge()
 
+    async def drain(self) -> None:
+        """End uploads and watches, to be resumed at the next start."""
+        self._stopping = True
+        for live in self._rounds.values():
+            live.changed.fire()
+            await self.receiver.stop(live, UnavailableError("the aggregator is stopping; resume when it is back"))
+
     async def close(self) -> None:
         """Wait for folds under way and give files up."""
+        await self.drain()
         if self._sealing:
             await asyncio.wait(self._sealing.values())
         for live in self._rounds.values():
             live.close_files()
+        self._writer.shutdown()
 
     async def open_round(self, terms: RoundTerms, data_key: DataKey) -> None:
         """Take updates for a round from now on; idempotent.
@@ -98,18 +112,15 @@ class WeightAggregator:
         self._check(terms)
         await self._raise_fence(terms.key.job_id, terms.fence)
         base = self.versions.by_sha256(terms.key.job_id, terms.base_sha256).manifest if terms.base_sha256 else None
-        self._encryption.add(data_key)
+        self._keep_key(terms.key.job_id, data_key)
         live = self._rounds.get(terms.key)
         if live is None:
-            check_order(terms.key, self._newest(terms.key.job_id))
-            live = self._rounds[terms.key] = LiveRound(terms)
-            await in_thread(lambda: self._store.save(live.stored()))
-            log.info("round_opened", job_id=terms.key.job_id, round=terms.key.round, seats=len(terms.seats))
+            live = await self._begin(terms)
         elif live.terms.substance != terms.substance:
             raise ConflictError(f"{terms.key} has been opened with other terms: {live.terms.substance}")
-        elif live.phase is Phase.OPEN and live.terms != terms:
+        elif live.phase is Phase.OPEN:
             live.terms = terms
-            await in_thread(lambda: self._store.save(live.stored()))
+            await self._stored(lambda: self._store.save(live.stored()))
         live.data_key, live.base = data_key, base
         live.changed.fire()
         await self._retire(terms.key)
@@ -128,6 +139,8 @@ class WeightAggregator:
             yield view
             if view.closed:
                 return
+            if self._stopping:
+                raise UnavailableError("the aggregator is stopping; watch again when it is back")
             await event.wait()
 
     async def seal(
@@ -142,13 +155,13 @@ class WeightAggregator:
         """
         await self._raise_fence(key.job_id, fence)
         if data_key is not None:
-            self._encryption.add(data_key)
+            self._keep_key(key.job_id, data_key)
         done = self.versions.of_round(key.job_id, key.round)
         if done is not None and done.header.attempt == key.attempt:
-            return _same_list(key, done, contributions)
+            return done.of_list(key, contributions)
         running = self._sealing.get(key)
         if running is not None:
-            return _same_list(key, await asyncio.shield(running), contributions)
+            return (await asyncio.shield(running)).of_list(key, contributions)
         live = self._known(key)
         if live.phase is Phase.ABORTED:
             raise PreconditionError(f"{key} was given up: {live.reason}")
@@ -189,6 +202,8 @@ class WeightAggregator:
         for key in [key for key, live in self._rounds.items() if key.job_id == job_id and live.phase is not Phase.OPEN]:
             if key not in self._sealing:
                 await self._forget(key)
+        if not self.versions.of_job(job_id) and self._newest(job_id) is None:
+            self._drop_keys(job_id)
         self._gauge()
         return len(drop)
 
@@ -199,11 +214,23 @@ class WeightAggregator:
             if key.job_id == key_job and key.round == number and live.phase is Phase.OPEN:
                 live.bytes_down += size
 
+    async def _begin(self, terms: RoundTerms) -> LiveRound:
+        """A round not known yet; forgotten again if it cannot be stored."""
+        check_order(terms.key, self._newest(terms.key.job_id))
+        live = self._rounds[terms.key] = LiveRound(terms)
+        try:
+            await self._stored(lambda: self._store.save(live.stored()))
+        except CortexError:
+            del self._rounds[terms.key]
+            raise
+        log.info("round_opened", job_id=terms.key.job_id, round=terms.key.round, seats=len(terms.seats))
+        return live
+
     async def _seal(self, live: LiveRound, listed: tuple[Contribution, ...]) -> Version:
         key = live.terms.key
         live.phase = Phase.SEALED
         await self.receiver.stop(live, PreconditionError(f"{key} is sealed: its list of contributions is frozen"))
-        await in_thread(lambda: self._store.save(live.stored()))
+        await self._stored(lambda: self._store.save(live.stored()))
         live.changed.fire()
         version = await self._folder.fold(live, listed, self.receiver.sequence)
         log.info("round_sealed", job_id=key.job_id, round=key.round, sha256=version.sha256, updates=len(listed))
@@ -220,7 +247,7 @@ class WeightAggregator:
         seen = self._store.fence(job_id)
         check_fence(job_id, seen, fence)
         if fence > seen:
-            await in_thread(lambda: self._store.raise_fence(job_id, fence))
+            await self._stored(lambda: self._store.raise_fence(job_id, fence))
 
     async def _retire(self, opened: RoundKey) -> None:
         """A newer round or attempt ends the older ones of its job; their spool is no longer needed."""
@@ -238,8 +265,8 @@ class WeightAggregator:
         await self.receiver.stop(live, PreconditionError(f"{key} was given up ({reason})"))
         live.close_files()
         live.seats.clear()
-        await in_thread(lambda: self._store.erase(key))
-        await in_thread(lambda: self._store.save(live.stored()))
+        await self._stored(lambda: self._store.erase(key))
+        await self._stored(lambda: self._store.save(live.stored()))
         live.changed.fire()
         log.info("round_aborted", job_id=key.job_id, round=key.round, attempt=key.attempt, reason=reason)
 
@@ -248,7 +275,19 @@ class WeightAggregator:
         await self.receiver.stop(live, PreconditionError(f"{key} is over"))
         live.close_files()
         live.changed.fire()
-        await in_thread(lambda: self._store.erase(key))
+        await self._stored(lambda: self._store.erase(key))
+
+    async def _stored(self, write: Callable[[], None]) -> None:
+        await in_thread(write, self._writer)
+
+    def _keep_key(self, job_id: JobId, data_key: DataKey) -> None:
+        self._encryption.add(data_key)
+        self._job_keys.setdefault(job_id, set()).add(data_key.key_id)
+
+    def _drop_keys(self, job_id: JobId) -> None:
+        """Nothing of a job is left: its keys go too."""
+        for key_id in self._job_keys.pop(job_id, set()):
+            self._encryption.forget(key_id)
 
     def _known(self, key: RoundKey) -> LiveRound:
         live = self._rounds.get(key)
@@ -263,15 +302,4 @@ class WeightAggregator:
     def _gauge(self) -> None:
         metrics.OPEN_ROUNDS.set(sum(live.phase is Phase.OPEN for live in self._rounds.values()))
         metrics.VERSIONS.set(sum(1 for _ in self.versions.all()))
-        metrics.SPOOL_BYTES.set(
-            sum(
-                state.spool.size_bytes for live in self._rounds.values() for state in live.seats.values() if state.spool
-            )
-        )
-
-
-def _same_list(key: RoundKey, version: Version, contributions: Sequence[Contribution]) -> Version:
-    """The version a round was sealed with, if the list asked for is the one it was made of."""
-    if tuple(sorted(contributions, key=lambda each: each.seat)) != version.contributions:
-        raise PreconditionError(f"{key} is sealed with another list of contributions")
-    return version
+        metrics.SPOOL_BYTES.set(sum(live.spool_bytes for live in self._rounds.values()))

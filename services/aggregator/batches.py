@@ -25,6 +25,8 @@ from cortex_common.transfer.content import chunk_digest, content_digest
 from cortex_common.validation import sum_of_squares
 from services.aggregator.strategies import OuterStrategy
 
+_FOLDS = 4
+
 
 class SealedChunks(Protocol):
     """Where sealed chunks are read from: a seat's spool or a version's blob."""
@@ -84,9 +86,12 @@ class BatchProcessor:
     def __init__(self, threads: int = 2) -> None:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fold")
+        self.leads = ThreadPoolExecutor(_FOLDS, thread_name_prefix="lead")
+        """Threads to call `fold` on: so many folds at a time, the others wait."""
 
     def close(self) -> None:
         """End the threads."""
+        self.leads.shutdown()
         self._pool.shutdown()
 
     def fold(self, plan: FoldPlan, encryption: EncryptionManager, target: BlobWriter) -> FoldResult:

@@ -20,7 +20,7 @@ from cortex_common.errors import (
 )
 from cortex_common.identity import Identity
 from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex, Sha256Hex
-from cortex_common.security.encryption import ObjectHeader, ObjectKind
+from cortex_common.security.objects import ObjectHeader, ObjectKind
 from cortex_common.tensors import Manifest, check_chunk_elements
 from cortex_common.transfer.receipt import Receipt
 from cortex_common.validation import ValidationManager

@@ -46,7 +46,7 @@ class Folder:
             UnavailableError: the data key is not here.
         """
         started_s = self._clock.monotonic_s()
-        version = await in_thread(lambda: self._fold(live, listed, sequence))
+        version = await in_thread(lambda: self._fold(live, listed, sequence), self._processor.leads)
         metrics.FOLD_SECONDS.observe(self._clock.monotonic_s() - started_s)
         return version
 

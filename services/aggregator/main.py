@@ -66,6 +66,8 @@ async def run(
         if started is not None:
             started.set_result(server)
         await stop.wait()
+        server.set_serving(False)
+        await aggregator.drain()
         await beating
 
 

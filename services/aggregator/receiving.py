@@ -132,12 +132,17 @@ class Receiver:
         spool = await in_thread(lambda: self._prepare(live, state, header))
         intake = Intake(spool, self._encryption.opener(header), self._validation)
         yield Resume(intake.next)
-        with self._erasing_when_hopeless(state):
+        try:
             trailer = await self._chunks(live, intake, upload)
             digest = await in_thread(lambda: intake.finish(trailer))
             upload.check()
             receipt = self._receipt(header, spool, digest)
             await in_thread(lambda: spool.commit(receipt))
+        except (OverloadedError, CorruptError) as error:
+            # What a full disk or a wrong whole left behind helps nobody; a damaged chunk leaves good ones before it.
+            if isinstance(error, OverloadedError) or intake.complete:
+                await in_thread(lambda: self._erase(state))
+            raise
         state.receipt = receipt
         live.changed.fire()
         metrics.UPDATES.labels("accepted").inc()
@@ -174,19 +179,6 @@ class Receiver:
         if state.spool is None:
             state.spool = SeatSpool.start(directory, header)
         return state.spool
-
-    @contextmanager
-    def _erasing_when_hopeless(self, state: SeatState) -> Iterator[None]:
-        """What a full disk or a wrong whole left behind helps nobody."""
-        try:
-            yield
-        except OverloadedError:
-            self._erase(state)
-            raise
-        except CorruptError:
-            if state.spool is not None and state.spool.chunks == state.spool.header.chunks:
-                self._erase(state)
-            raise
 
     def _erase(self, state: SeatState) -> None:
         if state.spool is not None:

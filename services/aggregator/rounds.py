@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from cortex_common.errors import CorruptError
 from cortex_common.ids import NodeName, SeatIndex
+from cortex_common.logging import get_logger
 from cortex_common.security.encryption import DataKey
 from cortex_common.tensors import Manifest
 from cortex_common.transfer import Receipt
 from services.aggregator.domain import Phase, RoundTerms
-from services.aggregator.spool import SeatSpool
-from services.aggregator.store import StoredRound
+from services.aggregator.spool import SeatSpool, remove_seat, spooled_seats
+from services.aggregator.store import RoundStore, StoredRound
 from services.aggregator.uploads import Upload
+
+log = get_logger(__name__)
 
 
 class Signal:
@@ -70,6 +75,20 @@ class LiveRound:
     bytes_down: int = 0
     changed: Signal = field(default_factory=Signal)
 
+    @classmethod
+    def restored(cls, stored: StoredRound, store: RoundStore) -> LiveRound:
+        """A round as an earlier process left it, without its data key."""
+        live = cls(stored.terms, stored.phase, stored.reason)
+        directory = store.directory(stored.terms.key)
+        for index in spooled_seats(directory):
+            live.seats[index] = _restored_seat(directory, index)
+        return live
+
+    @property
+    def spool_bytes(self) -> int:
+        """Sealed bytes of its updates."""
+        return sum(state.spool.size_bytes for state in self.seats.values() if state.spool is not None)
+
     def seat(self, index: SeatIndex) -> SeatState:
         """The seat's state, made at first use."""
         return self.seats.setdefault(index, SeatState())
@@ -100,3 +119,14 @@ class LiveRound:
         received = state.spool.chunks if state.spool else 0
         total = state.spool.header.chunks if state.spool else 0
         return SeatProgress(index, worker, received, total, state.receipt)
+
+
+def _restored_seat(directory: Path, index: SeatIndex) -> SeatState:
+    """What a seat's files hold; files that contradict themselves are removed, so that the seat can be filled anew."""
+    try:
+        spool, receipt = SeatSpool.load(directory, index)
+    except CorruptError as error:
+        log.error("update_lost", directory=str(directory), seat=index, reason=error.message)
+        remove_seat(directory, index)
+        return SeatState()
+    return SeatState(spool, receipt)

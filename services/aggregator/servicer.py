@@ -72,9 +72,7 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
         await self._aggregator.abort(key_from_proto(request), request.fence, request.reason or "no reason given")
         return aggregator_pb2.AbortRoundResponse()
 
-    async def PruneJob(
-        self, request: aggregator_pb2.PruneJobRequest, context: Any
-    ) -> aggregator_pb2.PruneJobResponse:
+    async def PruneJob(self, request: aggregator_pb2.PruneJobRequest, context: Any) -> aggregator_pb2.PruneJobResponse:
         """Erase versions that are no longer wanted."""
         keep = [RoundNumber(number) for number in request.keep_rounds]
         removed = await self._aggregator.prune(JobId(request.job_id), request.fence, keep)

@@ -118,9 +118,7 @@ class SeatSpool:
     def erase(self) -> None:
         """Remove everything of this update."""
         self.close()
-        for suffix in ("receipt", "chunks", "header"):
-            self._path(suffix).unlink(missing_ok=True)
-        sync_directory(self._directory)
+        remove_seat(self._directory, self.header.seat)
 
     def _sync(self) -> None:
         with reporting_full(self._directory, self.size_bytes):
@@ -142,6 +140,13 @@ class SeatSpool:
             if hashing:
                 self.digests.append(chunk_digest(self.read(self.chunks - 1)))
         os.ftruncate(self._file, self._offsets[-1])
+
+
+def remove_seat(directory: Path, seat: SeatIndex) -> None:
+    """Remove a seat's files, the receipt first."""
+    for suffix in ("receipt", "chunks", "header"):
+        (directory / f"seat-{seat}.{suffix}").unlink(missing_ok=True)
+    sync_directory(directory)
 
 
 def spooled_seats(directory: Path) -> Iterator[SeatIndex]:

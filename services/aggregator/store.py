@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,6 +79,8 @@ class DirectoryRoundStore:
         if directory.is_dir():
             shutil.rmtree(directory, ignore_errors=True)
             sync_directory(directory.parent)
+            with suppress(OSError):
+                directory.parent.rmdir()
 
     def load(self) -> Iterator[StoredRound]:
         """Read every round.json; a folder without one was never opened and is removed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
 from typing import TypeVar
 
 from cortex_common.codec import WeightCompressor
@@ -18,9 +19,14 @@ from services.aggregator.spool import SeatSpool
 T = TypeVar("T")
 
 
-async def in_thread(work: Callable[[], T]) -> T:
-    """Run blocking work on a thread and wait for its end even when cancelled: it uses files that are given up next."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
+async def in_thread(work: Callable[[], T], executor: Executor | None = None) -> T:
+    """Run blocking work on a thread and wait for its end even when cancelled: it uses files that are given up next.
+
+    Args:
+        work: What to do.
+        executor: Whose thread; the loop's default one if None.
+    """
+    task = asyncio.get_running_loop().run_in_executor(executor, work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
@@ -86,6 +92,11 @@ class Intake:
         """Index of the chunk that is due."""
         return self.spool.chunks
 
+    @property
+    def complete(self) -> bool:
+        """All chunks are here."""
+        return self.next == self.spool.header.chunks
+
     def take(self, chunk: ChunkFrame) -> None:
         """Open and check a chunk, then append it as it came, sealed.
 
@@ -114,7 +125,7 @@ class Intake:
             CorruptError: chunks are missing, or the digest is another.
         """
         header = self.spool.header
-        if trailer.chunks != header.chunks or self.next != header.chunks:
+        if trailer.chunks != header.chunks or not self.complete:
             raise CorruptError(f"the trailer counts {trailer.chunks} chunks, {self.next} of {header.chunks} are here")
         digest = content_digest(self.spool.digests)
         if digest != trailer.content_sha256:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-from cortex_common.errors import CorruptError
+from cortex_common.errors import CorruptError, PreconditionError
 from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex, Sha256Hex
 from cortex_common.security.encryption import ObjectHeader
 from cortex_common.storage import BlobReader, BlobStore, BlobWriter
 from cortex_common.tensors import Manifest
-from services.aggregator.domain import Contribution, missing_version
+from services.aggregator.domain import Contribution, RoundKey, missing_version
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,16 @@ class Version:
     def sha256(self) -> Sha256Hex:
         """The model's digest."""
         return Sha256Hex(self.header.model_sha256)
+
+    def of_list(self, key: RoundKey, contributions: Sequence[Contribution]) -> Version:
+        """This version, if it is made of the list asked for.
+
+        Raises:
+            PreconditionError: it is made of another one.
+        """
+        if tuple(sorted(contributions, key=lambda each: each.seat)) != self.contributions:
+            raise PreconditionError(f"{key} is sealed with another list of contributions")
+        return self
 
     @cached_property
     def manifest(self) -> Manifest:

@@ -18,18 +18,18 @@ from cortex_common.security.keyring import FileKeyring
 from cortex_common.tensors import DEFAULT_CHUNK_ELEMENTS
 from services.coordinator.attendance import Attendance
 from services.coordinator.deployment import ModelDeploymentManager
-from services.coordinator.domain.advance import Now, Verdict, advance, cancel, pause, resume
+from services.coordinator.domain.advance import Now, Verdict, advance
 from services.coordinator.domain.assignments import assignments
 from services.coordinator.domain.explain import waiting_for
 from services.coordinator.domain.job import Job, Note, Stage
 from services.coordinator.domain.placement import admission
 from services.coordinator.domain.seen import Dataset, Rules, Seen, World
-from services.coordinator.links import Links
+from services.coordinator.link_keeper import LinkKeeper
 from services.coordinator.network_view import NetworkView
 from services.coordinator.observers import Observers
-from services.coordinator.orders import Order, RoundOrder, SealOrder
+from services.coordinator.orders import Order
 from services.coordinator.shown import status_of
-from services.coordinator.signal import Signal
+from services.coordinator.signal import Signal, first_of
 from services.coordinator.store import Store
 from services.coordinator.store_thread import StoreThread
 from services.coordinator.tracked import Tracked
@@ -37,6 +37,7 @@ from services.coordinator.tracked import Tracked
 log = get_logger(__name__)
 
 Command = Callable[[Job], Verdict]
+Wish = Callable[[Job, str, Now], Verdict]
 _TICK_S = 0.25
 _MAX_STEPS = 16
 
@@ -54,7 +55,7 @@ class JobCoordinator:
         keyring: FileKeyring,
         attendance: Attendance,
         network: NetworkView,
-        links: Links,
+        links: LinkKeeper,
         deployment: ModelDeploymentManager,
         observers: Observers,
         known_datasets: Mapping[str, Dataset],
@@ -167,19 +168,18 @@ class JobCoordinator:
             yield status
             if status.status.is_terminal or tracked is None:
                 return
-            await self._first_of(tracked.changed.wait(), self._clock.sleep(1.0))
+            await first_of(tracked.changed.wait(), self._clock.sleep(1.0))
 
-    async def command(self, job_id: JobId, what: str, who: str) -> None:
+    async def command(self, job_id: JobId, wish: Wish, who: str) -> None:
         """Cancel, pause or resume a job; durable when this returns. Doing it twice is doing it once.
 
         Raises:
             NotFoundError: no such job.
             PreconditionError: the job has ended, or is not paused.
         """
-        decide = {"cancel": self._cancel, "pause": self._pause, "resume": self._resume}[what]
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await self.job(job_id)
-        self._commands.append((job_id, partial(decide, who=who), done))
+        self._commands.append((job_id, lambda job: wish(job, who, self._now()), done))
         self.wake()
         await done
 
@@ -200,7 +200,7 @@ class JobCoordinator:
 
     async def next_event(self) -> None:
         """Return when some job's event log has grown, or after a second."""
-        await self._first_of(self._new_event.wait(), self._clock.sleep(1.0))
+        await first_of(self._new_event.wait(), self._clock.sleep(1.0))
 
     async def _same_job(self, earlier: JobId, spec: JobSpec, request_id: str) -> JobId:
         if (await self.job(earlier)).spec != spec:
@@ -223,7 +223,9 @@ class JobCoordinator:
                 if verdict.job is tracked.job:
                     break
                 await self._apply(tracked, verdict, tasks)
-            self._mend_link(tracked, tasks)
+            self._links.mend(tracked, tasks, self.observe, self._cleaned)
+            if tracked.job.stage.is_terminal and tracked.job.cleaned:
+                del self._jobs[tracked.job.id]
 
     async def _carry_out(self, job_id: JobId, decide: Command, done: asyncio.Future[None]) -> None:
         tracked = self._jobs.get(job_id)
@@ -252,46 +254,9 @@ class JobCoordinator:
                 tasks.create_task(self._deployment.prune(after, self._epoch))
         self._new_event.notify()
 
-    def _mend_link(self, tracked: Tracked, tasks: asyncio.TaskGroup) -> None:
-        """Have exactly the link running that the job needs now."""
-        wanted = tracked.wanted_link()
-        if wanted == tracked.link_key:
-            return
-        if tracked.link is not None:
-            tracked.link.cancel()
-        tracked.link_key = wanted
-        tracked.link = tasks.create_task(self._link(tracked)) if wanted is not None else None
-        if wanted is None and tracked.job.stage.is_terminal:
-            del self._jobs[tracked.job.id]
-
-    async def _link(self, tracked: Tracked) -> None:
-        job = tracked.job
-        observe = partial(self.observe, job.id, job.round, job.attempt)
-        address = partial(self._address, job)
-        if job.stage is Stage.COLLECTING:
-            await self._links.collect(self._round_order(job), address, lambda change: void(observe(change)))
-        elif job.stage is Stage.SEALED:
-            key = self._keyring.get(job.id)
-            order = SealOrder(job.id, job.round, job.attempt, self._epoch, job.sealed, key)
-            await self._links.seal(order, address, lambda change: void(observe(change)))
-        else:
-            if job.aggregator:
-                await self._links.clean(job.id, self._epoch, sorted(self._deployment.kept(job)), address)
-                keep = self._deployment.kept(job)
-                await self._store.call(lambda store: store.prune_versions(job.id, keep, self._epoch))
-            self._commands.append((job.id, _cleaned, asyncio.get_running_loop().create_future()))
-            self.wake()
-
-    def _address(self, job: Job) -> str:
-        return self._network.address_of(job.aggregator or NodeName("")) or job.aggregator_address
-
-    def _round_order(self, job: Job) -> RoundOrder:
-        base = job.version.sha256 if job.version and job.round else ""
-        key = self._keyring.get(job.id)
-        members = job.members
-        return RoundOrder(
-            job.id, job.round, job.attempt, self._epoch, base, members, job.spec, key, DEFAULT_CHUNK_ELEMENTS
-        )
+    def _cleaned(self, job_id: JobId) -> None:
+        self._commands.append((job_id, _as_cleaned, asyncio.get_running_loop().create_future()))
+        self.wake()
 
     def _orders(self) -> Mapping[NodeName, tuple[Order, ...]]:
         """What every worker has to do."""
@@ -309,7 +274,7 @@ class JobCoordinator:
                     spec=job.spec,
                     data_key=key,
                     aggregator=job.aggregator,
-                    address=self._address(job),
+                    address=self._links.address(job),
                     base=job.version,
                     fence=self._epoch,
                     chunk_elements=DEFAULT_CHUNK_ELEMENTS,
@@ -339,32 +304,6 @@ class JobCoordinator:
     def _now(self) -> Now:
         return Now(self._clock.monotonic_s(), self._clock.wall_s())
 
-    def _cancel(self, job: Job, who: str) -> Verdict:
-        if job.stage is Stage.CANCELLED:
-            return Verdict(job)
-        return cancel(_still_going(job), who, self._now())
-
-    def _pause(self, job: Job, who: str) -> Verdict:
-        return Verdict(job) if job.stage is Stage.PAUSED or job.pausing else pause(_still_going(job), who)
-
-    def _resume(self, job: Job, who: str) -> Verdict:
-        if job.stage is not Stage.PAUSED and not job.pausing:
-            raise PreconditionError(f"job {job.id} is {job.phase.value}; allowed: paused")
-        return resume(job, who)
-
-    @staticmethod
-    async def _first_of(*waits: object) -> None:
-        pending = [asyncio.ensure_future(wait) for wait in waits]  # type: ignore[call-overload]
-        try:
-            await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in pending:
-                task.cancel()
-
-
-def void(_result: object) -> None:
-    """Drop a result."""
-
 
 def _insert(store: Store, *, job: Job, request_id: str | None, note: Note, epoch: int, now_s: float) -> JobId:
     return store.insert(job, request_id, note, epoch, now_s)
@@ -374,14 +313,8 @@ def _commit(store: Store, *, before: Job, after: Job, notes: Sequence[Note], epo
     store.commit(before, after, notes, epoch, now_s)
 
 
-def _cleaned(job: Job) -> Verdict:
+def _as_cleaned(job: Job) -> Verdict:
     return Verdict(replace(job, cleaned=True))
-
-
-def _still_going(job: Job) -> Job:
-    if job.stage.is_terminal:
-        raise PreconditionError(f"job {job.id} is {job.phase.value}; allowed: a job that has not ended")
-    return job
 
 
 def _seated(jobs: Iterable[Job]) -> list[NodeName]:

@@ -55,13 +55,17 @@ class ModelDeploymentManager:
 
     async def prune(self, job: Job, epoch: int) -> None:
         """Erase versions that the job's checkpoint rule gives up; what fails is made good after the next round."""
-        keep = self.kept(job)
         address = self._address_of(job.aggregator or NodeName("")) or job.aggregator_address
         try:
-            await self._store.call(lambda store: store.prune_versions(job.id, keep, epoch))
-            await self._aggregators.clean(address, job.id, epoch, sorted(keep))
+            await self.retire(job, epoch)
+            await self._aggregators.clean(address, job.id, epoch, sorted(self.kept(job)))
         except CortexError as error:
             log.warning("prune_failed", job_id=job.id, reason=error.message)
+
+    async def retire(self, job: Job, epoch: int) -> None:
+        """No longer offer the versions that the checkpoint rule gives up."""
+        keep = self.kept(job)
+        await self._store.call(lambda store: store.prune_versions(job.id, keep, epoch))
 
     def kept(self, job: Job) -> frozenset[int]:
         """Rounds whose versions stay."""

@@ -30,6 +30,7 @@ from services.coordinator.client import AggregatorClient, DiscoveryClient
 from services.coordinator.coordinator import JobCoordinator
 from services.coordinator.deployment import ModelDeploymentManager
 from services.coordinator.domain.seen import Dataset
+from services.coordinator.link_keeper import LinkKeeper
 from services.coordinator.links import Links
 from services.coordinator.network_view import NetworkView
 from services.coordinator.observers import Observers
@@ -98,7 +99,7 @@ async def _parts(
         keyring=keyring,
         attendance=attendance,
         network=network,
-        links=Links(aggregators, clock),
+        links=LinkKeeper(Links(aggregators, clock), keyring, deployment, network, epoch),
         deployment=deployment,
         observers=observers,
         known_datasets=known,

@@ -23,6 +23,7 @@ from services.coordinator import wire
 from services.coordinator.attendance import Attendance
 from services.coordinator.coordinator import JobCoordinator
 from services.coordinator.deployment import ModelDeploymentManager
+from services.coordinator.domain import wishes
 from services.coordinator.domain.seen import Activity, Seen
 from services.coordinator.store import Store, StoredEvent
 from services.coordinator.store_thread import StoreThread
@@ -31,6 +32,7 @@ JOB_SERVICE = pb.DESCRIPTOR.services_by_name["JobService"].full_name
 ASSIGNMENT_SERVICE = pb.DESCRIPTOR.services_by_name["AssignmentService"].full_name
 PRINCIPAL_KEY = "cortex-principal"
 _EVENTS_AT_ONCE = 500
+_MAX_REQUEST_ID = 200
 
 
 class JobServicer(coordinator_pb2_grpc.JobServiceServicer):
@@ -50,6 +52,10 @@ class JobServicer(coordinator_pb2_grpc.JobServiceServicer):
     async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.SubmitJobResponse:
         """Take a job."""
         spec = spec_from_proto(request.job)
+        if len(request.request_id) > _MAX_REQUEST_ID:
+            raise InvalidArgumentError(
+                f"request_id: {len(request.request_id)} characters given; allowed: up to {_MAX_REQUEST_ID}"
+            )
         job_id = await self._coordinator.submit(spec, _principal(context), request.request_id or None)
         return pb.SubmitJobResponse(job_id=job_id)
 
@@ -63,31 +69,27 @@ class JobServicer(coordinator_pb2_grpc.JobServiceServicer):
         short = [status.model_copy(update={"history": ()}) for status in statuses]
         return pb.ListJobsResponse(jobs=[status_to_proto(status) for status in short])
 
-    async def WatchJob(
-        self, request: pb.WatchJobRequest, context: Any
-    ) -> AsyncIterator[pb.WatchJobResponse]:
+    async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:
         """The status now and at each change."""
         async for status in self._coordinator.watch(JobId(request.job_id)):
             yield pb.WatchJobResponse(job=status_to_proto(status))
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.CancelJobResponse:
         """End a job."""
-        await self._coordinator.command(JobId(request.job_id), "cancel", _principal(context))
+        await self._coordinator.command(JobId(request.job_id), wishes.cancel, _principal(context))
         return pb.CancelJobResponse()
 
     async def PauseJob(self, request: pb.PauseJobRequest, context: Any) -> pb.PauseJobResponse:
         """Rest after this round."""
-        await self._coordinator.command(JobId(request.job_id), "pause", _principal(context))
+        await self._coordinator.command(JobId(request.job_id), wishes.pause, _principal(context))
         return pb.PauseJobResponse()
 
     async def ResumeJob(self, request: pb.ResumeJobRequest, context: Any) -> pb.ResumeJobResponse:
         """Go on."""
-        await self._coordinator.command(JobId(request.job_id), "resume", _principal(context))
+        await self._coordinator.command(JobId(request.job_id), wishes.resume, _principal(context))
         return pb.ResumeJobResponse()
 
-    async def WatchEvents(
-        self, request: pb.WatchEventsRequest, context: Any
-    ) -> AsyncIterator[pb.WatchEventsResponse]:
+    async def WatchEvents(self, request: pb.WatchEventsRequest, context: Any) -> AsyncIterator[pb.WatchEventsResponse]:
         """The event log, and what is added to it."""
         job_id, after = JobId(request.job_id), request.after
         while True:
@@ -101,9 +103,7 @@ class JobServicer(coordinator_pb2_grpc.JobServiceServicer):
                     return
                 await self._coordinator.next_event()
 
-    async def ListVersions(
-        self, request: pb.ListVersionsRequest, context: Any
-    ) -> pb.ListVersionsResponse:
+    async def ListVersions(self, request: pb.ListVersionsRequest, context: Any) -> pb.ListVersionsResponse:
         """What can be downloaded."""
         job = await self._coordinator.job(JobId(request.job_id))
         versions = await self._deployment.versions(job.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 
 
 class Signal:
@@ -25,3 +26,13 @@ class Signal:
             await waiter
         finally:
             self._waiters.discard(waiter)
+
+
+async def first_of(*waits: Coroutine[None, None, None]) -> None:
+    """Return when the first is done; the others are given up."""
+    pending = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in pending:
+            task.cancel()

@@ -30,7 +30,7 @@ JOB = Table(
     "job",
     METADATA,
     Column("id", String(64), primary_key=True),
-    Column("request_id", String(200), nullable=True, unique=True),
+    Column("request_id", String(301), nullable=True, unique=True),
     Column("name", String(100), nullable=False),
     Column("owner", String(100), nullable=False),
     Column("stage", String(20), nullable=False, index=True),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex
 from cortex_common.job.spec import JobSpec
-from cortex_common.security.encryption import DataKey
+from cortex_common.security.objects import DataKey
 from cortex_common.transfer.receipt import Receipt
 
 

@@ -147,7 +147,14 @@ class Execution:
         prepare = asyncio.create_task(self._bench.prepare(self._current(), with_data=with_data))
         pull = asyncio.create_task(self._pull())
         self._tell("loading data" if with_data else "pulling", 0.0, {})
-        await both(prepare, pull)
+        own, _ = await both(prepare, pull)
+        held = self._bench.manifest
+        if held is None or held.sha256 != own.sha256:
+            raise WorkFailedError(
+                f"the version to start from has another layout ({held.elements if held else 0} numbers) than the job's "
+                f"model ({own.elements})",
+                is_permanent=True,
+            )
 
     async def _pull(self) -> int:
         """Fetch the base version, unless it is held; bytes received."""

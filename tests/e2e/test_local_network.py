@@ -137,8 +137,9 @@ def test_killing_every_service_in_turn_loses_nothing(network: Shell):
     job_id = watcher.stderr.readline().split()[-1]
 
     with Client(directory=network.layout.root) as client:
-        for done, name in enumerate(("eu-1", "aggregator-eu", "aggregator-us", "coordinator", "discovery", "gateway")):
+        for done, name in enumerate(("discovery", "gateway", "aggregator-us", "eu-1", "aggregator-eu", "coordinator")):
             until(lambda done=done: client.status(job_id).round > 2 * done, timeout_s=60)
+            assert not client.status(job_id).status.is_terminal
             victim = pid_of(network, name)
             assert victim is not None
             os.kill(victim, signal.SIGKILL)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,13 @@ INTERRUPTED = 130
 _FASHION_ROUNDS = 8
 _FASHION_TARGET = 0.867
 _DIGITS_ROUNDS = 15
+
+
+class DemoDataset(StrEnum):
+    """What the demo can train on."""
+
+    FASHION_MNIST = "fashion-mnist"
+    DIGITS = "digits"
 
 
 def register(app: typer.Typer) -> None:
@@ -63,6 +71,10 @@ def demo(
         int | None, typer.Option(min=1, max=1000, help="At most this many rounds; 8 by default.", show_default=False)
     ] = None,
     workers: Annotated[int, typer.Option("--workers", "-n", min=1, max=64, help="How many workers.")] = 4,
+    dataset: Annotated[
+        DemoDataset | None,
+        typer.Option(help="Fashion-MNIST if it can be had, else digits, by default.", show_default=False),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the model goes.")] = Path(
         "demo-model.safetensors"
     ),
@@ -79,10 +91,10 @@ def demo(
     layout = Layout.of(directory)
     try:
         with _interruptible():
-            dataset = _dataset()
+            data = _fetched(dataset)
             with _network(layout, workers), Client(directory=layout.root) as client:
-                job_id = client.submit(demo_job(dataset, rounds, workers))
-                say(f"submitted job {job_id}: {dataset}, {workers} workers")
+                job_id = client.submit(demo_job(data, rounds, workers))
+                say(f"submitted job {job_id}: {data}, {workers} workers")
                 last = follow(client, job_id, console(stderr=as_json))
                 outcome(last)
                 version = client.download_model(job_id, None, output)
@@ -92,14 +104,22 @@ def demo(
     _summary(last, version, output, as_json)
 
 
-def _dataset() -> str:
-    """Fashion-MNIST if it can be had, else digits, saying so."""
+def _fetched(wanted: DemoDataset | None) -> str:
+    """The dataset wanted, or Fashion-MNIST if it can be had, else digits, saying so.
+
+    Raises:
+        NotFoundError: Fashion-MNIST is wanted and cannot be had.
+    """
     from cortex_common.data import fashion
     from cortex_common.errors import NotFoundError
 
+    if wanted is DemoDataset.DIGITS:
+        return wanted.value
     try:
         fashion.fetch(fashion.default_cache_dir(), say)
     except NotFoundError as error:
+        if wanted is not None:
+            raise
         say(error.message)
         say("NOTICE: Fashion-MNIST cannot be had here; the demo trains on scikit-learn's digits instead")
         return "digits"

@@ -78,6 +78,9 @@ def partition(labels: NDArray[Any], deal: Partition, seats: int) -> list[Indices
 def _dirichlet(labels: NDArray[Any], deal: Partition, seats: int) -> list[Indices]:
     """Split each class by proportions drawn from Dirichlet(alpha); no seat stays empty.
 
+    The proportions are those of `numpy.random.Generator.dirichlet`, which numpy may change in a new release: nodes that
+    train together on this scheme should run the same numpy.
+
     Source: Hsu, Qi and Brown, arXiv 1909.06335.
     """
     alpha = _DEFAULT_ALPHA if deal.alpha is None else deal.alpha

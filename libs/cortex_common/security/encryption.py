@@ -10,12 +10,7 @@ new plaintext takes a new salt.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from enum import StrEnum
-from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -23,102 +18,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from cortex_common.errors import CorruptError, InvalidArgumentError, NotFoundError
-from cortex_common.ids import JobId, KeyId, NodeName, RoundNumber, SeatIndex, Sha256Hex
+from cortex_common.ids import KeyId
+from cortex_common.security.objects import KEY_BYTES, DataKey, ObjectHeader, ObjectKind
+
+__all__ = ["TAG_BYTES", "DataKey", "EncryptionManager", "ObjectHeader", "ObjectKind", "Opener", "Sealer"]
 
 TAG_BYTES = 16
-_KEY_BYTES = 32
 _PREFIX_BYTES = 7
 _MAX_CHUNKS = 1 << 32
-
-
-class ObjectKind(StrEnum):
-    """What a sealed object holds."""
-
-    UPDATE = "update"
-    MODEL = "model"
-
-
-@dataclass(frozen=True, slots=True)
-class DataKey:
-    """A job's AES-256 key of one epoch."""
-
-    key_id: KeyId
-    epoch: int
-    key: bytes = field(repr=False)
-
-    def __post_init__(self) -> None:
-        """Refuse keys of another length."""
-        if len(self.key) != _KEY_BYTES or not self.key_id:
-            raise InvalidArgumentError(f"data key: {_KEY_BYTES} bytes and an id are needed")
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectHeader:
-    """Everything bound into an object's key. Fields as in the wire's TransferHeader."""
-
-    kind: ObjectKind
-    network: str
-    job_id: JobId
-    round: RoundNumber
-    attempt: int
-    fence: int
-    sender: NodeName
-    seat: SeatIndex
-    key_id: KeyId
-    codec: str
-    codec_options: str
-    chunk_elements: int
-    elements: int
-    counters: int
-    chunks: int
-    manifest_sha256: Sha256Hex
-    base_sha256: str = ""
-    model_sha256: str = ""
-    manifest: bytes = b""
-    weight: float = 0.0
-    object_id: bytes = b""
-    salt: bytes = b""
-
-    def canonical(self) -> bytes:
-        """The one text of this header that its key is derived from; the layout is in it by its digest.
-
-        A model's digest is not in it: it is known only once the last chunk has been sealed, and the reader computes it.
-        """
-        facts = self.to_facts()
-        del facts["model_sha256"]
-        facts["manifest"] = hashlib.sha256(self.manifest).hexdigest() if self.manifest else ""
-        return json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
-
-    def fresh(self) -> ObjectHeader:
-        """The same header for a new object: new id, new salt, therefore a new key."""
-        return replace(self, object_id=os.urandom(16), salt=os.urandom(32))
-
-    def to_facts(self) -> dict[str, Any]:
-        """JSON-ready form; floats and bytes as hex."""
-        facts = asdict(self)
-        facts["weight"] = self.weight.hex()
-        for name in ("object_id", "salt"):
-            facts[name] = facts[name].hex()
-        facts["manifest"] = self.manifest.decode()
-        return facts
-
-    @classmethod
-    def from_facts(cls, facts: Mapping[str, Any]) -> ObjectHeader:
-        """Read `to_facts` back.
-
-        Raises:
-            CorruptError: not what `to_facts` wrote.
-        """
-        try:
-            values = {item.name: facts[item.name] for item in fields(cls)}
-            values["kind"] = ObjectKind(values["kind"])
-            values["weight"] = float.fromhex(values["weight"])
-            values["object_id"] = bytes.fromhex(values["object_id"])
-            values["salt"] = bytes.fromhex(values["salt"])
-            values["manifest"] = values["manifest"].encode()
-            return cls(**values)
-        except (KeyError, ValueError, TypeError, AttributeError) as exc:
-            raise CorruptError(f"stored object header is not readable: {exc}") from exc
 
 
 class Sealer:
@@ -190,7 +97,7 @@ class EncryptionManager:
     @staticmethod
     def new_data_key(epoch: int = 1) -> DataKey:
         """A fresh random key with a fresh id."""
-        return DataKey(KeyId(os.urandom(16).hex()), epoch, os.urandom(_KEY_BYTES))
+        return DataKey(KeyId(os.urandom(16).hex()), epoch, os.urandom(KEY_BYTES))
 
     def add(self, key: DataKey) -> None:
         """Keep a key for the objects that name it.
@@ -236,8 +143,8 @@ class EncryptionManager:
         if len(header.salt) != 32 or len(header.object_id) != 16 or not 0 < header.chunks <= _MAX_CHUNKS:
             raise InvalidArgumentError("object header: needs a 16-byte id, a 32-byte salt and at least one chunk")
         info = hashlib.sha256(header.canonical()).digest()
-        derived = HKDF(SHA256(), _KEY_BYTES + _PREFIX_BYTES, header.salt, info).derive(key.key)
-        return AESGCM(derived[:_KEY_BYTES]), derived[_KEY_BYTES:]
+        derived = HKDF(SHA256(), KEY_BYTES + _PREFIX_BYTES, header.salt, info).derive(key.key)
+        return AESGCM(derived[:KEY_BYTES]), derived[KEY_BYTES:]
 
 
 def _nonce(prefix: bytes, index: int, chunks: int) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -63,12 +62,7 @@ def read_safetensors(source: Path | bytes, limits: FileLimits = FileLimits()) ->
     if isinstance(source, bytes):
         return _read(memoryview(source), name, limits)
     try:
-        with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            view = memoryview(mapped)
-            try:
-                return _read(view, name, limits)
-            finally:
-                view.release()
+        return _read(np.memmap(source, np.uint8, "r").data, name, limits)
     except FileNotFoundError as exc:
         raise InvalidArgumentError(f"{name}: there is no such file") from exc
     except (OSError, ValueError) as exc:

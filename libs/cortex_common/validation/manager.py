@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cortex_common.codec import WeightCompressor, require_finite
 from cortex_common.errors import InvalidArgumentError, Violation
 from cortex_common.ids import Sha256Hex
-from cortex_common.security.encryption import ObjectHeader
+from cortex_common.security.objects import ObjectHeader
 from cortex_common.tensors import (
     Arena,
     ChunkRange,

@@ -63,27 +63,6 @@ def fail(job: Job, reason: str, now: Now) -> Verdict:
     return Verdict(ended, (Note("job_failed", job.round, reason),))
 
 
-def cancel(job: Job, who: str, now: Now) -> Verdict:
-    """End the job because somebody wants it so."""
-    ended = replace(job, stage=Stage.CANCELLED, finished_s=now.wall_s)
-    return Verdict(ended, (Note("job_cancelled", job.round, f"cancelled by {who}"),))
-
-
-def pause(job: Job, who: str) -> Verdict:
-    """Stop after the round in progress, or at once if none is."""
-    if job.stage is Stage.GATHERING:
-        rested = replace(job, stage=Stage.PAUSED, seats=(), cohort=(), pausing=False)
-        return Verdict(rested, (Note("job_paused", job.round, f"paused by {who}"),))
-    return Verdict(replace(job, pausing=True), (Note("job_pausing", job.round, f"{who}: pause after this round"),))
-
-
-def resume(job: Job, who: str) -> Verdict:
-    """Go on with a paused job."""
-    if job.stage is not Stage.PAUSED:
-        return Verdict(replace(job, pausing=False), (Note("job_resumed", job.round, f"{who}: pause withdrawn"),))
-    return Verdict(replace(job, stage=Stage.GATHERING), (Note("job_resumed", job.round, f"resumed by {who}"),))
-
-
 def quorum_of(job: Job) -> int:
     """Updates the round needs: the share asked for, of the cohort as it is now."""
     return max(1, math.ceil(job.spec.aggregation.quorum * len(job.cohort) - 1e-9))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,11 +122,22 @@ class ModelTrainer:
             raise self._diverged(outcome.steps)
         return outcome
 
-    @torch.no_grad()
-    def evaluate(self, version: Arena, examples: Examples, check: Callable[[], None] = lambda: None) -> Score:
-        """Loss sum and number of right answers of a version, in fp32 whatever the job's precision."""
+    def evaluate(
+        self, version: Arena, parts: Iterable[Examples], check: Callable[[], None] = lambda: None
+    ) -> list[Score]:
+        """Score a version on parts of the test set, in fp32 whatever the job's precision.
+
+        Args:
+            version: Not changed.
+            parts: Each on the trainer's device.
+            check: Called before each batch; raises to stop.
+        """
         self._start_from(version, version)
         self.model.eval()
+        return [self._score(part, check) for part in parts]
+
+    @torch.no_grad()
+    def _score(self, examples: Examples, check: Callable[[], None]) -> Score:
         loss_sum, correct = 0.0, 0
         for inputs, labels in examples.batches():
             check()

@@ -92,12 +92,8 @@ class Session:
         shared = [SharedArena(descriptor, manifest) for descriptor in descriptors]
         for each in shared:
             each.close()
-        own = manifest_of(trainer.model)
-        if manifest.sha256 != own.sha256:
-            raise InvalidArgumentError(
-                f"the model version has another layout ({manifest.elements} elements) than the job's network "
-                f"({own.elements} elements)"
-            )
+        if manifest.sha256 != manifest_of(trainer.model).sha256:
+            raise InvalidArgumentError("the arenas have another layout than the job's model")
         self._arenas = (shared[0].arena, shared[1].arena)
         return {}
 
@@ -129,11 +125,10 @@ class Session:
     def _evaluate(self, message: Mapping[str, Any]) -> Message:
         trainer, data, _ = self._job()
         version = self._memory()[0]
-        scores = []
-        for index in message["slices"]:
-            examples = data.test_slice(index, message["of"], self._device)
-            scores.append({"slice": index, **asdict(trainer.evaluate(version, examples, self._check))})
-        return {"slices": scores}
+        parts = (data.test_slice(index, message["of"], self._device) for index in message["slices"])
+        scores = trainer.evaluate(version, parts, self._check)
+        slices = zip(message["slices"], scores, strict=True)
+        return {"slices": [{"slice": index, **asdict(score)} for index, score in slices]}
 
     def _check(self) -> None:
         """Stop the work in hand when the worker says so, or is gone."""

@@ -145,16 +145,12 @@ class Cluster:
             weight=weight,
         ).fresh()
 
-    async def push(
-        self, header: ObjectHeader, arena: Arena, channel: grpc.aio.Channel | None = None
-    ) -> PushResult:
+    async def push(self, header: ObjectHeader, arena: Arena, channel: grpc.aio.Channel | None = None) -> PushResult:
         encode = encoder(header, arena)
         channel = channel or self.channel(Role.WORKER, header.sender)
         return await push_update(channel, header, encode, self.encryption)
 
-    async def seal(
-        self, number: int, receipts: list[Receipt], attempt: int = 0
-    ) -> aggregator_pb2.SealRoundResponse:
+    async def seal(self, number: int, receipts: list[Receipt], attempt: int = 0) -> aggregator_pb2.SealRoundResponse:
         request = aggregator_pb2.SealRoundRequest(
             job_id=JOB,
             round=number,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,11 +75,11 @@ async def until_received(cluster: Cluster, number: int, chunks: int) -> None:
 
 
 @pytest.fixture
-async def opened(cluster: Cluster) -> AsyncIterator[tuple[Cluster, str]]:
+async def opened(cluster: Cluster) -> tuple[Cluster, str]:
     """A cluster in round 1 with one seat, and its base."""
     sha256 = await cluster.first_version(arena_of(1))
     await cluster.open(1, sha256)
-    yield cluster, sha256
+    return cluster, sha256
 
 
 async def cut_after(cluster: Cluster, header: ObjectHeader, arena: Arena, count: int) -> None:
@@ -254,7 +254,7 @@ async def test_a_refusal_in_the_middle_of_a_long_upload_reaches_the_sender(clust
     def poisoned(part: ChunkRange) -> bytes | bytearray:
         return np.full(1024, np.nan, np.float32).tobytes() + b"\0" if part.index == 30 else encode(part)
 
-    with pytest.raises(InvalidArgumentError, match="chunk 30 .*NaN"):
+    with pytest.raises(InvalidArgumentError, match=r"chunk 30 .*NaN"):
         await push_update(cluster.channel(Role.WORKER, "w0"), header, poisoned, cluster.encryption)
 
 
@@ -300,14 +300,6 @@ async def test_a_silent_upload_is_ended(tls_of: Callable[..., TlsFiles], tmp_pat
         await upload.begin()
         with pytest.raises(UnavailableError, match=r"nothing for 0\.05 s"):
             await upload.error()
-
-
-@pytest.fixture
-def file_size_limit() -> AsyncIterator[Callable[[int], None]]:
-    """Makes the disk full, as far as this process is concerned, at a file size."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 async def test_a_full_disk_refuses_the_update_and_leaves_nothing(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
@@ -19,12 +19,10 @@ async def network(tls_of: TlsOf, tmp_path_factory: pytest.TempPathFactory) -> As
 
 
 @pytest.fixture(autouse=True)
-def own_job(request: pytest.FixtureRequest, network: Network) -> Iterator[None]:
-    """Each test has a job of its own, and reads its own reports only."""
-    network.job_id = request.node.name.replace("_", "-")[:60]
+def own_reports(network: Network) -> None:
+    """Each test reads its own reports only."""
     network.coordinator.reports.clear()
     network.coordinator.unwanted.clear()
-    yield
 
 
 @pytest.fixture
@@ -43,4 +41,3 @@ class StepCount:
 
     def _read(self) -> float:
         return REGISTRY.get_sample_value("cortex_worker_training_steps_total") or 0.0
-

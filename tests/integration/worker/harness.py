@@ -30,7 +30,7 @@ from services.worker.main import run as run_worker
 from services.worker.settings import WorkerSettings
 
 TlsOf = Callable[[Role, str], TlsFiles]
-PATIENCE_S = 60
+PATIENCE_S = 100
 
 
 def digits_job(**training: Any) -> JobSpec:
@@ -59,15 +59,14 @@ class ScriptedCoordinator(coordinator_pb2_grpc.AssignmentServiceServicer):
         coordinator_pb2_grpc.add_AssignmentServiceServicer_to_server(self, server)
 
     async def Attend(self, request: Any, context: Any) -> AsyncIterator[coordinator_pb2.AttendResponse]:
-        last = None
-        async with self._changed:
-            self.attended += 1
-            self._changed.notify_all()
+        self.attended += 1
         while True:
             async with self._changed:
-                await self._changed.wait_for(lambda: self.wanted.get(request.worker, []) is not last)
-                last = self.wanted.setdefault(request.worker, [])
-            yield coordinator_pb2.AttendResponse(assignments=last)
+                now = self.wanted.setdefault(request.worker, [])
+            yield coordinator_pb2.AttendResponse(assignments=now)
+            async with self._changed:
+                while self.wanted[request.worker] is now:
+                    await self._changed.wait()
 
     async def Report(self, request: Any, context: Any) -> coordinator_pb2.ReportResponse:
         async with self._changed:
@@ -119,6 +118,8 @@ class Network:
     key: Any = field(default_factory=EncryptionManager.new_data_key)
     job_id: str = "job-1"
     main: Any = None
+    base: str = ""
+    round: int = 0
     _serial: int = 0
 
     async def worker(self, name: str = "w1", **settings: Any) -> RunningWorker:
@@ -186,6 +187,20 @@ class Network:
             )
         )
         return answer.version.sha256
+
+    async def next_round(self, spec: JobSpec, **work: Any) -> coordinator_pb2.Assignment:
+        """Open the next round for w1, on the first version of the job, and hand the work out."""
+        if not self.base:
+            self.base = await self.first_version(digits_job())
+        self.round += 1
+        await self.open_round(self.round, ["w1"], self.base)
+        return await self.hand_out(spec, **work)
+
+    async def hand_out(self, spec: JobSpec, **work: Any) -> coordinator_pb2.Assignment:
+        """Make this what is wanted of w1: by default, to train in the round that is open."""
+        made = self.assignment(spec, self.round, self.base, **(work or {"train": coordinator_pb2.TrainWork()}))
+        await self.coordinator.assign("w1", made)
+        return made
 
     async def first_version(self, spec: JobSpec, worker: str = "w1") -> str:
         """Have a worker initialise the model, and seal it."""

@@ -1,19 +1,27 @@
-"""What a worker does when something breaks: its trainer, the job's settings, the line to the coordinator."""
+"""What a worker does when its trainer dies or its work cannot be done."""
 
 from __future__ import annotations
 
 import os
 import signal
 
+import numpy as np
 import pytest
+import torch
 
+from cortex_common.clock import SystemClock
 from cortex_common.ids import JobId
+from cortex_common.job.spec import JobSpec
+from cortex_common.model import copy_to_arena, manifest_of
 from cortex_common.pb.v1 import coordinator_pb2
+from cortex_common.tensors import Arena, model_sha256
+from services.worker.trainer.examples import DataCache
+from services.worker.trainer.loop import ModelTrainer
 from tests.integration.worker.conftest import StepCount
-from tests.integration.worker.harness import Network, coordinating, digits_job, working
+from tests.integration.worker.harness import Network, digits_job
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-TRAIN = coordinator_pb2.TrainWork()
+ENDLESS = digits_job(local_seconds=3600.0)
 
 
 async def trainer_pid(network: Network) -> int:
@@ -21,41 +29,41 @@ async def trainer_pid(network: Network) -> int:
     return (await slot.trainer()).pid
 
 
-async def training_forever(network: Network) -> coordinator_pb2.Assignment:
-    """Have the worker train until it is stopped; returns once it trains."""
-    spec = digits_job(local_seconds=3600.0)
-    base = await network.first_version(spec)
-    await network.open_round(1, ["w1"], base)
-    train = network.assignment(spec, 1, base, train=TRAIN)
-    await network.coordinator.assign("w1", train)
+async def until_training(network: Network, assignment: coordinator_pb2.Assignment) -> None:
+    """Return once the trainer has told of steps it did."""
     await network.coordinator.until(
         lambda it: any(
-            each.activity.metrics.get("steps_per_s") for each in it.reports if each.assignment_id == train.assignment_id
+            each.activity.metrics.get("steps_per_s")
+            for each in it.reports
+            if each.assignment_id == assignment.assignment_id
         )
     )
-    return train
 
 
-async def test_a_killed_trainer_is_reported_and_the_same_work_then_gives_the_same_model(network: Network) -> None:
-    spec = digits_job()
-    base = await network.first_version(spec)
-    await network.open_round(1, ["w1"], base)
-    endless = network.assignment(digits_job(local_seconds=3600.0), 1, base, train=TRAIN)
-    await network.coordinator.assign("w1", endless)
-    await network.coordinator.until(lambda it: "training" in it.activities())
+def expected_version(spec: JobSpec, network: Network) -> str:
+    """What one undisturbed worker makes of the first version in this round, computed here."""
+    torch.set_num_threads(1)
+    trainer = ModelTrainer(spec, torch.device("cpu"), SystemClock())
+    manifest = manifest_of(trainer.model)
+    base, result = Arena.zeros(manifest), Arena.zeros(manifest)
+    copy_to_arena(trainer.model, base)
+    assert model_sha256(manifest, base) == network.base
+    examples = DataCache(spec, network.folder, None).training_part(0, 1, torch.device("cpu"))
+    trainer.train(base, result, examples, round_number=network.round, seat=0)
+    delta = (result.values - base.values).astype(np.float64)
+    return model_sha256(manifest, Arena((base.values + delta).astype(np.float32), base.counters))
+
+
+async def test_a_killed_trainer_is_reported_and_the_work_can_be_done_again(network: Network) -> None:
+    endless = await network.next_round(ENDLESS)
+    await until_training(network, endless)
     os.kill(await trainer_pid(network), signal.SIGKILL)
     failed = (await network.coordinator.report_on(endless, "failed")).failed
     assert "ended by signal 9 (SIGKILL)" in failed.reason
     assert not failed.permanent
-    again = network.assignment(spec, 1, base, train=TRAIN)
-    await network.coordinator.assign("w1", again)
-    recovered = await network.seal(1, await network.coordinator.report_on(again, "trained"))
-    network.job_id += "-undisturbed"
-    assert await network.first_version(spec) == base
-    await network.open_round(1, ["w1"], base)
-    undisturbed = network.assignment(spec, 1, base, train=TRAIN)
-    await network.coordinator.assign("w1", undisturbed)
-    assert await network.seal(1, await network.coordinator.report_on(undisturbed, "trained")) == recovered
+    again = await network.hand_out(digits_job())
+    version = await network.seal(network.round, await network.coordinator.report_on(again, "trained"))
+    assert version == expected_version(digits_job(), network)
 
 
 @pytest.mark.parametrize(
@@ -69,57 +77,42 @@ async def test_a_killed_trainer_is_reported_and_the_same_work_then_gives_the_sam
 async def test_settings_that_cannot_work_are_reported_with_their_reason(
     network: Network, changes: dict[str, object], named: str, permanent: bool
 ) -> None:
-    base = await network.first_version(digits_job())
-    await network.open_round(1, ["w1"], base)
-    train = network.assignment(digits_job(**changes), 1, base, train=TRAIN)
-    await network.coordinator.assign("w1", train)
+    train = await network.next_round(digits_job(**changes))
     failed = (await network.coordinator.report_on(train, "failed")).failed
     assert named in failed.reason
     assert failed.permanent == permanent
 
 
+async def test_a_model_of_another_layout_is_refused(network: Network) -> None:
+    other = digits_job().model_copy(update={"model": digits_job().model.model_copy(update={"hidden_dims": (16,)})})
+    train = await network.next_round(other)
+    assert "another layout" in (await network.coordinator.report_on(train, "failed")).failed.reason
+
+
 async def test_work_that_is_no_longer_listed_is_dropped_at_once(network: Network, steps_done: StepCount) -> None:
-    await training_forever(network)
+    await until_training(network, await network.next_round(ENDLESS))
     pid = await trainer_pid(network)
-    base = network.coordinator.wanted["w1"][0].base.sha256
-    evaluate = network.assignment(digits_job(), 1, base, evaluate=coordinator_pb2.EvaluateWork(slice=[0], slices=1))
-    await network.coordinator.assign("w1", evaluate)
+    evaluate = await network.hand_out(digits_job(), evaluate=coordinator_pb2.EvaluateWork(slice=[0], slices=1))
     await network.coordinator.report_on(evaluate, "evaluated")
     assert await trainer_pid(network) == pid, "dropping work needs no new trainer"
     assert steps_done() == 0
 
 
 async def test_work_the_coordinator_no_longer_wants_is_dropped(network: Network) -> None:
-    train = await training_forever(network)
+    train = await network.next_round(ENDLESS)
+    await until_training(network, train)
+    _, runner = network.main.supervisor._jobs[JobId(network.job_id)]
     network.coordinator.unwanted.add(train.assignment_id)
-    worker = network.main
-    await network.coordinator.until(lambda it: it.count("activity") >= 2)
-    _, runner = worker.supervisor._jobs[JobId(network.job_id)]
     while runner._wanted:
         await runner._changed.wait()
     assert network.coordinator.count("failed") == 0
 
 
-async def test_the_same_work_asked_for_again_is_reported_again_not_done_again(
-    network: Network, steps_done: StepCount
-) -> None:
-    spec = digits_job()
-    base = await network.first_version(spec)
-    await network.open_round(1, ["w1"], base)
-    train = network.assignment(spec, 1, base, train=TRAIN)
-    await network.coordinator.assign("w1", train)
-    first = await network.coordinator.report_on(train, "trained")
-    again = network.assignment(spec, 1, base, train=TRAIN)
-    await network.coordinator.assign("w1", again)
-    second = await network.coordinator.report_on(again, "trained")
-    assert second.trained == first.trained
-    assert steps_done() == 45
-
-
 async def test_a_job_without_a_place_is_refused_and_the_other_goes_on(network: Network) -> None:
-    mine = await training_forever(network)
-    network.job_id += "-2"
-    other = network.assignment(digits_job(), 1, "ab" * 32, train=TRAIN)
+    mine = await network.next_round(ENDLESS)
+    await until_training(network, mine)
+    other = network.assignment(digits_job(), 1, "ab" * 32, train=coordinator_pb2.TrainWork())
+    other.job_id = "another-job"
     await network.coordinator.assign("w1", mine, other)
     failed = (await network.coordinator.report_on(other, "failed")).failed
     assert "no free slot on this worker (1 of 1" in failed.reason
@@ -133,28 +126,3 @@ async def test_an_assignment_that_makes_no_sense_is_refused(network: Network) ->
     failed = (await network.coordinator.report_on(wrong, "failed")).failed
     assert "no work that this worker knows" in failed.reason
     assert failed.permanent
-
-
-async def test_a_coordinator_that_comes_back_finds_the_training_going_on(
-    network: Network, steps_done: StepCount
-) -> None:
-    """Its own coordinator dies in the middle of a round and comes back at the same address."""
-    spec, coordinator = digits_job(local_seconds=4.0), network.coordinator
-    base = await network.first_version(spec)
-    await coordinator.assign("w1")
-    await network.open_round(1, ["w9"], base)
-    train = network.assignment(spec, 1, base, train=TRAIN)
-    async with coordinating(coordinator, network.tls_of) as address:
-        attended = coordinator.attended
-        port = int(address.rpartition(":")[2])
-        lonely = await network.stack.enter_async_context(working("w9", address, network.tls_of, network.folder))
-        await coordinator.assign("w9", train)
-        await coordinator.until(lambda it: "training" in it.activities())
-    assert steps_done() == 0
-    assert "training" in lonely.supervisor.activity
-    async with coordinating(coordinator, network.tls_of, port):
-        await coordinator.until(lambda it: it.attended >= attended + 2)
-        report = await coordinator.report_on(train, "trained")
-        assert report.trained.steps == steps_done() > 0
-        assert report.trained.train_seconds < 6
-        await coordinator.assign("w9")

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from cortex_common.errors import PreconditionError
 from cortex_common.ids import NodeName, SeatIndex
-from services.coordinator.domain.advance import advance, cancel, pause, resume
+from services.coordinator.domain.advance import advance
 from services.coordinator.domain.job import Stage
 from services.coordinator.domain.seen import Failure
+from services.coordinator.domain.wishes import cancel, pause, resume
 from tests.unit.coordinator.jobs import AGGREGATED, RULES, accepted, at, collecting, new_job, scores, seen, world
 
 
@@ -188,13 +190,13 @@ def test_a_list_the_aggregator_has_lost_is_collected_again():
 
 
 def test_a_pause_takes_effect_after_the_round():
-    job = pause(_sealed(data={"train": "digits"}), "ann").job
+    job = pause(_sealed(data={"train": "digits"}), "ann", at(2)).job
     assert job.stage is Stage.SEALED
     rested = advance(job, seen(aggregated=AGGREGATED), world("a", "b"), RULES, at(3)).job
     assert rested.stage is Stage.PAUSED
     assert rested.seats == (), "its workers are free for others"
     assert advance(rested, seen(), world("a", "b"), RULES, at(999)).job is rested
-    assert resume(rested, "ann").job.stage is Stage.GATHERING
+    assert resume(rested, "ann", at(4)).job.stage is Stage.GATHERING
 
 
 @pytest.mark.parametrize("stage", [Stage.COMPLETED, Stage.FAILED, Stage.CANCELLED])
@@ -206,3 +208,18 @@ def test_an_ended_job_never_changes(stage):
 
 def test_cancelling_ends_the_job_at_once():
     assert cancel(collecting("a", "b"), "ann", at(1)).job.stage is Stage.CANCELLED
+
+
+def test_what_has_ended_can_neither_be_paused_nor_cancelled_nor_resumed():
+    ended = replace(collecting("a", "b"), stage=Stage.COMPLETED)
+    for wish in (cancel, pause, resume):
+        with pytest.raises(PreconditionError, match="completed"):
+            wish(ended, "ann", at(1))
+
+
+def test_a_wish_repeated_changes_nothing():
+    cancelled = cancel(collecting("a", "b"), "ann", at(1)).job
+    assert cancel(cancelled, "ann", at(2)).job is cancelled
+    pausing = pause(collecting("a", "b"), "ann", at(1)).job
+    assert pause(pausing, "ann", at(2)).job is pausing
+    assert resume(pausing, "ann", at(3)).job.pausing is False

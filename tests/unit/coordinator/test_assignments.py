@@ -65,9 +65,7 @@ def test_an_ended_job_asks_nothing_of_anybody():
 
 def test_the_status_says_who_is_waited_for_and_for_how_long():
     job = collecting("a", "b", aggregation={"quorum": 1.0, "deadline": 30})
-    observed = replace(
-        accepted(job, 0), activities={SeatIndex(1): Activity(NodeName("b"), "training", 1004.0)}
-    )
+    observed = replace(accepted(job, 0), activities={SeatIndex(1): Activity(NodeName("b"), "training", 1004.0)})
     reason = waiting_for(job, observed, world("a", "b"), RULES, 1008.0)
     assert reason == "worker b (training, 4 s); quorum 1/2; deadline in 22 s"
 

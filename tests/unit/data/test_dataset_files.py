@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import struct
 from pathlib import Path
@@ -73,10 +74,8 @@ def test_a_damaged_idx_file_is_named(tmp_path: Path, content: bytes, named: str)
 def test_no_bytes_break_the_idx_reader(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed"
     path.write_bytes(content)
-    try:
+    with contextlib.suppress(CortexError):
         read_idx(path)
-    except CortexError:
-        pass
 
 
 def test_an_npz_of_floats_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -159,7 +158,7 @@ def test_arrays_that_do_not_fit_are_named_with_their_entry(tmp_path: Path, array
 def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=np.array([{"a": 1}], dtype=object), y=np.arange(1))
     path = catalogue(tmp_path, {"mine": "{npz: d.npz}"})
-    with pytest.raises(InvalidArgumentError, match="cannot be read|not an array of numbers"):
+    with pytest.raises(InvalidArgumentError, match=r"cannot be read|not an array of numbers"):
         load("mine", tmp_path, path)
 
 

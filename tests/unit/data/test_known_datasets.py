@@ -29,7 +29,8 @@ def test_digits_are_split_once_and_for_all(tmp_path: Path) -> None:
 def test_inputs_are_standardised(tmp_path: Path) -> None:
     inputs, labels = load("digits", tmp_path).take(slice(None))
     assert inputs.shape == (1438, 8, 8)
-    assert inputs.dtype == np.float32 and labels.dtype == np.int64
+    assert inputs.dtype == np.float32
+    assert labels.dtype == np.int64
     assert abs(float(inputs.mean())) < 0.01
     assert abs(float(inputs.std()) - 1) < 0.01
 
@@ -68,7 +69,8 @@ def test_when_no_way_works_every_way_is_named(tmp_path: Path, monkeypatch: pytes
     said: list[str] = []
     with pytest.raises(NotFoundError, match="Put its four IDX files into") as caught:
         fashion.fetch(tmp_path / "cache", said.append, homes=("http://127.0.0.1:9/fashion",))
-    assert "apt-get" in str(caught.value) and "127.0.0.1:9" in str(caught.value)
+    assert "apt-get" in str(caught.value)
+    assert "127.0.0.1:9" in str(caught.value)
     assert len(said) == 2
 
 

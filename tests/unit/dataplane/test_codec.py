@@ -16,9 +16,9 @@ TINY = float(np.finfo(np.float32).tiny)
 MAX = float(np.finfo(np.float32).max)
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 values = st.integers(0, 700).flatmap(lambda n: arrays(np.float32, n, elements=finite, fill=finite))
-codecs = st.sampled_from(
-    [("none", {}), ("int8", {}), ("int8", {"block": 16}), ("int8", {"block": 65536})]
-).flatmap(lambda pair: st.sampled_from([WeightCompressor.create(*pair, lz4=mode) for mode in ("auto", "on", "off")]))
+codecs = st.sampled_from([("none", {}), ("int8", {}), ("int8", {"block": 16}), ("int8", {"block": 65536})]).flatmap(
+    lambda pair: st.sampled_from([WeightCompressor.create(*pair, lz4=mode) for mode in ("auto", "on", "off")])
+)
 
 
 @given(codecs, values)
@@ -98,9 +98,10 @@ def test_lz4_is_used_only_where_it_helps(codec: str) -> None:
     automatic, never = WeightCompressor.create(codec), WeightCompressor.create(codec, lz4="off")
     assert len(automatic.encode(sparse)) * 5 < len(never.encode(sparse))
     assert automatic.encode(dense) == never.encode(dense)
-    assert never.decode(automatic.encode(sparse), sparse.size).tobytes() == never.decode(
-        never.encode(sparse), sparse.size
-    ).tobytes()
+    assert (
+        never.decode(automatic.encode(sparse), sparse.size).tobytes()
+        == never.decode(never.encode(sparse), sparse.size).tobytes()
+    )
 
 
 def test_a_packed_bomb_is_refused_before_it_is_unpacked() -> None:

@@ -41,11 +41,11 @@ layouts = st.dictionaries(
 
 
 def manifest_or_none(layout: list[tuple[str, tuple[int, ...], TensorKind]]) -> Manifest | None:
-    try:
-        return Manifest.of(layout)
-    except InvalidArgumentError as error:
-        assert "holds no numbers" in error.message
+    if all(0 in shape for _, shape, _ in layout):
+        with pytest.raises(InvalidArgumentError, match="holds no numbers"):
+            Manifest.of(layout)
         return None
+    return Manifest.of(layout)
 
 
 def filled(manifest: Manifest) -> Arena:
@@ -213,7 +213,7 @@ def test_a_weights_file_that_is_not_right_is_refused(data: bytes, message: str, 
     path.write_bytes(data)
     with pytest.raises(InvalidArgumentError, match=message):
         read_safetensors(data)
-    with pytest.raises(InvalidArgumentError, match="w.safetensors"):
+    with pytest.raises(InvalidArgumentError, match=r"w\.safetensors"):
         read_safetensors(path)
 
 

@@ -137,7 +137,8 @@ def test_the_file_people_download_has_the_models_tensors() -> None:
     arena = Arena.zeros(manifest_of(model))
     copy_to_arena(model, arena)
     loaded = load_safetensors(b"".join(bytes(part) for part in safetensors_parts(manifest_of(model), arena)))
-    assert list(loaded) and all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
+    assert list(loaded)
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
 
 
 def test_an_arena_of_another_size_is_refused() -> None:

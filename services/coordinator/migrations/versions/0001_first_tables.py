@@ -16,7 +16,7 @@ def upgrade() -> None:
     op.create_table(
         "job",
         sa.Column("id", sa.String(length=64), nullable=False),
-        sa.Column("request_id", sa.String(length=200), nullable=True),
+        sa.Column("request_id", sa.String(length=301), nullable=True),
         sa.Column("name", sa.String(length=100), nullable=False),
         sa.Column("owner", sa.String(length=100), nullable=False),
         sa.Column("stage", sa.String(length=20), nullable=False),

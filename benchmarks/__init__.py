@@ -1,0 +1,1 @@
+"""What Cortex costs: seconds, CPU-seconds, bytes and memory, measured on real processes."""

@@ -1,0 +1,88 @@
+"""A real local network for a measurement: `cortex up` in a directory of its own, gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.processes import Usage, children_of, peak_bytes, usage_of
+from cortex.local.layout import Layout
+from cortex.local.status import read_report
+from cortex_common.clock import SystemClock
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class BenchmarkError(RuntimeError):
+    """Something that was to be measured did not work."""
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment, with the import roots of this checkout; nothing that points at another network."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CORTEX_")}
+    roots = [str(ROOT / "libs"), str(ROOT), *kept.get("PYTHONPATH", "").split(os.pathsep)]
+    return kept | {"PYTHONPATH": os.pathsep.join(path for path in dict.fromkeys(roots) if path)}
+
+
+@dataclass(frozen=True, slots=True)
+class RunningNetwork:
+    """A network whose services are all healthy. `up_s` is how long `cortex up --detach` took."""
+
+    directory: Path
+    up_s: float
+
+    def groups(self) -> dict[str, frozenset[int]]:
+        """Process ids by what they do; the trainers are children of their workers."""
+        report = read_report(Layout.of(self.directory))
+        if report is None:
+            raise BenchmarkError(f"no supervisor runs in {self.directory}")
+        groups: dict[str, set[int]] = {"supervisor": {report.supervisor.pid}, "trainers": set()}
+        services = {"discovery", "coordinator", "gateway"}
+        for entry in report.processes:
+            if entry.process is None:
+                raise BenchmarkError(f"{entry.name} is down ({entry.last_exit})")
+            group = entry.name if entry.name in services else entry.name.partition("-")[0]
+            group = "aggregators" if group == "aggregator" else group if group in services else "workers"
+            groups.setdefault(group, set()).add(entry.process.pid)
+            groups["trainers"] |= children_of(entry.process.pid)
+        return {name: frozenset(pids) for name, pids in groups.items()}
+
+    def usage(self) -> Usage:
+        """CPU time of all its processes until now."""
+        return usage_of(self.groups())
+
+    def aggregator_peak_bytes(self) -> int:
+        """Peak memory of the aggregator that had most to do."""
+        return max(peak_bytes(pid) for pid in self.groups()["aggregators"])
+
+
+@contextmanager
+def running_network(workers: int) -> Iterator[RunningNetwork]:
+    """Start a network on free ports and stop it at the end of the block, whatever happens.
+
+    Raises:
+        BenchmarkError: it does not become healthy.
+    """
+    clock = SystemClock()
+    with tempfile.TemporaryDirectory(prefix="cortex-bench-") as name:
+        directory = Path(name) / "network"
+        started_s = clock.monotonic_s()
+        try:
+            _cortex("up", "--dir", str(directory), "--workers", str(workers), "--detach", "--json")
+            yield RunningNetwork(directory, clock.monotonic_s() - started_s)
+        finally:
+            _cortex("down", "--dir", str(directory), check=False)
+
+
+def _cortex(*arguments: str, check: bool = True) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cortex", *arguments], env=child_environment(), capture_output=True, text=True
+    )
+    if check and done.returncode:
+        raise BenchmarkError(f"cortex {arguments[0]} failed: {done.stderr.strip() or done.stdout.strip()}")

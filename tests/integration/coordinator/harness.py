@@ -1,0 +1,202 @@
+"""A coordinator and an aggregator in this process, over real mutual TLS, and workers that follow a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import numpy as np
+
+from cortex_common.clock import SystemClock
+from cortex_common.codec import WeightCompressor
+from cortex_common.identity import Role, TlsFiles
+from cortex_common.ids import NodeName, RoundNumber, SeatIndex
+from cortex_common.pb.v1 import coordinator_pb2, coordinator_pb2_grpc
+from cortex_common.rpc.channel import open_channel
+from cortex_common.security.encryption import EncryptionManager, ObjectHeader, ObjectKind
+from cortex_common.tensors import Manifest, TensorKind, chunk_count
+from cortex_common.transfer import push_update
+from cortex_common.transfer.wire import data_key_from_proto, receipt_to_proto
+from services.aggregator.main import run as run_aggregator
+from services.aggregator.settings import AggregatorSettings
+from services.coordinator.main import run as run_coordinator
+from services.coordinator.settings import CoordinatorSettings
+from services.discovery.main import run as run_discovery
+from services.discovery.settings import DiscoverySettings
+
+TlsOf = Callable[..., TlsFiles]
+MANIFEST = Manifest.of([("w", (4, 3), TensorKind.TRAINABLE), ("b", (3,), TensorKind.TRAINABLE)])
+
+
+class Site:
+    """The three services; each can be stopped and started again on its own state and port."""
+
+    def __init__(self, tls_of: TlsOf, root: Path) -> None:
+        self.tls_of = tls_of
+        self._root = root
+        self._running: dict[str, tuple[asyncio.Event, asyncio.Task[None]]] = {}
+        self._ports: dict[str, int] = {}
+
+    @property
+    def coordinator(self) -> str:
+        return f"127.0.0.1:{self._ports['coordinator']}"
+
+    async def start(self, service: str) -> None:
+        stop, started = asyncio.Event(), asyncio.get_running_loop().create_future()
+        role = Role(service)
+        tls = self.tls_of(role)
+        common = {
+            "name": f"{service}-1",
+            "state_dir": self._root / service,
+            "port": self._ports.get(service, 0),
+            "ca": tls.ca,
+            "certificate": tls.certificate,
+            "key": tls.key,
+            "region": "eu",
+        }
+        run: Any
+        if service == "discovery":
+            run, settings = run_discovery, DiscoverySettings(**common, lease_s=600.0)
+        elif service == "aggregator":
+            run, settings = run_aggregator, AggregatorSettings(**common, discovery=self._at("discovery"))
+        else:
+            limits = {"lease_s": 1.0, "gather_s": 0.2, "report_s": 0.5}
+            run, settings = run_coordinator, CoordinatorSettings(**common, **limits, discovery=self._at("discovery"))
+        task = asyncio.create_task(run(settings, SystemClock(), stop, started))
+        await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            await task
+        self._ports[service] = started.result().port
+        self._running[service] = (stop, task)
+
+    async def stop(self, service: str) -> None:
+        stop, task = self._running.pop(service)
+        stop.set()
+        await task
+
+    async def close(self) -> None:
+        for service in list(self._running):
+            await self.stop(service)
+
+    def _at(self, service: str) -> str:
+        return f"127.0.0.1:{self._ports[service]}"
+
+    @asynccontextmanager
+    async def jobs(
+        self, role: Role = Role.OPERATOR, name: str = ""
+    ) -> AsyncIterator[coordinator_pb2_grpc.JobServiceAsyncStub]:
+        async with open_channel(self.coordinator, self.tls_of(role, name), Role.COORDINATOR) as channel:
+            yield coordinator_pb2_grpc.JobServiceStub(channel)
+
+
+class ScriptedWorker:
+    """Attends, and does each assignment with made-up numbers: an update of all `value`, scores of 7 in 10."""
+
+    def __init__(self, site: Site, name: str, value: float, incarnation: str = "one") -> None:
+        self.name = name
+        self._site = site
+        self._value = value
+        self._incarnation = incarnation
+        self.done: list[str] = []
+        self.refuse: str | None = None
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    async def work(self) -> None:
+        """Until cancelled."""
+        tls = self._site.tls_of(Role.WORKER, self.name)
+        while True:
+            try:
+                async with open_channel(self._site.coordinator, tls, Role.COORDINATOR) as channel:
+                    stub = coordinator_pb2_grpc.AssignmentServiceStub(channel)
+                    request = coordinator_pb2.AttendRequest(
+                        worker=self.name, region="eu", incarnation=self._incarnation, slots=1
+                    )
+                    async for answer in stub.Attend(request):
+                        for assignment in answer.assignments:
+                            await self.idle.wait()
+                            await self._do(stub, assignment)
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.05)
+
+    async def _do(self, stub: Any, assignment: coordinator_pb2.Assignment) -> None:
+        kind = assignment.WhichOneof("work")
+        report = coordinator_pb2.ReportRequest(
+            worker=self.name,
+            incarnation=self._incarnation,
+            assignment_id=assignment.assignment_id,
+            job_id=assignment.job_id,
+            round=assignment.round,
+            seat=assignment.seat,
+        )
+        if self.refuse is not None and kind == "train":
+            report.failed.reason, report.failed.permanent = self.refuse, True
+        elif kind in ("train", "initialise"):
+            receipt = await self._push(assignment)
+            report.trained.receipt.CopyFrom(receipt)
+            report.trained.examples = 10
+            report.trained.metrics["train_loss"] = self._value
+        elif kind == "evaluate":
+            for index in assignment.evaluate.slice:
+                report.evaluated.slices.add(slice=index, examples=10, loss_sum=5.0, correct=7)
+        else:
+            return
+        await stub.Report(report)
+        self.done.append(assignment.assignment_id)
+
+    async def _push(self, assignment: coordinator_pb2.Assignment) -> Any:
+        encryption = EncryptionManager(data_key_from_proto(assignment.data_key))
+        is_first = assignment.round == 0
+        header = ObjectHeader(
+            kind=ObjectKind.UPDATE,
+            network="cortex",
+            job_id=assignment.job_id,
+            round=RoundNumber(assignment.round),
+            attempt=assignment.attempt,
+            fence=assignment.fence,
+            sender=NodeName(self.name),
+            seat=SeatIndex(assignment.seat),
+            key_id=assignment.data_key.key_id,
+            codec="none",
+            codec_options="",
+            chunk_elements=assignment.chunk_elements,
+            elements=MANIFEST.elements,
+            counters=0,
+            chunks=chunk_count(MANIFEST.elements, 0, assignment.chunk_elements),
+            manifest_sha256=MANIFEST.sha256,
+            base_sha256=assignment.base.sha256,
+            manifest=MANIFEST.to_json() if is_first else b"",
+            weight=1.0 if is_first else 10.0,
+        ).fresh()
+        values = np.full(MANIFEST.elements, self._value, np.float32)
+        tls = self._site.tls_of(Role.WORKER, self.name)
+        async with open_channel(assignment.aggregator_address, tls, Role.AGGREGATOR, bulk=True) as channel:
+            codec = WeightCompressor.create("none")
+            result = await push_update(
+                channel, header, lambda part: codec.encode(values[part.start : part.stop]), encryption
+            )
+        return receipt_to_proto(result.receipt)
+
+
+@asynccontextmanager
+async def site(tls_of: TlsOf, root: Path) -> AsyncIterator[Site]:
+    made = Site(tls_of, root)
+    try:
+        for service in ("discovery", "aggregator", "coordinator"):
+            await made.start(service)
+        yield made
+    finally:
+        await made.close()
+
+
+@asynccontextmanager
+async def working(*workers: ScriptedWorker) -> AsyncIterator[None]:
+    async with AsyncExitStack() as stack:
+        for worker in workers:
+            task = asyncio.create_task(worker.work())
+            stack.callback(task.cancel)
+        yield
