@@ -70,7 +70,7 @@ class Cortex:
         return self._measured(workload, last, marks)
 
     def _measured(self, workload: Workload, status: JobStatus, marks: list[tuple[int, Usage]]) -> Measured:
-        counted = status.history[workload.warm_up :]
+        counted = status.history[workload.warm_up : workload.warm_up + workload.rounds]
         for report in counted:
             if report.accepted != workload.workers or report.bytes_up < report.accepted * workload.parameters // 2:
                 raise BenchmarkError(f"{workload.label}: round {report.round} did not count every update")

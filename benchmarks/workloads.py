@@ -23,7 +23,14 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Rounds of one kind and size. `parameters` is what was asked for; the model has within 5 % of it."""
+    """Rounds of one kind and size.
+
+    Attributes:
+        parameters: Asked for; the model has within 5 % of it.
+        rounds: That count.
+        warm_up: Rounds before them.
+        cool_down: Rounds after them, so that nothing is taken down while it is still measured.
+    """
 
     parameters: int
     codec: str = "none"
@@ -31,6 +38,7 @@ class Workload:
     workers: int = 4
     rounds: int = 6
     warm_up: int = 1
+    cool_down: int = 1
 
     @property
     def label(self) -> str:
@@ -78,7 +86,7 @@ def job_of(workload: Workload) -> Mapping[str, object]:
             "learning_rate": 0.01,
             "batch_size": 1,
             "local_steps": steps,
-            "rounds": workload.warm_up + workload.rounds,
+            "rounds": workload.warm_up + workload.rounds + workload.cool_down,
         },
         # Deltas of zeros would shrink to nothing, and the test with them.
         "compression": {"codec": workload.codec, "error_feedback": False, "lz4": "off"},

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from cortex_common.clock import Clock
 from cortex_common.codec import WeightCompressor
 from cortex_common.errors import (
-    ConflictError,
     CortexError,
     NotFoundError,
     PreconditionError,
@@ -71,6 +70,7 @@ class WeightAggregator:
         self._sealing: dict[RoundKey, asyncio.Task[Version]] = {}
         self._job_keys: dict[JobId, set[KeyId]] = {}
         self._stopping = False
+        self._erasing: set[asyncio.Task[None]] = set()
         # One thread for all writes about rounds: they happen in the order they were decided.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="rounds")
 
@@ -88,15 +88,15 @@ class WeightAggregator:
     async def drain(self) -> None:
         """End uploads and watches, to be resumed at the next start."""
         self._stopping = True
-        for live in self._rounds.values():
+        for live in list(self._rounds.values()):
             live.changed.fire()
             await self.receiver.stop(live, UnavailableError("the aggregator is stopping; resume when it is back"))
 
     async def close(self) -> None:
         """Wait for folds under way and give files up."""
         await self.drain()
-        if self._sealing:
-            await asyncio.wait(self._sealing.values())
+        for work in (*self._sealing.values(), *self._erasing):
+            await asyncio.wait((work,))
         for live in self._rounds.values():
             live.close_files()
         self._writer.shutdown()
@@ -106,7 +106,8 @@ class WeightAggregator:
 
         Raises:
             InvalidArgumentError: impossible terms.
-            ConflictError: stale fence, a later round is open, or the same round with other terms.
+            ConflictError: stale fence.
+            PreconditionError: a later round is open, or the same round with other terms.
             NotFoundError: the base version is not here.
         """
         self._check(terms)
@@ -117,7 +118,7 @@ class WeightAggregator:
         if live is None:
             live = await self._begin(terms)
         elif live.terms.substance != terms.substance:
-            raise ConflictError(f"{terms.key} has been opened with other terms: {live.terms.substance}")
+            raise PreconditionError(f"{terms.key} has been opened with other terms: {live.terms.substance}")
         elif live.phase is Phase.OPEN:
             live.terms = terms
             await self._stored(lambda: self._store.save(live.stored()))
@@ -202,6 +203,8 @@ class WeightAggregator:
         for key in [key for key, live in self._rounds.items() if key.job_id == job_id and live.phase is not Phase.OPEN]:
             if key not in self._sealing:
                 await self._forget(key)
+        for erasing in list(self._erasing):
+            await asyncio.wait((erasing,))
         if not self.versions.of_job(job_id) and self._newest(job_id) is None:
             self._drop_keys(job_id)
         self._gauge()
@@ -275,7 +278,10 @@ class WeightAggregator:
         await self.receiver.stop(live, PreconditionError(f"{key} is over"))
         live.close_files()
         live.changed.fire()
-        await self._stored(lambda: self._store.erase(key))
+        # Nobody waits for it: gigabytes take a while to unlink, and what a kill leaves is retired at the next opening.
+        erasing = asyncio.create_task(in_thread(lambda: self._store.erase(key)))
+        self._erasing.add(erasing)
+        erasing.add_done_callback(self._erasing.discard)
 
     async def _stored(self, write: Callable[[], None]) -> None:
         await in_thread(write, self._writer)

@@ -126,10 +126,10 @@ def check_order(opening: RoundKey, newest: RoundKey | None) -> None:
     """Rounds and attempts only go forward.
 
     Raises:
-        ConflictError: a later one is known.
+        PreconditionError: a later one is known.
     """
     if newest is not None and (newest.round, newest.attempt) > (opening.round, opening.attempt):
-        raise ConflictError(f"{opening} cannot be opened: {newest} has been opened since")
+        raise PreconditionError(f"{opening} cannot be opened: {newest} has been opened since")
 
 
 def closed_error(key: RoundKey, phase: Phase, reason: str, open_now: RoundKey | None) -> CortexError:
@@ -188,7 +188,6 @@ def check_header(
     pairs = (
         ("kind", header.kind, ObjectKind.UPDATE),
         ("network", header.network, network),
-        ("fence", header.fence, terms.fence),
         ("key_id", header.key_id, key_id),
         ("codec", header.codec, terms.codec),
         ("codec_options", _canonical(header), _canonical(terms)),
@@ -201,6 +200,8 @@ def check_header(
         for name, given, wanted in pairs
         if given != wanted
     ]
+    if not 0 <= header.fence <= terms.fence:
+        violations.append(Violation("header.fence", f"{header.fence} given; allowed here is up to {terms.fence}"))
     if not (math.isfinite(header.weight) and 0 < header.weight <= _MAX_WEIGHT):
         violations.append(Violation("header.weight", f"{header.weight} given; allowed is above 0, up to 2^53"))
     if base is not None and header.manifest:

@@ -79,11 +79,9 @@ class DirectoryRoundStore:
         if directory.is_dir():
             shutil.rmtree(directory, ignore_errors=True)
             sync_directory(directory.parent)
-            with suppress(OSError):
-                directory.parent.rmdir()
 
     def load(self) -> Iterator[StoredRound]:
-        """Read every round.json; a folder without one was never opened and is removed."""
+        """Read every round.json; what was never opened, and empty folders, are removed."""
         for directory in sorted(self.spool.glob("*/*")):
             if not _ROUND_FOLDER.fullmatch(directory.name):
                 continue
@@ -92,6 +90,9 @@ class DirectoryRoundStore:
                 shutil.rmtree(directory, ignore_errors=True)
                 continue
             yield _read_round(path)
+        for job in self.spool.iterdir():
+            with suppress(OSError):
+                job.rmdir()
 
     def directory(self, key: RoundKey) -> Path:
         """spool/<job>/<round>-<attempt>."""

@@ -53,7 +53,7 @@ class Links:
             except ConflictError:
                 raise
             except CortexError as error:
-                if _is_hopeless(error):
+                if _is_hopeless(error) or isinstance(error, PreconditionError):
                     observe(partial(replace, fatal=f"round {order.round} cannot be opened: {error.message}"))
                     return
                 self._trouble(error, observe)

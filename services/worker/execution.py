@@ -67,7 +67,6 @@ class Execution:
         self._around = surroundings
         self._tell = tell
         self._exchange_s = 0.0
-        self._bytes_down = 0
 
     async def run(self) -> Outcome:
         """Do the work; whatever goes wrong is an outcome too. Cancelling this cancels the work."""
@@ -178,9 +177,8 @@ class Execution:
                 limits=self._bench.limits,
                 clock=self._around.clock,
             )
-            self._exchange_s += self._around.clock.monotonic_s() - started_s
+            self._bench.count_pull(result.bytes_down, self._around.clock.monotonic_s() - started_s)
         self._bench.held_sha256 = wanted
-        self._bytes_down += result.bytes_down
         metrics.BYTES_DOWN.inc(result.bytes_down)
         return result.bytes_down
 
@@ -209,15 +207,16 @@ class Execution:
         return pushed
 
     def _trained(self, pushed: PushResult, answer: Answer) -> Trained:
+        bytes_down, pull_s = self._bench.take_pulls()
         return Trained(
             receipt=pushed.receipt,
             train_seconds=float(answer["seconds"]),
-            exchange_seconds=self._exchange_s,
+            exchange_seconds=self._exchange_s + pull_s,
             examples=int(answer["examples"]),
             steps=int(answer["steps"]),
             metrics=dict(answer["metrics"]),
             bytes_up=pushed.bytes_up,
-            bytes_down=self._bytes_down,
+            bytes_down=bytes_down,
         )
 
     def _on_training(self, progress: Answer) -> None:

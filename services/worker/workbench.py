@@ -40,6 +40,19 @@ class Workbench:
         self.manifest: Manifest | None = None
         self.held_sha256 = ""
         self.lesson: tuple[Lesson, Answer] | None = None
+        self._pulled_bytes = 0
+        self._pull_s = 0.0
+
+    def count_pull(self, received: int, seconds: float) -> None:
+        """Account a download; it belongs to the next update, also when it was made to evaluate."""
+        self._pulled_bytes += received
+        self._pull_s += seconds
+
+    def take_pulls(self) -> tuple[int, float]:
+        """Bytes and seconds of downloads since the last update."""
+        taken = self._pulled_bytes, self._pull_s
+        self._pulled_bytes, self._pull_s = 0, 0.0
+        return taken
 
     @property
     def base(self) -> Arena:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cortex.cli.common import JsonOption, console, example, print_json, say
+from cortex.cli.interrupt import Interrupt
 
 if TYPE_CHECKING:
     from cortex.local.layout import Layout
@@ -87,21 +87,25 @@ def demo(
     from cortex.cli.live import follow, outcome
     from cortex.client import Client
     from cortex.local.layout import Layout
+    from cortex_common.job.status import JobPhase
 
     layout = Layout.of(directory)
     try:
-        with _interruptible():
-            data = _fetched(dataset)
-            with _network(layout, workers), Client(directory=layout.root) as client:
-                job_id = client.submit(demo_job(data, rounds, workers))
-                say(f"submitted job {job_id}: {data}, {workers} workers")
-                last = follow(client, job_id, console(stderr=as_json))
-                outcome(last)
-                version = client.download_model(job_id, None, output)
+        data = _fetched(dataset)
+        with (
+            Interrupt() as interrupt,
+            _network(layout, workers, interrupt.check),
+            Client(directory=layout.root) as client,
+        ):
+            job_id = client.submit(demo_job(data, rounds, workers))
+            say(f"submitted job {job_id}: {data}, {workers} workers")
+            last = follow(client, job_id, console(stderr=as_json), interrupt)
+            version = client.download_model(job_id, None, output) if last.status is JobPhase.COMPLETED else None
     except KeyboardInterrupt:
         say("interrupted: everything the demo started is stopped")
         raise typer.Exit(INTERRUPTED) from None
     _summary(last, version, output, as_json)
+    outcome(last)
 
 
 def _fetched(wanted: DemoDataset | None) -> str:
@@ -127,22 +131,7 @@ def _fetched(wanted: DemoDataset | None) -> str:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP unwind the block like Ctrl-C does."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _network(layout: Layout, workers: int) -> Iterator[None]:
+def _network(layout: Layout, workers: int, on_wait: Callable[[], None]) -> Iterator[None]:
     """A fresh network for the length of the block; it ends with this process, however that ends."""
     from cortex.local.detached import start_detached, stop_network
     from cortex.local.prepare import wipe
@@ -151,7 +140,7 @@ def _network(layout: Layout, workers: int) -> Iterator[None]:
     with exclusive(layout):
         wipe(layout)
     options = ["--workers", str(workers), "--parent-pid", str(os.getpid()), "--json"]
-    start_detached(layout, options, lambda line: None if line.startswith("{") else say(line))
+    start_detached(layout, options, lambda line: None if line.startswith("{") else say(line), on_wait)
     try:
         yield
     finally:
@@ -159,7 +148,7 @@ def _network(layout: Layout, workers: int) -> Iterator[None]:
         stop_network(layout)
 
 
-def _summary(last: JobStatus, version: VersionView, output: Path, as_json: bool) -> None:
+def _summary(last: JobStatus, version: VersionView | None, output: Path, as_json: bool) -> None:
     """The table of rounds, the best accuracy, the model's path and digest."""
     from cortex.cli.tables import rounds_table, size
 
@@ -170,9 +159,10 @@ def _summary(last: JobStatus, version: VersionView, output: Path, as_json: bool)
     up, down = sum(report.bytes_up for report in last.history), sum(report.bytes_down for report in last.history)
     screen.print(
         f"\n{len(last.history)} rounds in {seconds:.1f} s, best test accuracy {best:.4f}, "
-        f"{size(up)} up, {size(down)} down\n"
-        f"model   {output.absolute()}\nsha256  {version.sha256}",
+        f"{size(up)} up, {size(down)} down",
         soft_wrap=True,
     )
+    if version is not None:
+        screen.print(f"model   {output.absolute()}\nsha256  {version.sha256}", soft_wrap=True)
     if as_json:
         print_json(last)

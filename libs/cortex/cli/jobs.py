@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from cortex.cli.common import DirOption, JobArgument, JsonOption, console, example, open_client, print_json, say
+from cortex.cli.interrupt import Interrupt
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from cortex.client import Client
     from cortex_common.job.status import JobStatus
 
 INTERRUPTED = 130
+Item = TypeVar("Item")
 
 
 def register(app: typer.Typer) -> None:
@@ -43,24 +48,24 @@ def submit(
     from cortex_common.job.parse import load_job_file
 
     job = load_job_file(file)
-    with open_client(directory) as client:
+    with Interrupt() as interrupt, open_client(directory) as client:
         job_id = client.submit(job, request_id)
         if wait:
             say(f"submitted {job_id}")
-            _follow(client, job_id, as_json)
+            _follow(client, job_id, as_json, interrupt)
         elif as_json:
             print_json({"job_id": job_id})
         else:
             typer.echo(job_id)
 
 
-def _follow(client: Client, job_id: str, as_json: bool) -> None:
+def _follow(client: Client, job_id: str, as_json: bool, interrupt: Interrupt) -> None:
     """Follow a job to its end, print how it ended."""
     from cortex.cli.live import follow, outcome
 
     screen = console(stderr=as_json)
     try:
-        last = follow(client, job_id, screen)
+        last = follow(client, job_id, screen, interrupt)
     except KeyboardInterrupt:
         say(
             f"\nstopped watching; the job goes on: `cortex status {job_id} --watch` follows it, "
@@ -99,16 +104,34 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show where a job stands, and what it waits for."""
-    with open_client(directory) as client:
+    with Interrupt() as interrupt, open_client(directory) as client:
         if watch and as_json:
-            for update in client.watch(job_id):
-                print_json(update)
+            _print_stream(interrupt, lambda: client.watch(job_id))
         elif watch:
-            _follow(client, job_id, as_json=False)
+            _follow(client, job_id, as_json=False, interrupt=interrupt)
         elif as_json:
             print_json(client.status(job_id))
         else:
             _print_status(client.status(job_id))
+
+
+def _print_stream(interrupt: Interrupt, stream: Callable[[], Iterator[BaseModel]]) -> None:
+    """Print each item of a stream as JSON on a line of its own."""
+    for item in _items(interrupt, stream):
+        print_json(item)
+
+
+def _items(interrupt: Interrupt, stream: Callable[[], Iterator[Item]]) -> Iterator[Item]:
+    """The items of a stream; a signal ends the command."""
+
+    def produce(put: Callable[[Item], None]) -> None:
+        for item in stream():
+            put(item)
+
+    try:
+        yield from interrupt.read(produce)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _print_status(job: JobStatus) -> None:
@@ -132,13 +155,13 @@ def logs(
     as_json: JsonOption = False,
 ) -> None:
     """Print what happened to a job, oldest first."""
-    with open_client(directory) as client:
-        for event in client.events(job_id, follow=follow):
-            if as_json:
-                print_json(event)
-            else:
-                at = f"{event.at.astimezone():%Y-%m-%d %H:%M:%S}"
-                typer.echo(f"{at}  round {event.round:<4} {event.name:<20} {event.message}")
+    with Interrupt() as interrupt, open_client(directory) as client:
+        if as_json:
+            return _print_stream(interrupt, lambda: client.events(job_id, follow=follow))
+        for event in _items(interrupt, lambda: client.events(job_id, follow=follow)):
+            at = f"{event.at.astimezone():%Y-%m-%d %H:%M:%S}"
+            typer.echo(f"{at}  round {event.round:<4} {event.name:<20} {event.message}")
+    return None
 
 
 def cancel(job_id: JobArgument, directory: DirOption = None, as_json: JsonOption = False) -> None:

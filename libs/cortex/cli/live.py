@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
@@ -18,6 +19,7 @@ from cortex_common.job.status import JobStatus, RoundReport
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from cortex.cli.interrupt import Interrupt
     from cortex.client import Client
 
 SHOWN_ROUNDS = 12
@@ -25,26 +27,37 @@ SHOWN_ROUNDS = 12
 SILENCE_S = 10.0
 
 
-def follow(client: Client, job_id: str, console: Console) -> JobStatus:
+@dataclass(frozen=True, slots=True)
+class Away:
+    """The coordinator cannot be reached, and why."""
+
+    reason: str
+
+
+def follow(client: Client, job_id: str, console: Console, interrupt: Interrupt) -> JobStatus:
     """Show a job until it has ended, on this console.
 
     Returns:
         The last status.
+
+    Raises:
+        KeyboardInterrupt: a signal came first.
     """
+
+    def produce(put: Callable[[JobStatus | Away], None]) -> None:
+        for status in client.watch(job_id, lambda reason: put(Away(reason))):
+            put(status)
+
     view: LiveView | PlainView = LiveView(console) if console.is_terminal else PlainView(console)
     last: JobStatus | None = None
     with view:
-        for status in client.watch(job_id, view.away):
-            view.show(status)
-            last = status
-    if last is None or not last.status.is_terminal:
-        last = client.status(job_id)
-    return last
-
-
-def followed(client: Client, job_id: str) -> Iterator[JobStatus]:
-    """The statuses of a job, without showing them."""
-    yield from client.watch(job_id)
+        for news in interrupt.read(produce):
+            if isinstance(news, Away):
+                view.away(news.reason)
+            else:
+                view.show(news)
+                last = news
+    return last if last is not None and last.status.is_terminal else client.status(job_id)
 
 
 def outcome(status: JobStatus) -> None:
@@ -62,6 +75,7 @@ class LiveView:
     """A picture of the job that is redrawn in place."""
 
     def __init__(self, console: Console) -> None:
+        self._status: JobStatus | None = None
         self._live = Live(console=console, refresh_per_second=4, transient=False)
 
     def __enter__(self) -> LiveView:
@@ -78,7 +92,7 @@ class LiveView:
 
     def away(self, reason: str) -> None:
         """Say that nothing new can be known for now."""
-        status = getattr(self, "_status", None)
+        status = self._status
         note = Text(f"{reason}; trying again", style="yellow")
         self._live.update(Group(picture(status), note) if status else note, refresh=True)
 

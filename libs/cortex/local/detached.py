@@ -21,7 +21,10 @@ STOP_TIMEOUT_S = GRACE_S * len(STOP_STAGES) + 5.0
 
 
 def start_detached(
-    layout: Layout, options: Sequence[str], on_line: Callable[[str], None] = lambda _: None
+    layout: Layout,
+    options: Sequence[str],
+    on_line: Callable[[str], None] = lambda _: None,
+    on_wait: Callable[[], None] = lambda: None,
 ) -> SupervisorReport:
     """Start a supervisor in a session of its own; returns once every service is healthy.
 
@@ -29,6 +32,7 @@ def start_detached(
         layout: Of the network's directory.
         options: Further options of `cortex up`.
         on_line: Told each line the supervisor writes.
+        on_wait: Called again and again while waiting; what it raises stops the network again.
 
     Raises:
         PreconditionError: a network runs there already.
@@ -45,14 +49,14 @@ def start_detached(
             start_new_session=True,
         )
     try:
-        return _until_running(layout, process, on_line)
+        return _until_running(layout, process, on_line, on_wait)
     except BaseException:
         _end(process)
         raise
 
 
 def _until_running(
-    layout: Layout, process: subprocess.Popen[bytes], on_line: Callable[[str], None]
+    layout: Layout, process: subprocess.Popen[bytes], on_line: Callable[[str], None], on_wait: Callable[[], None]
 ) -> SupervisorReport:
     """Wait for the supervisor's good news, passing on what it writes."""
     with layout.supervisor_log.open(errors="replace") as log:
@@ -67,6 +71,7 @@ def _until_running(
             report = running_report(layout)
             if report is not None and report.supervisor.pid == process.pid and report.phase is Phase.RUNNING:
                 return report
+            on_wait()
             threading.Event().wait(LOOK_EVERY_S)
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,11 @@ from cortex_common.pb.v1 import aggregator_pb2
 from cortex_common.rpc.errors import calling
 from tests.integration.aggregator.harness import JOB, Cluster, arena_of, settings_for
 from tests.integration.aggregator.test_uploads import RawUpload, cut_after, sealed_chunks
+
+
+async def to_its_end(watch: Any) -> None:
+    while isinstance(await watch.read(), aggregator_pb2.WatchRoundResponse):
+        pass
 
 
 async def test_stopping_ends_uploads_and_watches_and_loses_nothing(cluster: Cluster) -> None:
@@ -37,8 +43,7 @@ async def test_stopping_ends_uploads_and_watches_and_loses_nothing(cluster: Clus
         with pytest.raises(UnavailableError, match="resume when it is back"):
             await upload.error()
         with pytest.raises(UnavailableError, match="watch again"), calling("aggregator"):
-            while isinstance(await watch.read(), aggregator_pb2.WatchRoundResponse):
-                pass
+            await to_its_end(watch)
     await cluster._task
     await cluster.restart()
     await cluster.open(1, base)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 
 import pytest
 
@@ -96,3 +97,25 @@ def test_a_port_kept_for_a_network_is_not_given_to_another_even_while_nobody_lis
         assert not second.claim(port)
     with PortClaims(tmp_path) as third:
         assert third.claim(port)
+
+
+def test_a_server_can_listen_on_a_port_that_is_kept_for_it(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    with PortClaims(tmp_path) as claims:
+        assert claims.claim(port)
+        for _ in range(2):
+            with socket.create_server(("127.0.0.1", port)) as server, socket.create_connection(("127.0.0.1", port)):
+                server.accept()[0].close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ports are kept bound on Linux only")
+def test_no_outgoing_connection_is_given_a_port_that_is_kept(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    with PortClaims(tmp_path) as claims, socket.socket() as taker:
+        assert claims.claim(port)
+        with pytest.raises(OSError, match="in use"):
+            taker.bind(("127.0.0.1", port))

