@@ -2,6 +2,8 @@
 VENV ?= .venv
 # A pip requirement for PyTorch, options included, when neither the file in pip's find-links nor the index's own build is wanted.
 TORCH ?=
+# The Python to make $(VENV) with; the first new enough one of the usual names by default.
+PYTHON ?=
 
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
@@ -9,7 +11,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help install demo test check format proto
+.PHONY: help install demo test check bench format proto
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -17,7 +19,7 @@ help: ## print this list
 install: $(installed) ## create .venv with everything for the demo, the tests and development
 
 $(installed): pyproject.toml
-	@VENV='$(VENV)' TORCH='$(TORCH)' ./.ci/install
+	@VENV='$(VENV)' TORCH='$(TORCH)' PYTHON='$(PYTHON)' bash .ci/install
 	@touch $@
 
 demo: install ## train Fashion-MNIST on a whole local network: five services, 4 workers, two regions, mTLS
@@ -31,12 +33,15 @@ check: install ## everything static, and the unit tests: format, ruff, mypy, imp
 	$(bin)/ruff check .
 	$(bin)/mypy libs services
 	$(bin)/lint-imports
-	@PATH="$(abspath $(bin)):$$PATH" protos/check.sh
+	@PATH="$(abspath $(bin)):$$PATH" bash protos/check.sh
 	$(bin)/python -m pytest tests/unit tests/architecture
+
+bench: install ## what a round costs, on this machine: seconds, CPU-seconds, bytes, memory; about 20 minutes
+	@$(bin)/python -m benchmarks all
 
 format: install ## let ruff put the code in order
 	$(bin)/ruff format .
 	$(bin)/ruff check --fix .
 
 proto: install ## generate libs/cortex_common/pb from protos/
-	@PATH="$(abspath $(bin)):$$PATH" protos/generate.sh python
+	@PATH="$(abspath $(bin)):$$PATH" bash protos/generate.sh python

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import yaml
 
 from benchmarks.certificates import HOST, NETWORK, Certificates
 from benchmarks.network import BenchmarkError, child_environment
 from cortex_common.clock import SystemClock
+from cortex_common.errors import CortexError
 from cortex_common.identity import Role
 
 NAME = "aggregator-bench"
@@ -60,6 +62,8 @@ def lone_aggregator(directory: Path, certificates: Certificates) -> Iterator[Lon
         )
     try:
         yield LoneAggregator(process.pid, _address(process, ready, log_path))
+    except (grpc.RpcError, CortexError) as error:
+        raise BenchmarkError(f"the aggregator failed: {error}\n{_end_of(log_path)}") from error
     finally:
         process.terminate()
         try:
@@ -80,4 +84,8 @@ def _address(process: subprocess.Popen[bytes], ready: Path, log_path: Path) -> s
         except subprocess.TimeoutExpired:
             continue
         break
-    raise BenchmarkError(f"the aggregator does not start:\n{log_path.read_text(errors='replace')[-2000:]}")
+    raise BenchmarkError(f"the aggregator does not start:\n{_end_of(log_path)}")
+
+
+def _end_of(log_path: Path) -> str:
+    return log_path.read_text(errors="replace")[-2000:]

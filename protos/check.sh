@@ -27,7 +27,7 @@ fi
 
 echo "generated code is current"
 mkdir "$work/generated"
-protos/generate.sh python "$work/generated"
+bash protos/generate.sh python "$work/generated"
 if ! diff --recursive --brief --exclude=__pycache__ libs/cortex_common/pb/v1 "$work/generated"; then
     echo "libs/cortex_common/pb/v1 differs from what protos/ generates: run make proto" >&2
     exit 1

@@ -6,11 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.ids import NodeName
 from cortex_common.security.certificates import Authority
 from tests.fakes import ManualClock
+
+# Tests say nothing about wall time: the machine may be busy.
+settings.register_profile("cortex", deadline=None)
+settings.load_profile("cortex")
 
 NETWORK = "cortex"
 HOSTS = ("localhost", "127.0.0.1", "::1")

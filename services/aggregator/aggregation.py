@@ -21,9 +21,11 @@ from cortex_common.errors import (
 from cortex_common.ids import JobId, KeyId, NodeName, RoundNumber
 from cortex_common.logging import get_logger
 from cortex_common.security.encryption import DataKey, EncryptionManager
+from cortex_common.transfer import Receipt
 from cortex_common.validation import ValidationManager
 from services.aggregator import metrics
 from services.aggregator.batches import BatchProcessor
+from services.aggregator.client import Channels
 from services.aggregator.domain import (
     Contribution,
     Phase,
@@ -35,8 +37,10 @@ from services.aggregator.domain import (
     check_order,
     check_terms,
 )
-from services.aggregator.folding import Folder
+from services.aggregator.folding import Folder, check_base
+from services.aggregator.forwarding import Forwarder
 from services.aggregator.receiving import Receiver
+from services.aggregator.relaying import Relay
 from services.aggregator.rounds import LiveRound, RoundView
 from services.aggregator.settings import AggregatorSettings
 from services.aggregator.store import RoundStore
@@ -58,6 +62,7 @@ class WeightAggregator:
         versions: VersionStore,
         validation: ValidationManager,
         processor: BatchProcessor,
+        channels: Channels,
         clock: Clock,
     ) -> None:
         self._settings = settings
@@ -67,7 +72,10 @@ class WeightAggregator:
         self._encryption = EncryptionManager()
         self._folder = Folder(name, settings.network, versions, processor, self._encryption, clock)
         self.receiver = Receiver(settings, self._rounds, rounds, self._encryption, validation, clock)
+        self._forwarder = Forwarder(name, settings.network, self._encryption, channels, clock)
+        self._relay = Relay(versions, channels, validation, clock)
         self._sealing: dict[RoundKey, asyncio.Task[Version]] = {}
+        self._forwarding: dict[RoundKey, asyncio.Task[Receipt]] = {}
         self._job_keys: dict[JobId, set[KeyId]] = {}
         self._stopping = False
         self._erasing: set[asyncio.Task[None]] = set()
@@ -95,6 +103,9 @@ class WeightAggregator:
     async def close(self) -> None:
         """Wait for folds under way and give files up."""
         await self.drain()
+        self._relay.close()
+        for forwarding in self._forwarding.values():
+            forwarding.cancel()
         for work in (*self._sealing.values(), *self._erasing):
             await asyncio.wait((work,))
         for live in self._rounds.values():
@@ -112,7 +123,7 @@ class WeightAggregator:
         """
         self._check(terms)
         await self._raise_fence(terms.key.job_id, terms.fence)
-        base = self.versions.by_sha256(terms.key.job_id, terms.base_sha256).manifest if terms.base_sha256 else None
+        base = (await self._base(terms)).manifest if terms.base_sha256 else None
         self._keep_key(terms.key.job_id, data_key)
         live = self._rounds.get(terms.key)
         if live is None:
@@ -171,6 +182,29 @@ class WeightAggregator:
         task.add_done_callback(lambda _: self._sealing.pop(key, None))
         return await asyncio.shield(task)
 
+    async def forward(
+        self, key: RoundKey, fence: int, contributions: Sequence[Contribution], data_key: DataKey | None
+    ) -> Receipt:
+        """Freeze the list and push its mean one tier up; idempotent.
+
+        Raises:
+            ConflictError: stale fence.
+            PreconditionError: a listed update is not accepted here, or there is no open round above.
+            CorruptError: a spooled update no longer opens.
+        """
+        await self._raise_fence(key.job_id, fence)
+        if data_key is not None:
+            self._keep_key(key.job_id, data_key)
+        running = self._forwarding.get(key)
+        if running is None:
+            live = self._known(key)
+            if live.phase is Phase.ABORTED:
+                raise PreconditionError(f"{key} was given up: {live.reason}")
+            listed = check_contributions(key, contributions, live.receipts)
+            running = self._forwarding[key] = asyncio.create_task(self._forward(live, listed))
+            running.add_done_callback(lambda _: self._forwarding.pop(key, None))
+        return await asyncio.shield(running)
+
     async def abort(self, key: RoundKey, fence: int, reason: str) -> None:
         """Give up a round: later uploads are refused with the reason; idempotent.
 
@@ -195,13 +229,16 @@ class WeightAggregator:
         """
         check_job_id(job_id)
         await self._raise_fence(job_id, fence)
-        open_rounds = [live for key, live in self._rounds.items() if key.job_id == job_id and live.phase is Phase.OPEN]
-        bases = {live.terms.base_sha256 for live in open_rounds}
+        bases = {
+            live.terms.base_sha256
+            for live in self._rounds.values()
+            if live.terms.model_job_id == job_id and live.phase is Phase.OPEN
+        }
         drop = [v for v in self.versions.of_job(job_id) if v.header.round not in keep and v.sha256 not in bases]
         for version in drop:
             await in_thread(lambda version=version: self.versions.delete(version))  # type: ignore[misc]
         for key in [key for key, live in self._rounds.items() if key.job_id == job_id and live.phase is not Phase.OPEN]:
-            if key not in self._sealing:
+            if not self._is_busy(key):
                 await self._forget(key)
         for erasing in list(self._erasing):
             await asyncio.wait((erasing,))
@@ -231,13 +268,37 @@ class WeightAggregator:
 
     async def _seal(self, live: LiveRound, listed: tuple[Contribution, ...]) -> Version:
         key = live.terms.key
-        live.phase = Phase.SEALED
-        await self.receiver.stop(live, PreconditionError(f"{key} is sealed: its list of contributions is frozen"))
-        await self._stored(lambda: self._store.save(live.stored()))
-        live.changed.fire()
+        await self._freeze(live)
         version = await self._folder.fold(live, listed, self.receiver.sequence)
         log.info("round_sealed", job_id=key.job_id, round=key.round, sha256=version.sha256, updates=len(listed))
         self._gauge()
+        return version
+
+    async def _forward(self, live: LiveRound, listed: tuple[Contribution, ...]) -> Receipt:
+        await self._freeze(live)
+        receipt = await self._forwarder.forward(live, listed)
+        key = live.terms.key
+        log.info("round_forwarded", job_id=key.job_id, round=key.round, updates=len(listed), bytes=receipt.size_bytes)
+        return receipt
+
+    async def _freeze(self, live: LiveRound) -> None:
+        """No update comes in from now on, also after a restart."""
+        live.phase = Phase.SEALED
+        frozen = PreconditionError(f"{live.terms.key} is sealed: its list of contributions is frozen")
+        await self.receiver.stop(live, frozen)
+        await self._stored(lambda: self._store.save(live.stored()))
+        live.changed.fire()
+
+    async def _base(self, terms: RoundTerms) -> Version:
+        """The version a round starts from; a region fetches what it lacks from the round above."""
+        try:
+            version = self.versions.by_sha256(terms.model_job_id, terms.base_sha256)
+        except NotFoundError:
+            if terms.upstream is None:
+                raise
+            return await self._relay.fetch(terms.upstream, terms.base_sha256, terms.key.round)
+        if terms.upstream is None:
+            check_base(version, terms, create_strategy(terms.strategy, terms.strategy_options))
         return version
 
     def _check(self, terms: RoundTerms) -> None:
@@ -259,7 +320,7 @@ class WeightAggregator:
                 continue
             if live.phase is Phase.OPEN:
                 await self._abort(live, f"superseded by {opened}")
-            if key.round < opened.round and key not in self._sealing:
+            if key.round < opened.round and not self._is_busy(key):
                 await self._forget(key)
 
     async def _abort(self, live: LiveRound, reason: str) -> None:
@@ -291,9 +352,13 @@ class WeightAggregator:
         self._job_keys.setdefault(job_id, set()).add(data_key.key_id)
 
     def _drop_keys(self, job_id: JobId) -> None:
-        """Nothing of a job is left: its keys go too."""
-        for key_id in self._job_keys.pop(job_id, set()):
+        """Nothing of a job is left: its keys go too, but for those that the round above or below still needs."""
+        gone = self._job_keys.pop(job_id, set())
+        for key_id in gone.difference(*self._job_keys.values()):
             self._encryption.forget(key_id)
+
+    def _is_busy(self, key: RoundKey) -> bool:
+        return key in self._sealing or key in self._forwarding
 
     def _known(self, key: RoundKey) -> LiveRound:
         live = self._rounds.get(key)

@@ -10,31 +10,25 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cortex_common.codec import WeightCompressor
-from cortex_common.errors import CorruptError, InvalidArgumentError, PreconditionError
+from cortex_common.errors import InvalidArgumentError, PreconditionError
 from cortex_common.ids import Sha256Hex
-from cortex_common.security.encryption import TAG_BYTES, EncryptionManager, ObjectHeader, Opener
+from cortex_common.security.encryption import EncryptionManager, ObjectHeader
 from cortex_common.storage import BlobWriter
 from cortex_common.tensors import ChunkRange, Float32s, Int64s, Manifest, ModelDigest, iter_chunks
 from cortex_common.transfer.content import chunk_digest, content_digest
 from cortex_common.validation import sum_of_squares
+from services.aggregator.means import MeanOfUpdates
+from services.aggregator.sealed import Plaintext, SealedChunks, SealedSource
+from services.aggregator.states import StateFold, StatePlan
 from services.aggregator.strategies import OuterStrategy
 
 _FOLDS = 4
-
-
-class SealedChunks(Protocol):
-    """Where sealed chunks are read from: a seat's spool or a version's blob."""
-
-    header: ObjectHeader
-
-    def read(self, index: int) -> bytes:
-        """Sealed chunk `index`."""
+_NO_STATE: Float32s = np.empty((0, 0), np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +42,8 @@ class FoldPlan:
     strategy: OuterStrategy
     header: ObjectHeader
     """Of the new version, fresh, without its digest."""
+    state: StatePlan | None = None
+    """Of the outer optimiser, when the strategy keeps one; never in round 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +54,17 @@ class FoldResult:
     sizes: tuple[int, ...]
     content_sha256: Sha256Hex
     update_norm: float
+    state_sizes: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
 class _Scratch:
-    """Buffers of one chunk in work."""
+    """Buffers of one chunk in work; `state` holds the S state vectors one after the other."""
 
     values_n: Float32s
     sum_n: NDArray[np.float64]
-    plain: bytearray = field(default_factory=bytearray)
+    state: Float32s
+    plain: Plaintext = field(default_factory=Plaintext)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +75,7 @@ class _Done:
     sealed: bytes
     digest: bytes
     square: float
+    state: bytes
     scratch: _Scratch
 
 
@@ -94,16 +93,19 @@ class BatchProcessor:
         self.leads.shutdown()
         self._pool.shutdown()
 
-    def fold(self, plan: FoldPlan, encryption: EncryptionManager, target: BlobWriter) -> FoldResult:
-        """Write the next version's sealed chunks to `target`.
+    def fold(
+        self, plan: FoldPlan, encryption: EncryptionManager, target: BlobWriter, state_target: BlobWriter | None = None
+    ) -> FoldResult:
+        """Write the next version's sealed chunks to `target`, its outer state's to `state_target`.
 
         Raises:
-            CorruptError: an update or the base does not open.
+            CorruptError: an update, the base or its state does not open.
             PreconditionError: the result is not finite.
         """
         work = _Fold(plan, encryption)
         digest = ModelDigest(plan.manifest)
         sizes: list[int] = []
+        state_sizes: list[int] = []
         digests: list[bytes] = []
         square = 0.0
         for done in self._in_order(work):
@@ -112,10 +114,13 @@ class BatchProcessor:
             sizes.append(len(done.sealed))
             digests.append(done.digest)
             square += done.square
+            if state_target is not None and done.state:
+                state_target.write(done.state)
+                state_sizes.append(len(done.state))
             work.give_back(done.scratch)
         content = Sha256Hex(content_digest(digests).hex())
         header = replace(plan.header, model_sha256=digest.hexdigest())
-        return FoldResult(header, tuple(sizes), content, float(np.sqrt(square)))
+        return FoldResult(header, tuple(sizes), content, float(np.sqrt(square)), tuple(state_sizes))
 
     def _in_order(self, work: _Fold) -> Iterator[_Done]:
         """Chunks in order; while one is written the threads work on the next."""
@@ -140,12 +145,12 @@ class _Fold:
 
     def __init__(self, plan: FoldPlan, encryption: EncryptionManager) -> None:
         self._plan = plan
-        self._openers = [encryption.opener(update.header) for update in plan.updates]
-        self._codecs = [_codec(update) for update in plan.updates]
-        self._base = None if plan.base is None else (plan.base, encryption.opener(plan.base.header), _codec(plan.base))
+        self._first = SealedSource(plan.updates[0], encryption)
+        self._updates = MeanOfUpdates(plan.updates, plan.weights, encryption)
+        self._base = None if plan.base is None else SealedSource(plan.base, encryption)
+        self._state = None if plan.state is None else StateFold(plan.state, plan.strategy, encryption)
         self._sealer = encryption.sealer(plan.header)
         self._out = WeightCompressor.create("none", lz4="off")
-        self._total = float(sum(plan.weights))
         self._free: list[_Scratch] = []
 
     def parts(self) -> Iterator[ChunkRange]:
@@ -157,22 +162,23 @@ class _Fold:
         if self._free:
             return self._free.pop()
         size = min(self._plan.header.chunk_elements, max(self._plan.manifest.elements, 1))
-        return _Scratch(np.empty(size, np.float32), np.empty(size, np.float64))
+        slots = self._plan.strategy.slots if self._state else 0
+        return _Scratch(np.empty(size, np.float32), np.empty(size, np.float64), np.empty(slots * size, np.float32))
 
     def give_back(self, scratch: _Scratch) -> None:
         self._free.append(scratch)
 
     def chunk(self, part: ChunkRange, scratch: _Scratch) -> _Done:
-        square = 0.0
+        square, state = 0.0, b""
         numbers: Float32s | Int64s
         if part.is_counters:
             numbers = self._counters(part, scratch)
             payload = self._out.encode_counters(numbers)
         else:
-            numbers, square = self._values(part, scratch)
+            numbers, square, state = self._values(part, scratch)
             payload = self._encoded(numbers, part)
         sealed = self._sealer.seal(part.index, payload)
-        return _Done(numbers, sealed, chunk_digest(sealed), square, scratch)
+        return _Done(numbers, sealed, chunk_digest(sealed), square, state, scratch)
 
     def _encoded(self, values_n: Float32s, part: ChunkRange) -> bytes | bytearray:
         try:
@@ -182,49 +188,26 @@ class _Fold:
                 f"the updates add up to values that are not finite (elements {part.start} to {part.stop - 1})"
             ) from error
 
-    def _values(self, part: ChunkRange, scratch: _Scratch) -> tuple[Float32s, float]:
-        out_n, sum_n = scratch.values_n[: part.elements], scratch.sum_n[: part.elements]
+    def _values(self, part: ChunkRange, scratch: _Scratch) -> tuple[Float32s, float, bytes]:
+        """The next values, the squares of the mean summed, and the sealed state."""
+        out_n = scratch.values_n[: part.elements]
         if self._base is None:
-            payload = _open(self._plan.updates[0], self._openers[0], self._codecs[0], part, scratch)
-            self._codecs[0].decode(payload, part.elements, out_n)
-            return out_n, sum_of_squares(out_n)
-        sum_n.fill(0.0)
-        for update, opener, codec, weight in zip(
-            self._plan.updates, self._openers, self._codecs, self._plan.weights, strict=True
-        ):
-            codec.decode_add(_open(update, opener, codec, part, scratch), sum_n, weight)
-        sum_n /= self._total
-        source, opener, codec = self._base
-        base_n = codec.decode(_open(source, opener, codec, part, scratch), part.elements, out_n)
-        self._plan.strategy.step(base_n, sum_n, out_n)
-        return out_n, sum_of_squares(sum_n)
+            self._first.values(part, out_n, scratch.plain)
+            return out_n, sum_of_squares(out_n), b""
+        mean_n = scratch.sum_n[: part.elements]
+        self._updates.mean(part, mean_n, scratch.plain)
+        self._base.values(part, out_n, scratch.plain)
+        square = sum_of_squares(mean_n)
+        if self._state is None:
+            self._plan.strategy.step(out_n, mean_n, _NO_STATE, out_n)
+            return out_n, square, b""
+        state_Sn = self._state.read(part, scratch.state, scratch.plain)
+        self._plan.strategy.step(out_n, mean_n, state_Sn, out_n)
+        return out_n, square, self._state.seal(part, state_Sn)
 
     def _counters(self, part: ChunkRange, scratch: _Scratch) -> Int64s:
         """Integers are taken by maximum, over the base too."""
-        sources = list(zip(self._plan.updates, self._openers, self._codecs, strict=True))
-        if self._base is not None:
-            sources.append(self._base)
-        highest: Int64s | None = None
-        for source, opener, codec in sources:
-            counters = codec.decode_counters(_open(source, opener, codec, part, scratch), part.elements)
-            highest = counters if highest is None else np.maximum(highest, counters, out=highest)
-        if highest is None:
-            raise CorruptError("a fold needs at least one update")
-        return highest
-
-
-def _codec(source: SealedChunks) -> WeightCompressor:
-    return WeightCompressor.from_wire(source.header.codec, source.header.codec_options)
-
-
-def _open(
-    source: SealedChunks, opener: Opener, codec: WeightCompressor, part: ChunkRange, scratch: _Scratch
-) -> memoryview:
-    """A chunk's plaintext, in the scratch's buffer."""
-    wanted = codec.max_payload_bytes(part)
-    if len(scratch.plain) < wanted:
-        scratch.plain = bytearray(wanted)
-    sealed = source.read(part.index)
-    if len(sealed) > wanted + TAG_BYTES:
-        raise CorruptError(f"stored chunk {part.index} is longer than its range allows")
-    return opener.open_into(part.index, sealed, scratch.plain)
+        highest = self._updates.counters(part, scratch.plain)
+        if self._base is None:
+            return highest
+        return np.maximum(highest, self._base.counters(part, scratch.plain), out=highest)

@@ -53,6 +53,16 @@ class RoundKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Upstream:
+    """The round one tier up, that takes this round's result as an update in `seat`."""
+
+    aggregator: NodeName
+    address: str
+    job_id: JobId
+    seat: SeatIndex
+
+
+@dataclass(frozen=True, slots=True)
 class RoundTerms:
     """Everything about a round but its data key; survives on disk."""
 
@@ -65,6 +75,12 @@ class RoundTerms:
     strategy: str
     strategy_options: str
     chunk_elements: int
+    upstream: Upstream | None = None
+
+    @property
+    def model_job_id(self) -> JobId:
+        """Job whose versions the round starts from: a tier's round starts from the root's."""
+        return self.upstream.job_id if self.upstream else self.key.job_id
 
     @property
     def substance(self) -> tuple[object, ...]:

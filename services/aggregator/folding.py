@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from cortex_common.clock import Clock
 from cortex_common.errors import CorruptError, UnavailableError
@@ -11,12 +12,13 @@ from cortex_common.security.encryption import EncryptionManager, ObjectHeader, O
 from cortex_common.tensors import Manifest
 from services.aggregator import metrics
 from services.aggregator.batches import BatchProcessor, FoldPlan, FoldResult
-from services.aggregator.domain import Contribution
+from services.aggregator.domain import Contribution, RoundTerms
 from services.aggregator.rounds import LiveRound
 from services.aggregator.spool import SeatSpool
-from services.aggregator.strategies import create_strategy
+from services.aggregator.states import StatePlan, check_state, state_header
+from services.aggregator.strategies import OuterStrategy, create_strategy
 from services.aggregator.uploads import in_thread
-from services.aggregator.versions import Version, VersionStore
+from services.aggregator.versions import OuterState, Version, VersionStore
 
 
 class Folder:
@@ -51,44 +53,56 @@ class Folder:
         return version
 
     def _fold(self, live: LiveRound, listed: Sequence[Contribution], sequence: int) -> Version:
+        with ExitStack() as files:
+            plan = self._plan(live, listed, files)
+            return self._written(plan, tuple(listed), sequence)
+
+    def _plan(self, live: LiveRound, listed: Sequence[Contribution], files: ExitStack) -> FoldPlan:
+        """Everything a fold reads, opened; closed again with `files`."""
         terms = live.terms
         spools = [self._spool(live, each.seat) for each in listed]
+        strategy = create_strategy(terms.strategy, terms.strategy_options)
         base = self._base(live)
         manifest = base.manifest if base else Manifest.from_json(spools[0].header.manifest)
-        reader = self._versions.open(base) if base else None
         header = self._header(live, spools[0].header, manifest)
-        try:
-            plan = FoldPlan(
-                manifest,
-                reader,
-                spools,
-                [each.weight for each in listed],
-                create_strategy(terms.strategy, terms.strategy_options),
-                header,
-            )
-            return self._written(plan, tuple(listed), sequence)
-        finally:
-            if reader is not None:
-                reader.close()
+        reader, state = None, None
+        if base is not None:
+            check_base(base, terms, strategy)
+            reader = self._versions.open(base)
+            files.callback(reader.close)
+            state = self._state(base, header, strategy, files)
+        return FoldPlan(manifest, reader, spools, [each.weight for each in listed], strategy, header, state)
+
+    def _state(
+        self, base: Version, header: ObjectHeader, strategy: OuterStrategy, files: ExitStack
+    ) -> StatePlan | None:
+        """The state to go on from and the one to write."""
+        target = state_header(header, strategy)
+        if target is None:
+            return None
+        former = self._versions.open_state(base)
+        if former is not None:
+            files.callback(former.close)
+        return StatePlan(target, former)
 
     def _written(self, plan: FoldPlan, listed: tuple[Contribution, ...], sequence: int) -> Version:
-        """Blob first, facts last: a version exists once its facts do."""
-        name, target = self._versions.create(plan.header)
-        with target:
-            result: FoldResult = self._processor.fold(plan, self._encryption, target)
-            target.commit()
-        version = Version(
-            header=result.header,
-            sizes=result.sizes,
-            content_sha256=result.content_sha256,
-            blob=name,
-            file_bytes=plan.manifest.file_bytes,
-            update_norm=result.update_norm,
-            contributions=listed,
-            sequence=sequence,
-            created_s=self._clock.wall_s(),
-        )
-        self._versions.commit(version)
+        """Blobs first, facts last: a version exists once its facts do."""
+        state = plan.state.header if plan.state else None
+        with self._versions.draft(plan.header, state) as draft:
+            result: FoldResult = self._processor.fold(plan, self._encryption, draft.values, draft.state)
+            version = Version(
+                header=result.header,
+                sizes=result.sizes,
+                content_sha256=result.content_sha256,
+                blob=draft.blob,
+                file_bytes=plan.manifest.file_bytes,
+                update_norm=result.update_norm,
+                contributions=listed,
+                sequence=sequence,
+                created_s=self._clock.wall_s(),
+                state=OuterState(state, result.state_sizes, draft.state_blob) if state else None,
+            )
+            draft.commit(version)
         return version
 
     def _header(self, live: LiveRound, update: ObjectHeader, manifest: Manifest) -> ObjectHeader:
@@ -126,3 +140,13 @@ class Folder:
         if spool is None:
             raise CorruptError(f"{live.terms.key}: the update of seat {seat} is no longer in the spool")
         return spool
+
+
+def check_base(base: Version, terms: RoundTerms, strategy: OuterStrategy) -> None:
+    """A round can go on from this version.
+
+    Raises:
+        PreconditionError: it was made with another strategy, other options or other chunks; says which.
+        CorruptError: its outer state is not its own.
+    """
+    check_state(base.header, base.state.header if base.state else None, strategy, terms.chunk_elements)

@@ -25,6 +25,7 @@ from cortex_common.tensors import ManifestLimits
 from cortex_common.validation import ValidationManager
 from services.aggregator.aggregation import WeightAggregator
 from services.aggregator.batches import BatchProcessor
+from services.aggregator.client import UpstreamChannels
 from services.aggregator.servicer import ROUND_SERVICE, WEIGHT_SERVICE, RoundServicer, WeightServicer
 from services.aggregator.settings import AggregatorSettings
 from services.aggregator.store import DirectoryRoundStore
@@ -77,6 +78,7 @@ async def _aggregating(
 ) -> AsyncIterator[WeightAggregator]:
     """An aggregator over the state directory, restored."""
     processor = BatchProcessor(settings.fold_threads)
+    channels = UpstreamChannels(settings.tls, clock)
     validation = ValidationManager(ManifestLimits(max_model_bytes=settings.max_model_bytes))
     aggregator = WeightAggregator(
         settings,
@@ -85,6 +87,7 @@ async def _aggregating(
         VersionStore(DirectoryBlobStore(settings.state_dir / "versions")),
         validation,
         processor,
+        channels,
         clock,
     )
     aggregator.restore()
@@ -92,6 +95,7 @@ async def _aggregating(
         yield aggregator
     finally:
         await aggregator.close()
+        await channels.close()
         processor.close()
 
 

@@ -93,6 +93,13 @@ class LiveRound:
         """The seat's state, made at first use."""
         return self.seats.setdefault(index, SeatState())
 
+    def spool(self, index: SeatIndex) -> SeatSpool:
+        """An accepted update. CorruptError: it is no longer in the spool."""
+        spool = self.seats[index].spool
+        if spool is None:
+            raise CorruptError(f"{self.terms.key}: the update of seat {index} is no longer in the spool")
+        return spool
+
     @property
     def receipts(self) -> Mapping[SeatIndex, Receipt]:
         """Accepted updates."""

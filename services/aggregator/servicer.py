@@ -13,6 +13,7 @@ from cortex_common.ids import JobId, RoundNumber
 from cortex_common.pb.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cortex_common.rpc.identity import current_identity
 from cortex_common.transfer import ChunkFrame, HeaderFrame, TrailerFrame, frame_to_bytes
+from cortex_common.transfer.wire import receipt_to_proto
 from services.aggregator.aggregation import WeightAggregator
 from services.aggregator.uploads import in_thread
 from services.aggregator.versions import Version, VersionReader
@@ -64,6 +65,15 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
             key_from_proto(request), request.fence, contributions_from_proto(request), sealing_key_from_proto(request)
         )
         return aggregator_pb2.SealRoundResponse(version=version_to_proto(version), update_norm=version.update_norm)
+
+    async def ForwardRound(
+        self, request: aggregator_pb2.ForwardRoundRequest, context: Any
+    ) -> aggregator_pb2.ForwardRoundResponse:
+        """Push the mean of a frozen list one tier up."""
+        receipt = await self._aggregator.forward(
+            key_from_proto(request), request.fence, contributions_from_proto(request), sealing_key_from_proto(request)
+        )
+        return aggregator_pb2.ForwardRoundResponse(receipt=receipt_to_proto(receipt))
 
     async def AbortRound(
         self, request: aggregator_pb2.AbortRoundRequest, context: Any

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from cortex_common.errors import CorruptError
 from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex
 from cortex_common.storage.durable import make_directory, sync_directory, write_durably
-from services.aggregator.domain import Phase, RoundKey, RoundTerms
+from services.aggregator.domain import Phase, RoundKey, RoundTerms, Upstream
 
 _ROUND_FOLDER = re.compile(r"(\d+)-(\d+)")
 
@@ -131,7 +131,8 @@ def _read_round(path: Path) -> StoredRound:
         raw = facts["terms"]
         key = RoundKey(JobId(raw["key"]["job_id"]), RoundNumber(raw["key"]["round"]), raw["key"]["attempt"])
         seats = {SeatIndex(seat): NodeName(worker) for seat, worker in raw["seats"]}
-        terms = RoundTerms(**{**raw, "key": key, "seats": seats})
+        upstream = Upstream(**raw["upstream"]) if raw.get("upstream") else None
+        terms = RoundTerms(**{**raw, "key": key, "seats": seats, "upstream": upstream})
         return StoredRound(terms, Phase(facts["phase"]), facts["reason"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptError(f"{path} is not readable: {error}") from error

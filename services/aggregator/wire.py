@@ -10,7 +10,7 @@ from cortex_common.pb.v1 import aggregator_pb2, common_pb2
 from cortex_common.security.encryption import DataKey
 from cortex_common.transfer import Receipt
 from cortex_common.transfer.wire import data_key_from_proto, receipt_to_proto
-from services.aggregator.domain import Contribution, RoundKey, RoundTerms
+from services.aggregator.domain import Contribution, RoundKey, RoundTerms, Upstream
 from services.aggregator.receiving import Resume
 from services.aggregator.rounds import RoundView
 from services.aggregator.versions import Version
@@ -35,23 +35,37 @@ def terms_from_proto(spec: aggregator_pb2.RoundSpec) -> tuple[RoundTerms, DataKe
         strategy=spec.strategy,
         strategy_options=spec.strategy_options,
         chunk_elements=spec.chunk_elements,
+        upstream=_upstream(spec.upstream) if spec.HasField("upstream") else None,
     )
     return terms, data_key_from_proto(spec.data_key)
 
 
+def _upstream(message: aggregator_pb2.Upstream) -> Upstream:
+    if not message.aggregator or not message.address or not message.job_id:
+        raise InvalidArgumentError("round.upstream: aggregator, address and job_id are needed")
+    return Upstream(NodeName(message.aggregator), message.address, JobId(message.job_id), SeatIndex(message.seat))
+
+
 def key_from_proto(
-    request: aggregator_pb2.WatchRoundRequest | aggregator_pb2.SealRoundRequest | aggregator_pb2.AbortRoundRequest,
+    request: aggregator_pb2.WatchRoundRequest
+    | aggregator_pb2.SealRoundRequest
+    | aggregator_pb2.ForwardRoundRequest
+    | aggregator_pb2.AbortRoundRequest,
 ) -> RoundKey:
     """Which round a request is about."""
     return RoundKey(JobId(request.job_id), RoundNumber(request.round), request.attempt)
 
 
-def sealing_key_from_proto(request: aggregator_pb2.SealRoundRequest) -> DataKey | None:
+def sealing_key_from_proto(
+    request: aggregator_pb2.SealRoundRequest | aggregator_pb2.ForwardRoundRequest,
+) -> DataKey | None:
     """The data key, when it was sent again."""
     return data_key_from_proto(request.data_key) if request.HasField("data_key") else None
 
 
-def contributions_from_proto(request: aggregator_pb2.SealRoundRequest) -> tuple[Contribution, ...]:
+def contributions_from_proto(
+    request: aggregator_pb2.SealRoundRequest | aggregator_pb2.ForwardRoundRequest,
+) -> tuple[Contribution, ...]:
     """The frozen list."""
     return tuple(
         Contribution(SeatIndex(each.seat), NodeName(each.worker), Sha256Hex(each.content_sha256), each.weight)

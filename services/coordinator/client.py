@@ -45,6 +45,9 @@ class AggregatorPort(Protocol):
     async def seal_round(self, address: str, order: SealOrder) -> AggregatedVersion:
         """Fold the list into the next version."""
 
+    async def forward_round(self, address: str, order: SealOrder) -> Contribution:
+        """Push the list's mean one tier up; what the upper aggregator accepted."""
+
     async def clean(self, address: str, job_id: JobId, fence: int, keep: Sequence[int]) -> None:
         """Erase all versions and spool of a job but the versions of these rounds."""
 
@@ -75,6 +78,12 @@ class AggregatorClient:
         with calling(f"aggregator at {address}"):
             answer = await self._rounds(address).SealRound(wire.seal_request(order), timeout=_SEAL_S)
         return wire.aggregated_of(answer)
+
+    async def forward_round(self, address: str, order: SealOrder) -> Contribution:
+        """Push the list's mean one tier up; what the upper aggregator accepted."""
+        with calling(f"aggregator at {address}"):
+            answer = await self._rounds(address).ForwardRound(wire.forward_request(order), timeout=_SEAL_S)
+        return wire.contribution_of(answer.receipt)
 
     async def clean(self, address: str, job_id: JobId, fence: int, keep: Sequence[int]) -> None:
         """Erase all versions and spool of a job but the versions of these rounds."""

@@ -269,12 +269,14 @@ class JobCoordinator:
                 continue
             key = self._keyring.get(job.id)
             for worker, assignment in given.items():
+                tier = job.tier_of(assignment.seat)
                 order = Order(
                     assignment=assignment,
+                    transfer_id=job.transfer_id(tier),
                     spec=job.spec,
                     data_key=key,
-                    aggregator=job.aggregator,
-                    address=self._links.address(job),
+                    aggregator=job.aggregator if tier is None else job.tiers[tier].aggregator,
+                    address=self._links.address(job, tier),
                     base=job.version,
                     fence=self._epoch,
                     chunk_elements=DEFAULT_CHUNK_ELEMENTS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 from cortex_common.errors import CortexError, NotFoundError
 from cortex_common.ids import JobId, NodeName
@@ -15,6 +16,7 @@ from cortex_common.tensors import safetensors_parts
 from services.coordinator.client import AggregatorPort
 from services.coordinator.domain.ending import best_round, kept_rounds
 from services.coordinator.domain.job import Job
+from services.coordinator.orders import Leftover
 from services.coordinator.store import Store, StoredVersion
 from services.coordinator.store_thread import StoreThread
 
@@ -55,10 +57,10 @@ class ModelDeploymentManager:
 
     async def prune(self, job: Job, epoch: int) -> None:
         """Erase versions that the job's checkpoint rule gives up; what fails is made good after the next round."""
-        address = self._address_of(job.aggregator or NodeName("")) or job.aggregator_address
         try:
             await self.retire(job, epoch)
-            await self._aggregators.clean(address, job.id, epoch, sorted(self.kept(job)))
+            for left in self.leftovers(job):
+                await self._aggregators.clean(left.address(), left.job_id, epoch, left.keep)
         except CortexError as error:
             log.warning("prune_failed", job_id=job.id, reason=error.message)
 
@@ -67,11 +69,24 @@ class ModelDeploymentManager:
         keep = self.kept(job)
         await self._store.call(lambda store: store.prune_versions(job.id, keep, epoch))
 
+    def leftovers(self, job: Job) -> Sequence[Leftover]:
+        """What to erase where: at the root, and at the aggregator of each tier with its copies of versions."""
+        keep = tuple(sorted(self.kept(job)))
+        holders = {job.aggregator or NodeName(""): job.aggregator_address}
+        holders |= {tier.aggregator: tier.address for tier in job.tiers if tier.aggregator not in holders}
+        found = [Leftover(job.id, keep, partial(self._address, name, last)) for name, last in holders.items()]
+        for index, tier in enumerate(job.tiers):
+            found.append(Leftover(job.transfer_id(index), (), partial(self._address, tier.aggregator, tier.address)))
+        return found
+
     def kept(self, job: Job) -> frozenset[int]:
         """Rounds whose versions stay."""
         newest = job.version.round if job.version else 0
         best = best_round(job.history, job.spec.training.early_stopping)
         return kept_rounds(job.history, newest, job.spec.training.checkpoint, best)
+
+    def _address(self, aggregator: NodeName, last: str) -> str:
+        return self._address_of(aggregator) or last
 
     async def _find(self, job_id: JobId, round_number: int | None) -> StoredVersion:
         stored = await self._store.call(lambda store: store.versions(job_id))

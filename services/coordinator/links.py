@@ -5,8 +5,9 @@ Each link runs until it is cancelled or its work is done, through restarts of th
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -19,10 +20,9 @@ from cortex_common.errors import (
     InvalidArgumentError,
     PreconditionError,
 )
-from cortex_common.ids import JobId
 from services.coordinator.client import AggregatorPort, Progress
-from services.coordinator.domain.seen import Activity, Seen
-from services.coordinator.orders import RoundOrder, SealOrder
+from services.coordinator.domain.seen import Activity, AggregatedVersion, Seen
+from services.coordinator.orders import Leftover, RoundOrder, SealOrder
 
 Observe = Callable[[Callable[[Seen], Seen]], None]
 Address = Callable[[], str]
@@ -46,7 +46,7 @@ class Links:
         while True:
             try:
                 await self._aggregators.open_round(address(), order)
-                observe(partial(replace, open_seats=dict(order.seats), trouble=None))
+                observe(partial(_opened, order))
                 async for progress in self._aggregators.watch_round(address(), order):
                     wait_s = 0.1
                     observe(partial(self._with_progress, progress))
@@ -65,10 +65,41 @@ class Links:
         Raises:
             ConflictError: another coordinator rules.
         """
+        await self._until_made(lambda: self._aggregators.seal_round(address(), order), order.round, observe)
+
+    async def seal_tiers(
+        self, root: RoundOrder, tiers: Mapping[int, SealOrder], addresses: Mapping[int, Address], observe: Observe
+    ) -> None:
+        """Have every tier's list pushed to the root, the root's list folded, and report the version.
+
+        Args:
+            root: The root's round; its seats are the tiers.
+            tiers: The frozen list of each tier that has one.
+            addresses: Of each tier's aggregator; of the root's under -1.
+            observe: Told what comes of it.
+
+        Raises:
+            ConflictError: another coordinator rules.
+        """
+
+        async def make() -> AggregatedVersion:
+            await self._aggregators.open_round(addresses[-1](), root)
+            calls = [self._aggregators.forward_round(addresses[index](), order) for index, order in tiers.items()]
+            forwarded = await asyncio.gather(*calls)
+            listed = tuple(sorted(forwarded, key=lambda entry: entry.seat))
+            order = SealOrder(root.job_id, root.round, root.attempt, root.fence, listed, root.data_key)
+            made = await self._aggregators.seal_round(addresses[-1](), order)
+            return replace(made, forwarded_bytes={int(entry.seat): entry.size_bytes for entry in listed})
+
+        await self._until_made(make, root.round, observe)
+
+    async def _until_made(
+        self, make: Callable[[], Awaitable[AggregatedVersion]], round_number: int, observe: Observe
+    ) -> None:
         wait_s = 0.1
         while True:
             try:
-                made = await self._aggregators.seal_round(address(), order)
+                made = await make()
             except ConflictError:
                 raise
             except (PreconditionError, CorruptError) as error:
@@ -76,7 +107,7 @@ class Links:
                 return
             except CortexError as error:
                 if _is_hopeless(error):
-                    observe(partial(replace, fatal=f"round {order.round} cannot be folded: {error.message}"))
+                    observe(partial(replace, fatal=f"round {round_number} cannot be folded: {error.message}"))
                     return
                 self._trouble(error, observe)
                 wait_s = await self._rest(wait_s)
@@ -84,18 +115,19 @@ class Links:
                 observe(partial(replace, aggregated=made, trouble=None))
                 return
 
-    async def clean(self, job_id: JobId, fence: int, keep: Sequence[int], address: Address) -> None:
-        """Erase what an ended job no longer needs, however long its aggregator is away."""
+    async def clean(self, leftovers: Sequence[Leftover], fence: int) -> None:
+        """Erase what an ended job no longer needs, however long its aggregators are away."""
         wait_s = 0.1
-        while True:
-            try:
-                await self._aggregators.clean(address(), job_id, fence, keep)
-            except ConflictError:
-                raise
-            except CortexError:
-                wait_s = await self._rest(wait_s)
-            else:
-                return
+        for left in leftovers:
+            while True:
+                try:
+                    await self._aggregators.clean(left.address(), left.job_id, fence, left.keep)
+                except ConflictError:
+                    raise
+                except CortexError:
+                    wait_s = await self._rest(wait_s)
+                else:
+                    break
 
     def _with_progress(self, progress: Progress, seen: Seen) -> Seen:
         now_s = self._clock.monotonic_s()
@@ -119,6 +151,10 @@ class Links:
     async def _rest(self, wait_s: float) -> float:
         await self._clock.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads reconnects
         return min(wait_s * 2, _LONGEST_WAIT_S)
+
+
+def _opened(order: RoundOrder, seen: Seen) -> Seen:
+    return replace(seen, open_seats={**seen.open_seats, **order.seats}, trouble=None)
 
 
 def _is_hopeless(error: CortexError) -> bool:

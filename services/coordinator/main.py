@@ -91,7 +91,7 @@ async def _parts(
     keyring = FileKeyring(settings.state_dir / "keys")
     woken = asyncio.Event()
     attendance = Attendance(clock, woken.set)
-    network = NetworkView(clock, attendance, woken.set)
+    network = NetworkView(clock, attendance, woken.set, settings.lease_s)
     deployment = ModelDeploymentManager(store, keyring, aggregators, network.address_of)
     known = {name: Dataset(info.input_dim, info.classes) for name, info in known_datasets().items()}
     coordinator = JobCoordinator(

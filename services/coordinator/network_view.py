@@ -23,8 +23,12 @@ log = get_logger(__name__)
 class NetworkView:
     """Puts together what discovery and the lines say."""
 
-    def __init__(self, clock: Clock, attendance: Attendance, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, clock: Clock, attendance: Attendance, on_change: Callable[[], None], lease_s: float = 10.0
+    ) -> None:
         self._clock = clock
+        self._lease_s = lease_s
+        self._missing_since_s: dict[NodeName, float] = {}
         self._attendance = attendance
         self._on_change = on_change
         self._started_s = clock.monotonic_s()
@@ -53,8 +57,7 @@ class NetworkView:
         for node in nodes:
             by_role.setdefault(wire.role_of(node), []).append(node)
         self._workers = {NodeName(node.name): wire.worker_of(node) for node in by_role.get(Role.WORKER, [])}
-        aggregators = by_role.get(Role.AGGREGATOR, [])
-        self._aggregators = {NodeName(node.name): wire.aggregator_of(node) for node in aggregators}
+        self._aggregators = self._with_missing([wire.aggregator_of(node) for node in by_role.get(Role.AGGREGATOR, [])])
         self.is_fresh = True
         self._on_change()
 
@@ -77,6 +80,19 @@ class NetworkView:
         """Jobs a worker can train at a time."""
         line = self._attendance.lines.get(name)
         return line.slots if line else 1
+
+    def _with_missing(self, told: Sequence[AggregatorView]) -> Mapping[NodeName, AggregatorView]:
+        """Those told of, and for a lease longer those no longer told of: a restarted discovery learns of them again."""
+        now_s = self._clock.monotonic_s()
+        views = {view.name: view for view in told}
+        for name, view in self._aggregators.items():
+            if name not in views:
+                since_s = self._missing_since_s.setdefault(name, now_s)
+                views[name] = replace(view, is_live=view.is_live and now_s - since_s < self._lease_s)
+        self._missing_since_s = {name: since_s for name, since_s in self._missing_since_s.items() if name in views}
+        for view in told:
+            self._missing_since_s.pop(view.name, None)
+        return views
 
     def _view(self, name: NodeName) -> WorkerView:
         known = self._workers.get(name) or WorkerView(name, "", slots=1)

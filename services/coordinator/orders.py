@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cortex_common.ids import JobId, NodeName, SeatIndex
@@ -14,9 +14,10 @@ from services.coordinator.domain.job import Contribution, Version
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An assignment with all that the worker needs for it."""
+    """An assignment with all its worker needs; updates travel under `transfer_id`, versions under the job's id."""
 
     assignment: Assignment
+    transfer_id: JobId
     spec: JobSpec
     data_key: DataKey
     aggregator: NodeName
@@ -28,7 +29,11 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class RoundOrder:
-    """A round as an aggregator is told to open it. `base_sha256` is empty in round 0."""
+    """A round as an aggregator is told to open it.
+
+    `job_id` is the tier's in a region, `base_sha256` is empty in round 0, `is_plain` means updates come as float32
+    whatever the job's codec is, `upstream` is the round that takes this one's result.
+    """
 
     job_id: JobId
     round: int
@@ -39,6 +44,18 @@ class RoundOrder:
     spec: JobSpec
     data_key: DataKey
     chunk_elements: int
+    is_plain: bool = False
+    upstream: Upstream | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """The round one tier up, and this tier's seat in it."""
+
+    aggregator: NodeName
+    address: str
+    job_id: JobId
+    seat: SeatIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +68,12 @@ class SealOrder:
     fence: int
     contributions: tuple[Contribution, ...]
     data_key: DataKey
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """What an aggregator holds under an id, and the rounds of it that stay."""
+
+    job_id: JobId
+    keep: tuple[int, ...]
+    address: Callable[[], str]

@@ -9,18 +9,18 @@ from cortex_common.errors import InvalidArgumentError
 from cortex_common.identity import Role
 from cortex_common.ids import JobId, NodeName, SeatIndex, Sha256Hex
 from cortex_common.job.wire import spec_to_proto
-from cortex_common.pb.v1 import aggregator_pb2, common_pb2, coordinator_pb2
+from cortex_common.pb.v1 import aggregator_pb2, common_pb2, coordinator_pb2, transfer_pb2
 from cortex_common.transfer.wire import data_key_to_proto
 from services.coordinator.domain.assignments import Work
 from services.coordinator.domain.job import Contribution, Trained, Version
 from services.coordinator.domain.seen import AggregatedVersion, AggregatorView, Dataset, Failure, SliceScore, WorkerView
-from services.coordinator.orders import Order, RoundOrder, SealOrder
+from services.coordinator.orders import Order, RoundOrder, SealOrder, Upstream
 
 
 def open_request(order: RoundOrder) -> aggregator_pb2.OpenRoundRequest:
     """Open this round."""
     compression, aggregation = order.spec.compression, order.spec.aggregation
-    first = order.round == 0
+    plain = order.is_plain or order.round == 0
     return aggregator_pb2.OpenRoundRequest(
         round=aggregator_pb2.RoundSpec(
             job_id=order.job_id,
@@ -29,13 +29,20 @@ def open_request(order: RoundOrder) -> aggregator_pb2.OpenRoundRequest:
             fence=order.fence,
             base_sha256=order.base_sha256,
             seats=[aggregator_pb2.Seat(seat=seat, worker=worker) for seat, worker in sorted(order.seats.items())],
-            codec="none" if first else compression.codec,
-            codec_options="" if first else _canonical(compression.options),
+            codec="none" if plain else compression.codec,
+            codec_options="" if plain else _canonical(compression.options),
             strategy=aggregation.strategy,
             strategy_options=_canonical(aggregation.options),
             chunk_elements=order.chunk_elements,
             data_key=data_key_to_proto(order.data_key),
+            upstream=_upstream(order.upstream) if order.upstream else None,
         )
+    )
+
+
+def _upstream(upstream: Upstream) -> aggregator_pb2.Upstream:
+    return aggregator_pb2.Upstream(
+        aggregator=upstream.aggregator, address=upstream.address, job_id=upstream.job_id, seat=upstream.seat
     )
 
 
@@ -55,14 +62,30 @@ def seal_request(order: SealOrder) -> aggregator_pb2.SealRoundRequest:
         round=order.round,
         attempt=order.attempt,
         fence=order.fence,
-        contributions=[
-            aggregator_pb2.Contribution(
-                seat=entry.seat, worker=entry.worker, content_sha256=entry.content_sha256, weight=entry.weight
-            )
-            for entry in order.contributions
-        ],
+        contributions=_listed(order),
         data_key=data_key_to_proto(order.data_key),
     )
+
+
+def forward_request(order: SealOrder) -> aggregator_pb2.ForwardRoundRequest:
+    """Push the mean of this list one tier up."""
+    return aggregator_pb2.ForwardRoundRequest(
+        job_id=order.job_id,
+        round=order.round,
+        attempt=order.attempt,
+        fence=order.fence,
+        contributions=_listed(order),
+        data_key=data_key_to_proto(order.data_key),
+    )
+
+
+def _listed(order: SealOrder) -> list[aggregator_pb2.Contribution]:
+    return [
+        aggregator_pb2.Contribution(
+            seat=entry.seat, worker=entry.worker, content_sha256=entry.content_sha256, weight=entry.weight
+        )
+        for entry in order.contributions
+    ]
 
 
 def prune_request(job_id: JobId, fence: int, keep: Sequence[int]) -> aggregator_pb2.PruneJobRequest:
@@ -73,16 +96,21 @@ def prune_request(job_id: JobId, fence: int, keep: Sequence[int]) -> aggregator_
 def accepted_of(answer: aggregator_pb2.WatchRoundResponse) -> dict[SeatIndex, Contribution]:
     """The updates an aggregator holds durably."""
     return {
-        SeatIndex(progress.seat): Contribution(
-            seat=SeatIndex(progress.seat),
-            worker=NodeName(progress.receipt.worker),
-            content_sha256=Sha256Hex(progress.receipt.content_sha256),
-            weight=progress.receipt.weight,
-            size_bytes=progress.receipt.size_bytes,
-        )
+        SeatIndex(progress.seat): contribution_of(progress.receipt)
         for progress in answer.seats
         if progress.HasField("receipt")
     }
+
+
+def contribution_of(receipt: transfer_pb2.Receipt) -> Contribution:
+    """What a receipt is for."""
+    return Contribution(
+        seat=SeatIndex(receipt.seat),
+        worker=NodeName(receipt.worker),
+        content_sha256=Sha256Hex(receipt.content_sha256),
+        weight=receipt.weight,
+        size_bytes=receipt.size_bytes,
+    )
 
 
 def received_of(answer: aggregator_pb2.WatchRoundResponse) -> dict[SeatIndex, float]:
@@ -123,6 +151,7 @@ def _assignment(order: Order) -> coordinator_pb2.Assignment:
         aggregator_address=order.address,
         base=_version(given.job_id, order.base) if order.base else None,
         chunk_elements=order.chunk_elements,
+        transfer_job_id=order.transfer_id,
     )
     if given.work is Work.EVALUATE:
         message.evaluate.slice.extend(given.slices)

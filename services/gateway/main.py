@@ -35,6 +35,8 @@ from services.gateway.surroundings import Streams, Surroundings
 log = get_logger(__name__)
 
 _PROBE_EVERY_S = 3.0
+# A peer that is away is usually on its way up.
+_PROBE_AGAIN_S = 0.3
 
 
 def main(config: Path | None = None) -> int:
@@ -119,7 +121,9 @@ async def _probe_forever(surroundings: Surroundings, peers: Peers) -> None:
             if answer != peers.found.checks[peer]:
                 log.info("peer_changed", peer=peer, answer=answer)
         peers.found = found
-        if await sleep_unless(surroundings.stopping, _PROBE_EVERY_S, surroundings.clock):
+        all_up = all(answer == "ok" for answer in found.checks.values())
+        pause_s = _PROBE_EVERY_S if all_up else _PROBE_AGAIN_S
+        if await sleep_unless(surroundings.stopping, pause_s, surroundings.clock):
             return
 
 

@@ -58,12 +58,14 @@ class Assignment:
     """A piece of work, as the coordinator gave it.
 
     Attributes:
+        transfer_id: Id under which the aggregator knows the round: the job's, or that of its tier in a region.
         base_sha256: Version to start from; empty in round 0.
         aggregator_address: host:port to exchange weights with.
     """
 
     assignment_id: str
     job_id: JobId
+    transfer_id: JobId
     round: RoundNumber
     attempt: int
     fence: int

@@ -262,7 +262,7 @@ def _header(
     return ObjectHeader(
         kind=ObjectKind.UPDATE,
         network=around.network,
-        job_id=assignment.job_id,
+        job_id=assignment.transfer_id,
         round=assignment.round,
         attempt=assignment.attempt,
         fence=assignment.fence,

@@ -32,6 +32,7 @@ def assignment_from_proto(proto: coordinator_pb2.Assignment) -> Assignment:
     return Assignment(
         assignment_id=proto.assignment_id,
         job_id=JobId(proto.job_id),
+        transfer_id=JobId(proto.transfer_job_id or proto.job_id),
         round=RoundNumber(proto.round),
         attempt=proto.attempt,
         fence=proto.fence,

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cortex_common.codec.blocks import Blocks
+from cortex_common.codec.native import ready
 from cortex_common.codec.packing import Lz4Mode, pack, unpack
-from cortex_common.codec.quantisers import Int8Blocks, Plain, Quantiser
+from cortex_common.codec.quantisers import NO_ROOM, Accumulator, Bf16, Plain, Quantiser
+from cortex_common.codec.rounding import NEAREST, Rounding
+from cortex_common.codec.sparse import TopK
 from cortex_common.errors import CorruptError, InvalidArgumentError
+from cortex_common.job.codec_options import CODECS, CodecName, codec_violations, with_defaults
 from cortex_common.tensors import ChunkRange, Float32s, Int64s
 
 Payload = bytes | bytearray | memoryview
@@ -38,16 +42,15 @@ class WeightCompressor:
         Raises:
             InvalidArgumentError: unknown codec, option or lz4 mode; the message says what is allowed.
         """
-        options = dict(options or {})
-        if codec not in _CODECS:
-            raise InvalidArgumentError(f"codec {codec!r}; allowed are {', '.join(_CODECS)}")
+        if codec not in CODECS:
+            raise InvalidArgumentError(f"codec {codec!r}; allowed are {', '.join(CODECS)}")
         if lz4 not in get_args(Lz4Mode):
             raise InvalidArgumentError(f"lz4 {lz4!r}; allowed are {', '.join(get_args(Lz4Mode))}")
-        quantiser = _CODECS[codec](options)
-        if options:
-            raise InvalidArgumentError(f"codec {codec}: unknown option {', '.join(sorted(options))}")
-        text = json.dumps(_wire_options(quantiser), sort_keys=True, separators=(",", ":"))
-        return cls(quantiser, text, lz4)  # type: ignore[arg-type]
+        if violations := codec_violations(codec, options or {}):
+            raise InvalidArgumentError.of(f"codec {codec}", violations)
+        quantiser = _quantiser(codec, with_defaults(codec, options or {}))
+        text = json.dumps(quantiser.options(), sort_keys=True, separators=(",", ":"))
+        return cls(quantiser, text, cast(Lz4Mode, lz4))
 
     @classmethod
     def from_wire(cls, codec: str, options_json: str) -> WeightCompressor:
@@ -77,17 +80,43 @@ class WeightCompressor:
         """No payload of this range is longer."""
         return self._body_bytes(chunk) + 1
 
-    def encode(self, values_n: Float32s) -> bytes | bytearray:
-        """The payload of a range of values.
+    def encode(self, values_n: Float32s, *, seed: int = 0, residual_n: Float32s | None = None) -> bytes | bytearray:
+        """The payload of a range of values, in memory of its own. See `encode_into`."""
+        room = bytearray(self.quantiser.body_bytes(values_n.size) + 1)
+        payload = self.encode_into(values_n, room, seed=seed, residual_n=residual_n)
+        return payload if isinstance(payload, bytes) else room
+
+    def encode_into(
+        self,
+        values_n: Float32s,
+        out: bytearray | memoryview,
+        *,
+        seed: int = 0,
+        residual_n: Float32s | None = None,
+    ) -> bytes | memoryview:
+        """The payload of a range of values, written to memory that is used again: fresh pages cost as much as coding.
+
+        Args:
+            values_n: float32, shape (n,).
+            out: At least `max_payload_bytes`. The payload is the first part of it, or its own bytes where lz4 pays.
+            seed: Decides stochastic rounding, and nothing else; see `rounding_seed`. The same values and seed give
+                the same bytes.
+            residual_n: Gets the values minus what the payload decodes to, float32, shape (n,). May be the memory of
+                `values_n` itself, or none of it. After an error its content is undefined.
 
         Raises:
-            InvalidArgumentError: a value is not finite.
+            InvalidArgumentError: a value is not finite, or the residual or `out` has too little room.
         """
-        body = bytearray(self.quantiser.body_bytes(values_n.size))
-        view = memoryview(body)
-        self.quantiser.encode(values_n, view)
-        view.release()
-        return pack(body, self.lz4)
+        if residual_n is not None and residual_n.size != values_n.size:
+            raise InvalidArgumentError(f"residual of {residual_n.size} elements for {values_n.size} values")
+        size = self.quantiser.body_bytes(values_n.size)
+        if len(out) <= size:
+            raise InvalidArgumentError(f"{len(out)} bytes of room for a payload of up to {size + 1}")
+        rounding = Rounding.of(seed, is_stochastic=True) if self.quantiser.stochastic else NEAREST
+        left_n = NO_ROOM if residual_n is None else residual_n
+        room = memoryview(out)[: size + 1]
+        self.quantiser.encode(values_n, room[:size], rounding, left_n, ready(self.quantiser.key))
+        return pack(room, self.lz4)
 
     def decode(self, payload: Payload, elements: int, out_n: Float32s | None = None) -> Float32s:
         """The values of a payload, into `out_n` when given.
@@ -100,24 +129,30 @@ class WeightCompressor:
         out_n = np.empty(elements, np.float32) if out_n is None else out_n
         if out_n.size != elements:
             raise InvalidArgumentError(f"decoding {elements} elements into a range of {out_n.size}")
-        self.quantiser.check(body, elements)
-        self.quantiser.decode(body, out_n)
+        kernels = ready(self.quantiser.key)
+        self.quantiser.check(body, elements, kernels)
+        self.quantiser.decode(body, out_n, kernels)
         return out_n
 
-    def decode_add(self, payload: Payload, accumulator_n: NDArray[np.float64], weight: float) -> None:
-        """Add weight times the values of a payload to an accumulator.
+    def decode_add(self, payload: Payload, total_n: Accumulator, weight: float) -> None:
+        """Add weight times the values of a payload to an accumulator, float64 or float32.
+
+        Product and sum are made in float64, then rounded to the accumulator's type: the same bits on every machine.
 
         Raises:
             CorruptError: wrong length or packing.
             InvalidArgumentError: a value is not finite.
         """
-        body = self._body(payload, accumulator_n.size)
-        self.quantiser.check(body, accumulator_n.size)
-        self.quantiser.add(body, accumulator_n, weight)
+        body = self._body(payload, total_n.size)
+        kernels = ready(self.quantiser.key)
+        self.quantiser.check(body, total_n.size, kernels)
+        self.quantiser.add(body, total_n, weight, kernels)
 
     def encode_counters(self, counters_c: Int64s) -> bytes | bytearray:
         """The payload of the exact section."""
-        return pack(bytearray(counters_c.astype("<i8", copy=False).data.cast("B")), self.lz4)
+        room = bytearray(counters_c.astype("<i8", copy=False).tobytes() + b"\0")
+        payload = pack(memoryview(room), self.lz4)
+        return payload if isinstance(payload, bytes) else room
 
     def decode_counters(self, payload: Payload, counters: int) -> Int64s:
         """The integers of the exact section. CorruptError: wrong length or packing."""
@@ -134,7 +169,7 @@ class WeightCompressor:
             raise CorruptError(f"chunk {chunk.index}: payload of {len(payload)} bytes is too long")
         body = unpack(memoryview(payload), self._body_bytes(chunk))
         if not chunk.is_counters:
-            self.quantiser.check(body, chunk.elements)
+            self.quantiser.check(body, chunk.elements, ready(self.quantiser.key))
 
     def _body_bytes(self, chunk: ChunkRange) -> int:
         return 8 * chunk.elements if chunk.is_counters else self.quantiser.body_bytes(chunk.elements)
@@ -143,20 +178,13 @@ class WeightCompressor:
         return unpack(memoryview(payload), self.quantiser.body_bytes(elements))
 
 
-def _plain(options: dict[str, Any]) -> Quantiser:
-    return Plain()
-
-
-def _int8(options: dict[str, Any]) -> Quantiser:
-    block = options.pop("block", 256)
-    if type(block) is not int or not 16 <= block <= 65536 or block & (block - 1):
-        raise InvalidArgumentError(f"codec int8: block {block!r}; allowed is a power of two from 16 to 65536")
-    return Int8Blocks(block)
-
-
-def _wire_options(quantiser: Quantiser) -> dict[str, Any]:
-    return {"block": quantiser.block} if isinstance(quantiser, Int8Blocks) else {}
-
-
-_CODECS: dict[str, Callable[[dict[str, Any]], Quantiser]] = {"none": _plain, "int8": _int8}
-CODECS = tuple(_CODECS)
+def _quantiser(codec: CodecName, options: Mapping[str, Any]) -> Quantiser:
+    match codec:
+        case "none":
+            return Plain()
+        case "bf16":
+            return Bf16()
+        case "topk":
+            return TopK(**options)
+        case _:
+            return Blocks(127 if codec == "int8" else 7, **options)

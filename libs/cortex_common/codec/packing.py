@@ -19,20 +19,21 @@ _WORTH_IT = 1.05
 _SAMPLE = 16 * 1024
 
 
-def pack(body: bytearray, mode: Lz4Mode) -> bytes | bytearray:
-    """Finish a chunk. `body` is given up: it is returned with the tag added unless packing pays.
+def pack(room: memoryview, mode: Lz4Mode) -> bytes | memoryview:
+    """Finish a chunk.
 
     Args:
-        body: Encoded numbers.
+        room: Encoded numbers, and one byte more for the tag. It is what is returned, unless packing pays.
         mode: `auto` packs when a sample and then the whole shrink by more than 5 %, `on` tries the whole at once,
             `off` never packs.
     """
+    body = room[:-1]
     if mode == "on" or (mode == "auto" and _sample_shrinks(body)):
         packed: bytes = lz4.block.compress(body, store_size=False)
         if len(packed) * _WORTH_IT < len(body):
             return packed + bytes((_LZ4,))
-    body.append(_RAW)
-    return body
+    room[-1] = _RAW
+    return room
 
 
 def unpack(payload: memoryview, body_bytes: int) -> memoryview:
@@ -57,10 +58,9 @@ def unpack(payload: memoryview, body_bytes: int) -> memoryview:
     )
 
 
-def _sample_shrinks(body: bytearray) -> bool:
+def _sample_shrinks(body: memoryview) -> bool:
     if len(body) <= 4 * _SAMPLE:
         return True
-    view = memoryview(body)
     middle = len(body) // 2
-    sample = bytes(view[:_SAMPLE]) + bytes(view[middle : middle + _SAMPLE]) + bytes(view[-_SAMPLE:])
+    sample = bytes(body[:_SAMPLE]) + bytes(body[middle : middle + _SAMPLE]) + bytes(body[-_SAMPLE:])
     return len(lz4.block.compress(sample, store_size=False)) * _WORTH_IT < len(sample)

@@ -53,6 +53,7 @@ class RoundReport(Report):
     exchange_seconds: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0
+    bytes_between_regions: int = 0
     participants: int = 0
     accepted: int = 0
     dropped: tuple[Dropped, ...] = ()

@@ -35,6 +35,7 @@ _TABLE: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "OpenRound": _COORDINATOR,
         "WatchRound": _COORDINATOR,
         "SealRound": _COORDINATOR,
+        "ForwardRound": _COORDINATOR,
         "AbortRound": _COORDINATOR,
         "PruneJob": _COORDINATOR,
     },

@@ -21,6 +21,8 @@ class ObjectKind(StrEnum):
 
     UPDATE = "update"
     MODEL = "model"
+    STATE = "state"
+    """What an outer optimiser carries to the next round; rests beside a version and never travels."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from cortex_common.ids import JobId, RoundNumber, Sha256Hex
 from cortex_common.pb.v1 import aggregator_pb2
 from cortex_common.security.encryption import TAG_BYTES, EncryptionManager, ObjectHeader, ObjectKind, Opener
 from cortex_common.tensors import Arena, Manifest, ManifestLimits, ModelDigest, chunk_count, chunk_range
-from cortex_common.transfer.frames import ChunkFrame, HeaderFrame, frame_from_bytes
+from cortex_common.transfer.frames import ChunkFrame, Frame, HeaderFrame, TrailerFrame, frame_from_bytes
 from cortex_common.transfer.push import Progress
 from cortex_common.transfer.retrying import transferring, until_through
 
@@ -67,6 +68,43 @@ async def pull_model(
     request = aggregator_pb2.PullModelRequest(job_id=job_id, sha256=sha256, held_sha256=held_sha256, round=round)
     pull = _Pull(channel, request, encryption, allocate, on_progress, limits or ManifestLimits())
     return await until_through(pull.attempt, clock)
+
+
+async def pull_frames(
+    channel: grpc.aio.Channel, request: aggregator_pb2.PullModelRequest, what: str
+) -> AsyncGenerator[Frame]:
+    """The frames of one download, trailer included, as they come: sealed, and checked by nobody yet.
+
+    Args:
+        channel: To the aggregator that holds the version.
+        request: Which version, and from which chunk on.
+        what: For errors: "downloading a model of job j1".
+
+    Raises:
+        UnavailableError: the stream broke off.
+        NotFoundError: no such version there.
+    """
+    method: Callable[[Any], Any] = channel.unary_stream(
+        PULL_METHOD, request_serializer=aggregator_pb2.PullModelRequest.SerializeToString
+    )
+    call = method(request)
+    try:
+        with transferring(what):
+            while True:
+                data = await call.read()
+                if not isinstance(data, bytes):
+                    raise UnavailableError(f"{what}: the sender stopped before its trailer")
+                frame = frame_from_bytes(data)
+                yield frame
+                if isinstance(frame, TrailerFrame):
+                    return
+    finally:
+        call.cancel()
+
+
+def pull_request(job_id: JobId, sha256: str, first_chunk: int, number: RoundNumber) -> aggregator_pb2.PullModelRequest:
+    """Ask for a version from a chunk on; the bytes count for round `number`."""
+    return aggregator_pb2.PullModelRequest(job_id=job_id, sha256=sha256, first_chunk=first_chunk, round=number)
 
 
 class _Intake:
@@ -122,9 +160,7 @@ class _Pull:
         on_progress: Progress | None,
         limits: ManifestLimits,
     ) -> None:
-        self._call: Callable[[Any], Any] = channel.unary_stream(
-            PULL_METHOD, request_serializer=aggregator_pb2.PullModelRequest.SerializeToString
-        )
+        self._channel = channel
         self._request = request
         self._encryption = encryption
         self._allocate = allocate
@@ -135,27 +171,25 @@ class _Pull:
 
     async def attempt(self) -> PullResult:
         self._request.first_chunk = self._intake.next if self._intake else 0
-        call = self._call(self._request)
+        frames = pull_frames(self._channel, self._request, f"downloading a model of job {self._request.job_id}")
         try:
-            with transferring(f"downloading a model of job {self._request.job_id}"):
-                return await self._receive(call)
+            async with aclosing(frames):
+                return await self._receive(frames)
         except CorruptError:
             self._intake = None
             raise
-        finally:
-            call.cancel()
 
-    async def _receive(self, call: Any) -> PullResult:
-        first = frame_from_bytes(await _read(call))
+    async def _receive(self, frames: AsyncIterator[Frame]) -> PullResult:
+        first = await anext(frames)
         if not isinstance(first, HeaderFrame):
             raise CorruptError("a download must begin with its header")
         manifest = self._checked(first.header)
         if self._request.held_sha256 == self._request.sha256:
             return PullResult(first.header, manifest, None, self._bytes)
         intake = self._intake_for(first, manifest)
-        while isinstance(frame := frame_from_bytes(data := await _read(call)), ChunkFrame):
+        while isinstance(frame := await anext(frames), ChunkFrame):
             await asyncio.to_thread(intake.take, frame)
-            self._bytes += len(data)
+            self._bytes += len(frame.sealed)
             if self._progress:
                 self._progress(intake.next, intake.header.chunks)
         intake.finish()
@@ -185,10 +219,3 @@ class _Pull:
             opener = self._encryption.opener(frame.header)
             intake = self._intake = _Intake(frame.header, manifest, self._allocate(manifest), opener)
         return intake
-
-
-async def _read(call: Any) -> bytes:
-    data = await call.read()
-    if not isinstance(data, bytes):
-        raise UnavailableError("the aggregator ended a download before its trailer")
-    return data

@@ -12,6 +12,7 @@ from services.coordinator.domain.job import Contribution, Dropout, Job, Note, St
 from services.coordinator.domain.placement import choose_aggregator, fill_seats, spares
 from services.coordinator.domain.reports import round_report, test_metrics
 from services.coordinator.domain.seen import AggregatorView, Rules, Seen, World
+from services.coordinator.domain.topology import bytes_between_regions, lost_tier, tiers_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +86,13 @@ def _gather(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdi
         if waited_s >= job.spec.aggregation.deadline * rules.attempts:
             return fail(job, _nobody_came(job, len(live), aggregator is None, waited_s), now)
         return Verdict(job)
+    cohort = live if job.round else live[:1]
     opened = replace(
         job,
         stage=Stage.COLLECTING,
         seats=seats,
-        cohort=live if job.round else live[:1],
+        cohort=cohort,
+        tiers=tiers_of(replace(job, seats=seats), cohort, aggregator, world),
         dropped=(),
         aggregator=aggregator.name,
         aggregator_address=aggregator.address,
@@ -116,7 +119,7 @@ def _nobody_came(job: Job, live: int, lacks_aggregator: bool, waited_s: float) -
 
 def _collect(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdict:
     """Wait for updates; replace, drop or wait for lost workers; freeze the list; give up at the deadline."""
-    changed = _mend_cohort(job, seen, world, rules, now)
+    changed = _serve_region_elsewhere(job, world) or _mend_cohort(job, seen, world, rules, now)
     if changed is not None:
         return changed
     accepted = {seat: got for seat, got in seen.accepted.items() if seat in job.cohort}
@@ -211,6 +214,16 @@ def _freeze(
     return Verdict(frozen, (Note("round_sealed", job.round, f"{len(sealed)} updates: {reason}"),))
 
 
+def _serve_region_elsewhere(job: Job, world: World) -> Verdict | None:
+    """A region whose aggregator is gone is collected again by another; its workers send what they have."""
+    lost = lost_tier(job, world)
+    if lost is None:
+        return None
+    what = f"region {lost.region}: aggregator {lost.aggregator} is gone, another takes over"
+    again = replace(job, stage=Stage.GATHERING, attempt=job.attempt + 1, cohort=(), dropped=(), sealed=())
+    return Verdict(again, (Note("region_moved", job.round, what),))
+
+
 def _retry(job: Job, reason: str, rules: Rules, now: Now) -> Verdict:
     if job.attempt >= rules.attempts:
         return fail(job, f"round {job.round}: {reason}, {job.attempt} attempts made", now)
@@ -222,6 +235,8 @@ def _publish(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verd
     """Take over the version the aggregator made."""
     if seen.spoilt is not None:
         return _retry(job, seen.spoilt, rules, now)
+    if seen.aggregated is None and (elsewhere := _serve_region_elsewhere(job, world)):
+        return elsewhere
     made = seen.aggregated
     if made is None:
         return Verdict(job)
@@ -238,7 +253,8 @@ def _publish(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verd
     if job.round == 0:
         first = replace(job, stage=Stage.GATHERING, round=1, attempt=1, version=version, cohort=(), sealed=())
         return Verdict(first, (note,))
-    report = round_report(job, version, now.wall_s)
+    crossing = bytes_between_regions(job, dict(made.forwarded_bytes), made.size_bytes, world)
+    report = round_report(job, version, now.wall_s, crossing)
     made_job = replace(job, version=replace(version, metrics=report.metrics), pending=report)
     if job.spec.data.test is not None:
         return Verdict(replace(made_job, stage=Stage.TESTING), (note,))

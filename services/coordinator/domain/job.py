@@ -68,6 +68,16 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True)
+class Tier:
+    """A region's own round, one tier below the root's: its seats upload at `aggregator`, which forwards their mean."""
+
+    region: str
+    aggregator: NodeName
+    address: str
+    seats: tuple[SeatIndex, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Dropout:
     """A seat that left its round, and why."""
 
@@ -80,6 +90,7 @@ class Dropout:
 class Job:
     """One job. `seats[i]` trains partition i; it is None while nobody holds the seat.
 
+    `aggregator` holds the versions; with `tiers` it is the root, without them workers upload to it directly.
     Times are wall-clock seconds, for display only.
     """
 
@@ -96,6 +107,7 @@ class Job:
     dropped: tuple[Dropout, ...] = ()
     aggregator: NodeName | None = None
     aggregator_address: str = ""
+    tiers: tuple[Tier, ...] = ()
     sealed: tuple[Contribution, ...] = ()
     version: Version | None = None
     history: tuple[RoundReport, ...] = ()
@@ -110,6 +122,14 @@ class Job:
     def members(self) -> Mapping[SeatIndex, NodeName]:
         """Who holds the seats of the round's cohort."""
         return {seat: worker for seat in self.cohort if (worker := self.seats[seat]) is not None}
+
+    def tier_of(self, seat: SeatIndex) -> int | None:
+        """Index of the tier a seat belongs to; None when it uploads to the root."""
+        return next((index for index, tier in enumerate(self.tiers) if seat in tier.seats), None)
+
+    def transfer_id(self, tier: int | None) -> JobId:
+        """Id under which an aggregator knows the round of a tier; the root's is the job's own."""
+        return self.id if tier is None else JobId(f"{self.id}-t{tier}")
 
     @property
     def phase(self) -> JobPhase:

@@ -10,8 +10,8 @@ from services.coordinator.domain.job import Job, Version
 from services.coordinator.domain.seen import SliceScore
 
 
-def round_report(job: Job, version: Version, wall_s: float) -> RoundReport:
-    """The finished round; its times are those of the slowest contributor."""
+def round_report(job: Job, version: Version, wall_s: float, crossing: int = 0) -> RoundReport:
+    """The finished round; its times are those of the slowest contributor, `crossing` its bytes between regions."""
     counted = [entry.trained for entry in job.sealed if entry.trained is not None]
     return RoundReport(
         round=job.round,
@@ -21,6 +21,7 @@ def round_report(job: Job, version: Version, wall_s: float) -> RoundReport:
         exchange_seconds=max((worker.exchange_s for worker in counted), default=0.0),
         bytes_up=sum(entry.size_bytes for entry in job.sealed),
         bytes_down=sum(worker.bytes_down for worker in counted),
+        bytes_between_regions=crossing,
         participants=len(job.cohort) + len({dropout.seat for dropout in job.dropped} - set(job.cohort)),
         accepted=len(job.sealed),
         dropped=tuple(Dropped(worker=dropout.worker, reason=dropout.reason) for dropout in job.dropped),

@@ -54,6 +54,8 @@ class Cluster:
     fence: int = 1
     chunk_elements: int = CHUNK
     codec: str = "none"
+    strategy: str = "fedavg"
+    strategy_options: str = "{}"
     address: str = ""
     _channels: list[grpc.aio.Channel] = field(default_factory=list)
     _stop: asyncio.Event | None = None
@@ -104,8 +106,8 @@ class Cluster:
             base_sha256=base,
             seats=[aggregator_pb2.Seat(seat=seat, worker=f"w{seat}") for seat in range(seats)],
             codec=self.codec if number else "none",
-            strategy="fedavg",
-            strategy_options="{}",
+            strategy=self.strategy,
+            strategy_options=self.strategy_options,
             chunk_elements=self.chunk_elements,
             data_key=data_key_to_proto(self.key),
         )

@@ -85,16 +85,18 @@ class KillableCluster(Cluster):
 
     process: asyncio.subprocess.Process | None = None
 
+    def program(self, config: Path) -> str:
+        return f"from services.aggregator.main import main; from pathlib import Path; exit(main(Path({str(config)!r})))"
+
     async def start(self) -> None:
         folder = self.settings.state_dir.parent
         ready, config = folder / "ready.json", folder / "aggregator.yaml"
         ready.unlink(missing_ok=True)
         settings = self.settings.model_copy(update={"ready_file": ready, "parent_pid": os.getpid()})
         config.write_text(settings.model_dump_json(exclude_none=True))
-        code = f"from services.aggregator.main import main; from pathlib import Path; exit(main(Path({str(config)!r})))"
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", code, env=environment, stderr=asyncio.subprocess.DEVNULL
+            sys.executable, "-c", self.program(config), env=environment, stderr=asyncio.subprocess.DEVNULL
         )
         async with asyncio.timeout(30):
             while not ready.exists():
@@ -102,10 +104,13 @@ class KillableCluster(Cluster):
                 await asyncio.sleep(0.02)
         self.address = json.loads(ready.read_text())["address"]
 
-    async def end(self, number: signal.Signals) -> int:
+    async def close_channels(self) -> None:
         for channel in self._channels:
             await channel.close()
         self._channels.clear()
+
+    async def end(self, number: signal.Signals) -> int:
+        await self.close_channels()
         assert self.process is not None
         self.process.send_signal(number)
         return await self.process.wait()

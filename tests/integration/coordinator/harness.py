@@ -40,28 +40,31 @@ class Site:
         self._root = root
         self._running: dict[str, tuple[asyncio.Event, asyncio.Task[None]]] = {}
         self._ports: dict[str, int] = {}
+        self.lease_s = 600.0
 
     @property
     def coordinator(self) -> str:
         return f"127.0.0.1:{self._ports['coordinator']}"
 
-    async def start(self, service: str) -> None:
+    async def start(self, service: str, region: str = "eu") -> None:
+        """Start discovery, coordinator, or aggregator; `aggregator-us` is another aggregator."""
         stop, started = asyncio.Event(), asyncio.get_running_loop().create_future()
-        role = Role(service)
-        tls = self.tls_of(role)
+        role = Role(service.partition("-")[0])
+        name = service if "-" in service else f"{service}-1"
+        tls = self.tls_of(role, name)
         common = {
-            "name": f"{service}-1",
+            "name": name,
             "state_dir": self._root / service,
             "port": self._ports.get(service, 0),
             "ca": tls.ca,
             "certificate": tls.certificate,
             "key": tls.key,
-            "region": "eu",
+            "region": region,
         }
         run: Any
-        if service == "discovery":
-            run, settings = run_discovery, DiscoverySettings(**common, lease_s=600.0)
-        elif service == "aggregator":
+        if role is Role.DISCOVERY:
+            run, settings = run_discovery, DiscoverySettings(**common, lease_s=self.lease_s)
+        elif role is Role.AGGREGATOR:
             run, settings = run_aggregator, AggregatorSettings(**common, discovery=self._at("discovery"))
         else:
             limits = {"lease_s": 1.0, "gather_s": 0.2, "report_s": 0.5}
@@ -96,8 +99,9 @@ class Site:
 class ScriptedWorker:
     """Attends, and does each assignment with made-up numbers: an update of all `value`, scores of 7 in 10."""
 
-    def __init__(self, site: Site, name: str, value: float, incarnation: str = "one") -> None:
+    def __init__(self, site: Site, name: str, value: float, region: str = "eu", incarnation: str = "one") -> None:
         self.name = name
+        self._region = region
         self._site = site
         self._value = value
         self._incarnation = incarnation
@@ -114,7 +118,7 @@ class ScriptedWorker:
                 async with open_channel(self._site.coordinator, tls, Role.COORDINATOR) as channel:
                     stub = coordinator_pb2_grpc.AssignmentServiceStub(channel)
                     request = coordinator_pb2.AttendRequest(
-                        worker=self.name, region="eu", incarnation=self._incarnation, slots=1
+                        worker=self.name, region=self._region, incarnation=self._incarnation, slots=1
                     )
                     async for answer in stub.Attend(request):
                         for assignment in answer.assignments:
@@ -154,7 +158,7 @@ class ScriptedWorker:
         header = ObjectHeader(
             kind=ObjectKind.UPDATE,
             network="cortex",
-            job_id=assignment.job_id,
+            job_id=assignment.transfer_job_id,
             round=RoundNumber(assignment.round),
             attempt=assignment.attempt,
             fence=assignment.fence,

@@ -60,18 +60,21 @@ def test_up_starts_every_service_and_down_leaves_none(cortex, layout):
     assert stat.S_IMODE(layout.token_file.stat().st_mode) == 0o600
     assert layout.token_file.read_text().strip() == facts["token"]
 
-    again = cortex("up", "--detach")
-    assert again.returncode == 1
-    assert "already running" in again.stderr
+    refused = cortex("up", "--detach")
+    assert refused.returncode == 1
+    assert "already running" in refused.stderr
 
     assert cortex("down").returncode == 0
     assert all_gone(running)()
     assert cortex("down").stdout.startswith("no network was running")
     assert [row["health"] for row in json.loads(cortex("ps", "--json").stdout)] == ["down"] * SERVICES
 
-    network = layout.network_file.read_text()
-    token = up(cortex)["token"]
-    assert (layout.network_file.read_text(), token) == (network, facts["token"])
+    again = json.loads(cortex("up", "--detach", "--json").stdout)
+    assert (again["token"], again["workers"], list(again["aggregators"])) == (
+        facts["token"],
+        ["eu-1"],
+        ["aggregator-eu"],
+    )
 
 
 def test_a_killed_service_is_started_again(cortex, layout):

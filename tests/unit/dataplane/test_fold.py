@@ -55,12 +55,19 @@ def header_of(manifest: Manifest, codec: WeightCompressor, seat: int = 0) -> Obj
 class Memory:
     """Sealed chunks of an arena, in memory; also takes what a fold writes."""
 
-    def __init__(self, manifest: Manifest, arena: Arena | None = None, codec: str = "none", seat: int = 0) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        arena: Arena | None = None,
+        codec: str = "none",
+        seat: int = 0,
+        chunk_elements: int = 256,
+    ) -> None:
         compressor = WeightCompressor.create(codec)
         self.header = header_of(manifest, compressor, seat)
         sealer = CRYPT.sealer(self.header)
         self.chunks: list[bytes] = []
-        for part in chunk_ranges(manifest.elements, manifest.counters, 256) if arena else ():
+        for part in chunk_ranges(manifest.elements, manifest.counters, chunk_elements) if arena else ():
             plain = (
                 compressor.encode_counters(arena.counters)
                 if part.is_counters

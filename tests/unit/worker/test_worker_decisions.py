@@ -35,6 +35,7 @@ def assignment(name: str = "a", job: str = "j", round_number: int = 1, **changes
     made = Assignment(
         assignment_id=name,
         job_id=JobId(job),
+        transfer_id=JobId(job),
         round=RoundNumber(round_number),
         attempt=0,
         fence=1,

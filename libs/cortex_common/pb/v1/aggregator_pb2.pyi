@@ -97,6 +97,7 @@ class RoundSpec(_message.Message):
     STRATEGY_OPTIONS_FIELD_NUMBER: _builtins.int
     CHUNK_ELEMENTS_FIELD_NUMBER: _builtins.int
     DATA_KEY_FIELD_NUMBER: _builtins.int
+    UPSTREAM_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     round: _builtins.int
     attempt: _builtins.int
@@ -112,6 +113,10 @@ class RoundSpec(_message.Message):
     def seats(self) -> _containers.RepeatedCompositeFieldContainer[Global___Seat]: ...
     @_builtins.property
     def data_key(self) -> _common_pb2.DataKey: ...
+    @_builtins.property
+    def upstream(self) -> Global___Upstream:
+        """Set for a region's round: its result is pushed there, and a base version that is not here is fetched from there."""
+
     def __init__(
         self,
         *,
@@ -127,14 +132,47 @@ class RoundSpec(_message.Message):
         strategy_options: _builtins.str = ...,
         chunk_elements: _builtins.int = ...,
         data_key: _common_pb2.DataKey | None = ...,
+        upstream: Global___Upstream | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data_key", b"data_key"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data_key", b"data_key", "upstream", b"upstream"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_sha256", b"base_sha256", "chunk_elements", b"chunk_elements", "codec", b"codec", "codec_options", b"codec_options", "data_key", b"data_key", "fence", b"fence", "job_id", b"job_id", "round", b"round", "seats", b"seats", "strategy", b"strategy", "strategy_options", b"strategy_options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_sha256", b"base_sha256", "chunk_elements", b"chunk_elements", "codec", b"codec", "codec_options", b"codec_options", "data_key", b"data_key", "fence", b"fence", "job_id", b"job_id", "round", b"round", "seats", b"seats", "strategy", b"strategy", "strategy_options", b"strategy_options", "upstream", b"upstream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoundSpec: _TypeAlias = RoundSpec  # noqa: Y015
+
+@_typing.final
+class Upstream(_message.Message):
+    """The round one tier up. An aggregator is to it what a worker is to its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGGREGATOR_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    SEAT_FIELD_NUMBER: _builtins.int
+    aggregator: _builtins.str
+    """Node name and host:port of the aggregator."""
+    address: _builtins.str
+    job_id: _builtins.str
+    """Job id under which the upper round runs, and the seat of this region in it."""
+    seat: _builtins.int
+    def __init__(
+        self,
+        *,
+        aggregator: _builtins.str = ...,
+        address: _builtins.str = ...,
+        job_id: _builtins.str = ...,
+        seat: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "aggregator", b"aggregator", "job_id", b"job_id", "seat", b"seat"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Upstream: _TypeAlias = Upstream  # noqa: Y015
 
 @_typing.final
 class WatchRoundRequest(_message.Message):
@@ -315,6 +353,64 @@ class SealRoundResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SealRoundResponse: _TypeAlias = SealRoundResponse  # noqa: Y015
+
+@_typing.final
+class ForwardRoundRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
+    CONTRIBUTIONS_FIELD_NUMBER: _builtins.int
+    DATA_KEY_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    round: _builtins.int
+    attempt: _builtins.int
+    fence: _builtins.int
+    @_builtins.property
+    def contributions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Contribution]: ...
+    @_builtins.property
+    def data_key(self) -> _common_pb2.DataKey: ...
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        round: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        fence: _builtins.int = ...,
+        contributions: _abc.Iterable[Global___Contribution] | None = ...,
+        data_key: _common_pb2.DataKey | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data_key", b"data_key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "contributions", b"contributions", "data_key", b"data_key", "fence", b"fence", "job_id", b"job_id", "round", b"round"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForwardRoundRequest: _TypeAlias = ForwardRoundRequest  # noqa: Y015
+
+@_typing.final
+class ForwardRoundResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def receipt(self) -> _transfer_pb2.Receipt:
+        """The upper aggregator's."""
+
+    def __init__(
+        self,
+        *,
+        receipt: _transfer_pb2.Receipt | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForwardRoundResponse: _TypeAlias = ForwardRoundResponse  # noqa: Y015
 
 @_typing.final
 class AbortRoundRequest(_message.Message):

@@ -50,6 +50,11 @@ class RoundServiceStub:
                 request_serializer=cortex_dot_v1_dot_aggregator__pb2.SealRoundRequest.SerializeToString,
                 response_deserializer=cortex_dot_v1_dot_aggregator__pb2.SealRoundResponse.FromString,
                 _registered_method=True)
+        self.ForwardRound = channel.unary_unary(
+                '/cortex.v1.RoundService/ForwardRound',
+                request_serializer=cortex_dot_v1_dot_aggregator__pb2.ForwardRoundRequest.SerializeToString,
+                response_deserializer=cortex_dot_v1_dot_aggregator__pb2.ForwardRoundResponse.FromString,
+                _registered_method=True)
         self.AbortRound = channel.unary_unary(
                 '/cortex.v1.RoundService/AbortRound',
                 request_serializer=cortex_dot_v1_dot_aggregator__pb2.AbortRoundRequest.SerializeToString,
@@ -68,7 +73,8 @@ class RoundServiceServicer:
 
     def OpenRound(self, request, context):
         """Opens a round for uploads. Idempotent: the same round again only refreshes its data key and cohort.
-        INVALID_ARGUMENT: a limit is impossible. ABORTED: the fence is older than one seen. NOT_FOUND: base version is not here.
+        INVALID_ARGUMENT: a limit is impossible. ABORTED: the fence is older than one seen. FAILED_PRECONDITION: a later
+        round is open, or this one with other terms. NOT_FOUND: base version is not here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,6 +92,15 @@ class RoundServiceServicer:
         """Freezes the list of contributions, folds them, writes the next version durably and answers with it. Idempotent: the same
         list gives the same answer. FAILED_PRECONDITION: a listed seat is not accepted here. ABORTED: stale fence.
         DATA_LOSS: a spooled update no longer opens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForwardRound(self, request, context):
+        """Freezes the list of contributions of a region's round and pushes their weighted mean to the round one tier up, as any
+        worker pushes its update; answers with the receipt it got there. Idempotent. FAILED_PRECONDITION: a listed seat is not
+        accepted here, or the upper round is not open. ABORTED: stale fence. DATA_LOSS: a spooled update no longer opens.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,6 +137,11 @@ def add_RoundServiceServicer_to_server(servicer, server):
                     servicer.SealRound,
                     request_deserializer=cortex_dot_v1_dot_aggregator__pb2.SealRoundRequest.FromString,
                     response_serializer=cortex_dot_v1_dot_aggregator__pb2.SealRoundResponse.SerializeToString,
+            ),
+            'ForwardRound': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForwardRound,
+                    request_deserializer=cortex_dot_v1_dot_aggregator__pb2.ForwardRoundRequest.FromString,
+                    response_serializer=cortex_dot_v1_dot_aggregator__pb2.ForwardRoundResponse.SerializeToString,
             ),
             'AbortRound': grpc.unary_unary_rpc_method_handler(
                     servicer.AbortRound,
@@ -216,6 +236,33 @@ class RoundService:
             '/cortex.v1.RoundService/SealRound',
             cortex_dot_v1_dot_aggregator__pb2.SealRoundRequest.SerializeToString,
             cortex_dot_v1_dot_aggregator__pb2.SealRoundResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForwardRound(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cortex.v1.RoundService/ForwardRound',
+            cortex_dot_v1_dot_aggregator__pb2.ForwardRoundRequest.SerializeToString,
+            cortex_dot_v1_dot_aggregator__pb2.ForwardRoundResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,7 +35,8 @@ class RoundServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RoundServiceAsyncStub: ...
     OpenRound: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.OpenRoundRequest, _aggregator_pb2.OpenRoundResponse]
     """Opens a round for uploads. Idempotent: the same round again only refreshes its data key and cohort.
-    INVALID_ARGUMENT: a limit is impossible. ABORTED: the fence is older than one seen. NOT_FOUND: base version is not here.
+    INVALID_ARGUMENT: a limit is impossible. ABORTED: the fence is older than one seen. FAILED_PRECONDITION: a later
+    round is open, or this one with other terms. NOT_FOUND: base version is not here.
     """
     WatchRound: _grpc.UnaryStreamMultiCallable[_aggregator_pb2.WatchRoundRequest, _aggregator_pb2.WatchRoundResponse]
     """The round's state now and again at each change, until it is closed. The first message comes at once.
@@ -45,6 +46,11 @@ class RoundServiceStub:
     """Freezes the list of contributions, folds them, writes the next version durably and answers with it. Idempotent: the same
     list gives the same answer. FAILED_PRECONDITION: a listed seat is not accepted here. ABORTED: stale fence.
     DATA_LOSS: a spooled update no longer opens.
+    """
+    ForwardRound: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.ForwardRoundRequest, _aggregator_pb2.ForwardRoundResponse]
+    """Freezes the list of contributions of a region's round and pushes their weighted mean to the round one tier up, as any
+    worker pushes its update; answers with the receipt it got there. Idempotent. FAILED_PRECONDITION: a listed seat is not
+    accepted here, or the upper round is not open. ABORTED: stale fence. DATA_LOSS: a spooled update no longer opens.
     """
     AbortRound: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.AbortRoundRequest, _aggregator_pb2.AbortRoundResponse]
     """Gives up an open round: later uploads are refused with the reason, its spool is erased. Idempotent. ABORTED: stale fence."""
@@ -58,7 +64,8 @@ class RoundServiceAsyncStub(RoundServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     OpenRound: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.OpenRoundRequest, _aggregator_pb2.OpenRoundResponse]  # type: ignore[assignment]
     """Opens a round for uploads. Idempotent: the same round again only refreshes its data key and cohort.
-    INVALID_ARGUMENT: a limit is impossible. ABORTED: the fence is older than one seen. NOT_FOUND: base version is not here.
+    INVALID_ARGUMENT: a limit is impossible. ABORTED: the fence is older than one seen. FAILED_PRECONDITION: a later
+    round is open, or this one with other terms. NOT_FOUND: base version is not here.
     """
     WatchRound: _aio.UnaryStreamMultiCallable[_aggregator_pb2.WatchRoundRequest, _aggregator_pb2.WatchRoundResponse]  # type: ignore[assignment]
     """The round's state now and again at each change, until it is closed. The first message comes at once.
@@ -68,6 +75,11 @@ class RoundServiceAsyncStub(RoundServiceStub):
     """Freezes the list of contributions, folds them, writes the next version durably and answers with it. Idempotent: the same
     list gives the same answer. FAILED_PRECONDITION: a listed seat is not accepted here. ABORTED: stale fence.
     DATA_LOSS: a spooled update no longer opens.
+    """
+    ForwardRound: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.ForwardRoundRequest, _aggregator_pb2.ForwardRoundResponse]  # type: ignore[assignment]
+    """Freezes the list of contributions of a region's round and pushes their weighted mean to the round one tier up, as any
+    worker pushes its update; answers with the receipt it got there. Idempotent. FAILED_PRECONDITION: a listed seat is not
+    accepted here, or the upper round is not open. ABORTED: stale fence. DATA_LOSS: a spooled update no longer opens.
     """
     AbortRound: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.AbortRoundRequest, _aggregator_pb2.AbortRoundResponse]  # type: ignore[assignment]
     """Gives up an open round: later uploads are refused with the reason, its spool is erased. Idempotent. ABORTED: stale fence."""
@@ -84,7 +96,8 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_aggregator_pb2.OpenRoundResponse, _abc.Awaitable[_aggregator_pb2.OpenRoundResponse]]:
         """Opens a round for uploads. Idempotent: the same round again only refreshes its data key and cohort.
-        INVALID_ARGUMENT: a limit is impossible. ABORTED: the fence is older than one seen. NOT_FOUND: base version is not here.
+        INVALID_ARGUMENT: a limit is impossible. ABORTED: the fence is older than one seen. FAILED_PRECONDITION: a later
+        round is open, or this one with other terms. NOT_FOUND: base version is not here.
         """
 
     @_abc_1.abstractmethod
@@ -106,6 +119,17 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
         """Freezes the list of contributions, folds them, writes the next version durably and answers with it. Idempotent: the same
         list gives the same answer. FAILED_PRECONDITION: a listed seat is not accepted here. ABORTED: stale fence.
         DATA_LOSS: a spooled update no longer opens.
+        """
+
+    @_abc_1.abstractmethod
+    def ForwardRound(
+        self,
+        request: _aggregator_pb2.ForwardRoundRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_aggregator_pb2.ForwardRoundResponse, _abc.Awaitable[_aggregator_pb2.ForwardRoundResponse]]:
+        """Freezes the list of contributions of a region's round and pushes their weighted mean to the round one tier up, as any
+        worker pushes its update; answers with the receipt it got there. Idempotent. FAILED_PRECONDITION: a listed seat is not
+        accepted here, or the upper round is not open. ABORTED: stale fence. DATA_LOSS: a spooled update no longer opens.
         """
 
     @_abc_1.abstractmethod

@@ -528,6 +528,7 @@ class Assignment(_message.Message):
     AGGREGATOR_FIELD_NUMBER: _builtins.int
     BASE_FIELD_NUMBER: _builtins.int
     CHUNK_ELEMENTS_FIELD_NUMBER: _builtins.int
+    TRANSFER_JOB_ID_FIELD_NUMBER: _builtins.int
     INITIALISE_FIELD_NUMBER: _builtins.int
     TRAIN_FIELD_NUMBER: _builtins.int
     EVALUATE_FIELD_NUMBER: _builtins.int
@@ -545,6 +546,8 @@ class Assignment(_message.Message):
     """host:port of the aggregator to talk to, and its node name."""
     aggregator: _builtins.str
     chunk_elements: _builtins.int
+    transfer_job_id: _builtins.str
+    """Id under which the aggregator knows the round and its base version: the job's, or that of its tier in a region."""
     @_builtins.property
     def job(self) -> _job_pb2.JobSpec: ...
     @_builtins.property
@@ -577,6 +580,7 @@ class Assignment(_message.Message):
         aggregator: _builtins.str = ...,
         base: _common_pb2.ModelVersion | None = ...,
         chunk_elements: _builtins.int = ...,
+        transfer_job_id: _builtins.str = ...,
         initialise: Global___InitialiseWork | None = ...,
         train: Global___TrainWork | None = ...,
         evaluate: Global___EvaluateWork | None = ...,
@@ -584,7 +588,7 @@ class Assignment(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "data_key", b"data_key", "evaluate", b"evaluate", "hold", b"hold", "initialise", b"initialise", "job", b"job", "train", b"train", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregator", b"aggregator", "aggregator_address", b"aggregator_address", "assignment_id", b"assignment_id", "attempt", b"attempt", "base", b"base", "chunk_elements", b"chunk_elements", "data_key", b"data_key", "evaluate", b"evaluate", "fence", b"fence", "hold", b"hold", "initialise", b"initialise", "job", b"job", "job_id", b"job_id", "round", b"round", "seat", b"seat", "seats", b"seats", "train", b"train", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregator", b"aggregator", "aggregator_address", b"aggregator_address", "assignment_id", b"assignment_id", "attempt", b"attempt", "base", b"base", "chunk_elements", b"chunk_elements", "data_key", b"data_key", "evaluate", b"evaluate", "fence", b"fence", "hold", b"hold", "initialise", b"initialise", "job", b"job", "job_id", b"job_id", "round", b"round", "seat", b"seat", "seats", b"seats", "train", b"train", "transfer_job_id", b"transfer_job_id", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["initialise", "train", "evaluate", "hold"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015

@@ -812,6 +812,7 @@ class RoundReport(_message.Message):
     DROPPED_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     MODEL_SHA256_FIELD_NUMBER: _builtins.int
+    BYTES_BETWEEN_REGIONS_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     attempt: _builtins.int
     seconds: _builtins.float
@@ -822,6 +823,8 @@ class RoundReport(_message.Message):
     participants: _builtins.int
     accepted: _builtins.int
     model_sha256: _builtins.str
+    bytes_between_regions: _builtins.int
+    """Part of the bytes, up and down, that crossed from one region to another."""
     @_builtins.property
     def dropped(self) -> _containers.RepeatedCompositeFieldContainer[Global___Dropped]: ...
     @_builtins.property
@@ -843,10 +846,11 @@ class RoundReport(_message.Message):
         dropped: _abc.Iterable[Global___Dropped] | None = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         model_sha256: _builtins.str = ...,
+        bytes_between_regions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "attempt", b"attempt", "bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "dropped", b"dropped", "exchange_seconds", b"exchange_seconds", "metrics", b"metrics", "model_sha256", b"model_sha256", "participants", b"participants", "round", b"round", "seconds", b"seconds", "train_seconds", b"train_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "attempt", b"attempt", "bytes_between_regions", b"bytes_between_regions", "bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "dropped", b"dropped", "exchange_seconds", b"exchange_seconds", "metrics", b"metrics", "model_sha256", b"model_sha256", "participants", b"participants", "round", b"round", "seconds", b"seconds", "train_seconds", b"train_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -130,7 +130,9 @@ class TransferHeader(_message.Message):
     base_sha256: _builtins.str
     """Digest of the version the update was computed against; empty in round 0 and for a model."""
     model_sha256: _builtins.str
-    """Digest of the model's safetensors file; only for a model."""
+    """Digest of the model's safetensors file; only for a model. Known once the last chunk is sealed, so not bound into the
+    key: the receiver checks it against what it opened.
+    """
     manifest: _builtins.bytes
     """The layout itself, canonical JSON: sent in round 0 and with a model, empty otherwise."""
     weight: _builtins.float

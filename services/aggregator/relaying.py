@@ -1,0 +1,148 @@
+"""Relay: a region's copy of the root's version, fetched once and served to all its workers.
+
+The copy is stored as it came, sealed: no key is needed here, and workers verify the digest after opening it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from cortex_common.clock import Clock
+from cortex_common.errors import CorruptError
+from cortex_common.ids import JobId, RoundNumber, Sha256Hex
+from cortex_common.logging import get_logger
+from cortex_common.security.objects import ObjectHeader, ObjectKind
+from cortex_common.storage import BlobWriter
+from cortex_common.tensors import Manifest
+from cortex_common.transfer import ChunkFrame, HeaderFrame, TrailerFrame
+from cortex_common.transfer.content import chunk_digest, content_digest
+from cortex_common.transfer.frames import Frame
+from cortex_common.transfer.pull import pull_frames, pull_request
+from cortex_common.transfer.retrying import until_through
+from cortex_common.validation import ValidationManager
+from services.aggregator import metrics
+from services.aggregator.client import Channels
+from services.aggregator.domain import Upstream
+from services.aggregator.uploads import in_thread
+from services.aggregator.versions import Version, VersionStore
+
+log = get_logger(__name__)
+
+
+class Relay:
+    """Fetches versions from one tier up; whoever asks for one that is on its way waits for the same download."""
+
+    def __init__(self, versions: VersionStore, channels: Channels, validation: ValidationManager, clock: Clock) -> None:
+        self.versions = versions
+        self.channels = channels
+        self.validation = validation
+        self.clock = clock
+        self._running: dict[tuple[JobId, str], asyncio.Task[Version]] = {}
+
+    async def fetch(self, upstream: Upstream, sha256: str, number: RoundNumber) -> Version:
+        """The version, durable here. The download goes on when the caller gives up, for the next who asks.
+
+        Raises:
+            NotFoundError: it is not there either.
+            CorruptError, OverloadedError: still so after several attempts.
+        """
+        key = (upstream.job_id, sha256)
+        task = self._running.get(key)
+        if task is None:
+            download = _Download(self, upstream, sha256, number)
+            task = self._running[key] = asyncio.create_task(until_through(download.attempt, self.clock))
+            task.add_done_callback(lambda _: self._running.pop(key, None))
+        return await asyncio.shield(task)
+
+    def close(self) -> None:
+        """Give up downloads under way."""
+        for task in self._running.values():
+            task.cancel()
+
+
+class _Download:
+    """One version on its way; keeps the chunks it has between attempts."""
+
+    def __init__(self, relay: Relay, upstream: Upstream, sha256: str, number: RoundNumber) -> None:
+        self._versions = relay.versions
+        self._channels = relay.channels
+        self._validation = relay.validation
+        self._clock = relay.clock
+        self._upstream = upstream
+        self._sha256 = sha256
+        self._number = number
+        self._header: ObjectHeader | None = None
+        self._blob = ""
+        self._target: BlobWriter | None = None
+        self._sizes: list[int] = []
+        self._digests: list[bytes] = []
+
+    async def attempt(self) -> Version:
+        request = pull_request(self._upstream.job_id, self._sha256, len(self._sizes), self._number)
+        what = f"fetching a model of job {self._upstream.job_id} from {self._upstream.aggregator}"
+        frames = pull_frames(self._channels.to(self._upstream.address), request, what)
+        try:
+            async with aclosing(frames):
+                return await self._receive(frames)
+        except CorruptError:
+            self._start_again()
+            raise
+
+    async def _receive(self, frames: AsyncIterator[Frame]) -> Version:
+        first = await anext(frames)
+        if not isinstance(first, HeaderFrame):
+            raise CorruptError("a download must begin with its header")
+        target = self._target_for(first)
+        while isinstance(frame := await anext(frames), ChunkFrame):
+            if frame.index != len(self._sizes):
+                raise CorruptError(f"chunk {frame.index} arrived where chunk {len(self._sizes)} was due")
+            await in_thread(lambda sealed=frame.sealed: target.write(sealed))  # type: ignore[misc]
+            self._sizes.append(len(frame.sealed))
+            self._digests.append(chunk_digest(frame.sealed))
+            metrics.BYTES_RELAYED.inc(len(frame.sealed))
+        return await in_thread(lambda: self._finished(first.header, target, frame))
+
+    def _target_for(self, frame: HeaderFrame) -> BlobWriter:
+        """Where the rest of the object goes; another object begins anew."""
+        header = frame.header
+        if header.kind is not ObjectKind.MODEL or header.model_sha256 != self._sha256:
+            raise CorruptError(f"asked for model {self._sha256}, was offered {header.model_sha256 or header.kind}")
+        if header.job_id != self._upstream.job_id:
+            raise CorruptError(f"asked for a model of job {self._upstream.job_id}, was offered one of {header.job_id}")
+        self._validation.read_manifest(header.manifest)
+        if self._header is not None and self._header.object_id != header.object_id:
+            raise CorruptError("the version was sealed anew in the middle of a download")
+        if self._target is None:
+            self._header = header
+            self._blob, self._target = self._versions.create(header)
+        return self._target
+
+    def _finished(self, header: ObjectHeader, target: BlobWriter, trailer: object) -> Version:
+        if not isinstance(trailer, TrailerFrame) or len(self._sizes) != header.chunks:
+            raise CorruptError(f"the download ended after {len(self._sizes)} of {header.chunks} chunks")
+        content = content_digest(self._digests)
+        if content != trailer.content_sha256:
+            raise CorruptError("the downloaded version's chunks are not those its sender announced")
+        target.commit()
+        version = Version(
+            header=header,
+            sizes=tuple(self._sizes),
+            content_sha256=Sha256Hex(content.hex()),
+            blob=self._blob,
+            file_bytes=Manifest.from_json(header.manifest).file_bytes,
+            update_norm=0.0,
+            contributions=(),
+            sequence=0,
+            created_s=self._clock.wall_s(),
+        )
+        self._versions.commit(version)
+        log.info("version_relayed", job_id=header.job_id, round=header.round, sha256=version.sha256)
+        return version
+
+    def _start_again(self) -> None:
+        if self._target is not None:
+            self._target.__exit__(None, None, None)
+        self._header = self._target = None
+        self._sizes, self._digests = [], []

@@ -1,0 +1,104 @@
+"""The outer optimiser's state: a sealed object beside the version it belongs to, read for the next round.
+
+Legend: n elements of one chunk, S state vectors. Chunk i holds the vectors' values for the model's chunk i, one
+vector after the other. The strategy, its options and S are the header's layout, bound into the object's key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from cortex_common.codec import WeightCompressor
+from cortex_common.errors import CorruptError, InvalidArgumentError, PreconditionError
+from cortex_common.security.encryption import EncryptionManager, ObjectHeader, ObjectKind
+from cortex_common.tensors import ChunkRange, Float32s, chunk_count
+from services.aggregator.sealed import Plaintext, SealedChunks, SealedSource
+from services.aggregator.strategies import OuterStrategy
+
+
+@dataclass(frozen=True, slots=True)
+class StatePlan:
+    """The state a fold writes. `former` is None at a job's first step."""
+
+    header: ObjectHeader
+    """Of the new state, fresh."""
+    former: SealedChunks | None
+
+
+def state_header(version: ObjectHeader, strategy: OuterStrategy) -> ObjectHeader | None:
+    """The header of the state beside a new version; None when the strategy keeps none."""
+    if not strategy.slots or not version.elements:
+        return None
+    chunks = chunk_count(version.elements, 0, version.chunk_elements)
+    kept = replace(version, kind=ObjectKind.STATE, counters=0, chunks=chunks, model_sha256="", manifest=strategy.layout)
+    return kept.fresh()
+
+
+def check_state(base: ObjectHeader, state: ObjectHeader | None, strategy: OuterStrategy, chunk_elements: int) -> None:
+    """A round goes on with the strategy, the options and the chunks that made its base.
+
+    Args:
+        base: Header of the version the round starts from; without a state only version 0 is free to begin with any.
+        state: Header of the state beside it.
+        strategy: The round's.
+        chunk_elements: The round's.
+
+    Raises:
+        PreconditionError: says what differs.
+        CorruptError: the state is not that of the version.
+    """
+    what = f"round {base.round} of job {base.job_id}"
+    if base.chunk_elements != chunk_elements:
+        raise PreconditionError(
+            f"the version of {what} has chunks of {base.chunk_elements} elements, not {chunk_elements}; "
+            "a job keeps the size it began with"
+        )
+    wanted = strategy.layout if strategy.slots and base.elements else None
+    kept = state.manifest if state is not None else None
+    if base.round and kept != wanted:
+        raise PreconditionError(
+            f"the version of {what} was made with {_strategy(kept)}, this round asks for {_strategy(wanted)}; "
+            "a job keeps its strategy and options, another strategy is a new job (init_from takes the weights along)"
+        )
+    shape = ("elements", "chunk_elements", "manifest_sha256", "job_id", "round", "attempt")
+    if state is not None and any(getattr(state, name) != getattr(base, name) for name in shape):
+        raise CorruptError(f"the outer state beside the version of {what} belongs to another version")
+
+
+def _strategy(layout: bytes | None) -> str:
+    return f"the outer state {layout.decode()}" if layout else "no outer state"
+
+
+class StateFold:
+    """Reads, and seals, a state chunk by chunk; threads may share it."""
+
+    def __init__(self, plan: StatePlan, strategy: OuterStrategy, encryption: EncryptionManager) -> None:
+        self._strategy = strategy
+        self._former = None if plan.former is None else SealedSource(plan.former, encryption)
+        self._sealer = encryption.sealer(plan.header)
+        self._codec = WeightCompressor.create("none", lz4="off")
+
+    def read(self, part: ChunkRange, room: Float32s, plain: Plaintext) -> Float32s:
+        """The state of a range as it was, shape (S, n), in `room`, which is flat and at least as long."""
+        flat = room[: self._strategy.slots * part.elements]
+        state_Sn = flat.reshape(self._strategy.slots, part.elements)
+        if self._former is None:
+            self._strategy.begin(state_Sn)
+        else:
+            self._former.values(ChunkRange(part.index, 0, flat.size), flat, plain)
+        return state_Sn
+
+    def seal(self, part: ChunkRange, state_Sn: Float32s) -> bytes:
+        """The sealed chunk of the new state.
+
+        Raises:
+            PreconditionError: a value is not finite.
+        """
+        try:
+            payload = self._codec.encode(state_Sn.reshape(-1))
+        except InvalidArgumentError as error:
+            raise PreconditionError(
+                f"strategy {self._strategy.name}: its state is no longer finite "
+                f"(elements {part.start} to {part.stop - 1})"
+            ) from error
+        return self._sealer.seal(part.index, payload)

@@ -1,0 +1,68 @@
+"""Which aggregator takes a seat's update: the root for all, or each region's own with the root above them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cortex_common.ids import NodeName, SeatIndex
+from services.coordinator.domain.job import Job, Tier
+from services.coordinator.domain.seen import AggregatorView, World
+
+
+def tiers_of(job: Job, cohort: Iterable[SeatIndex], root: AggregatorView, world: World) -> tuple[Tier, ...]:
+    """One tier a region, in order of their names; none in a flat job or in round 0.
+
+    A region keeps the aggregator it had while that lives; one without a live aggregator is served by the root.
+    """
+    if job.spec.aggregation.topology != "regional" or job.round == 0:
+        return ()
+    members: dict[str, list[SeatIndex]] = {}
+    for seat in sorted(cohort):
+        worker = world.workers.get(job.seats[seat] or NodeName(""))
+        members.setdefault(worker.region if worker else root.region, []).append(seat)
+    return tuple(_tier(job, region, tuple(members[region]), root, world) for region in sorted(members))
+
+
+def _tier(job: Job, region: str, seats: tuple[SeatIndex, ...], root: AggregatorView, world: World) -> Tier:
+    live = [view for view in world.aggregators.values() if view.is_live and view.region == region]
+    before = {tier.aggregator for tier in job.tiers if tier.region == region}
+    chosen = min(live, key=lambda view: (view.name not in before, view.name != root.name, view.name), default=root)
+    return Tier(region, chosen.name, chosen.address, seats)
+
+
+def lost_tier(job: Job, world: World) -> Tier | None:
+    """A tier whose aggregator is gone while another lives that could serve the region."""
+    for tier in job.tiers:
+        view = world.aggregators.get(tier.aggregator)
+        if view is None or view.is_live:
+            continue
+        if any(other.is_live for other in world.aggregators.values()):
+            return tier
+    return None
+
+
+def bytes_between_regions(job: Job, forwarded: dict[int, int], model_bytes: int, world: World) -> int:
+    """Payload of the round, up and down, that crossed from one region to another.
+
+    Args:
+        job: Sealed, its contributions with the workers' reports.
+        forwarded: Bytes each tier sent to the root.
+        model_bytes: Size of a version.
+        world: Knows the regions.
+    """
+    root = world.aggregators.get(job.aggregator or NodeName(""))
+    home = root.region if root else ""
+    if job.tiers:
+        away = [index for index, tier in enumerate(job.tiers) if _region_of(tier, world) != home]
+        return sum(forwarded.get(index, 0) + model_bytes for index in away)
+    total = 0
+    for entry in job.sealed:
+        worker = world.workers.get(entry.worker)
+        if worker is not None and worker.region != home:
+            total += entry.size_bytes + (entry.trained.bytes_down if entry.trained else 0)
+    return total
+
+
+def _region_of(tier: Tier, world: World) -> str:
+    view = world.aggregators.get(tier.aggregator)
+    return view.region if view else tier.region
