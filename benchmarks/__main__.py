@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -82,7 +84,7 @@ def memory(
     machine, entries = describe(), []
     for size, codec, count in product(_sizes(parameters), codecs.split(","), _numbers(workers)):
         workload = Workload(size, codec, Kind.EXCHANGE, count, rounds)
-        costs = [memory_cost.measure(replace(workload)) for _ in range(repeat)]
+        costs = [memory_cost.measure(workload) for _ in range(repeat)]
         for cost in costs:
             _say(f"{workload.label}: peak {cost.peak_bytes / 1e6:.0f} MB", [each.seconds for each in cost.rounds])
         entries.append({**asdict(workload), "uploaders": "simulated", "runs": [asdict(cost) for cost in costs]})
@@ -124,7 +126,13 @@ def _say(what: str, seconds: Sequence[float]) -> None:
     typer.echo(f"{what}: {shown} s", err=True)
 
 
+def _leave(number: int, _frame: FrameType | None) -> None:
+    """End as on an error, so that everything that was started is stopped."""
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _leave)
     try:
         app()
     except BenchmarkError as error:

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.machine import describe
 from benchmarks.memory import allowed_bytes
 from benchmarks.summary import Summary
-from benchmarks.workloads import size_label
+from benchmarks.workloads import Kind, size_label
 
 HOME = Path(__file__).resolve().parent
 RESULTS = HOME / "results"
@@ -73,7 +73,8 @@ def _rounds(entries: Sequence[Entry]) -> str:
 def _round_row(entry: Entry) -> str:
     runs = entry["runs"]
     seconds = Summary.of([value for run in runs for value in run["seconds"]])
-    target = _TARGET_S.get((entry["codec"], entry["parameters"])) if entry["workers"] == 4 else None
+    is_target = entry["workers"] == 4 and entry["kind"] == Kind.NULL
+    target = _TARGET_S.get((entry["codec"], entry["parameters"])) if is_target else None
     cpu = [run["cpu_s"] for run in runs]
     server = _median([each.get("aggregators", 0.0) for each in cpu])
     workers = _median([each.get("workers", 0.0) + each.get("trainers", 0.0) for each in cpu])

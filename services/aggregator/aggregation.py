@@ -22,6 +22,7 @@ from cortex_common.ids import JobId, KeyId, NodeName, RoundNumber
 from cortex_common.logging import get_logger
 from cortex_common.security.encryption import DataKey, EncryptionManager
 from cortex_common.transfer import Receipt
+from cortex_common.transfer.warming import CodecWarmer
 from cortex_common.validation import ValidationManager
 from services.aggregator import metrics
 from services.aggregator.batches import BatchProcessor
@@ -73,6 +74,7 @@ class WeightAggregator:
         self._folder = Folder(name, settings.network, versions, processor, self._encryption, clock)
         self.receiver = Receiver(settings, self._rounds, rounds, self._encryption, validation, clock)
         self._forwarder = Forwarder(name, settings.network, self._encryption, channels, clock)
+        self._warmer = CodecWarmer()
         self._relay = Relay(versions, channels, validation, clock)
         self._sealing: dict[RoundKey, asyncio.Task[Version]] = {}
         self._forwarding: dict[RoundKey, asyncio.Task[Receipt]] = {}
@@ -134,6 +136,7 @@ class WeightAggregator:
             live.terms = terms
             await self._stored(lambda: self._store.save(live.stored()))
         live.data_key, live.base = data_key, base
+        self._warmer.want(WeightCompressor.from_wire(terms.codec, terms.codec_options))
         live.changed.fire()
         await self._retire(terms.key)
         self._gauge()
@@ -246,6 +249,21 @@ class WeightAggregator:
             self._drop_keys(job_id)
         self._gauge()
         return len(drop)
+
+    async def model(self, job_id: JobId, sha256: str, number: RoundNumber) -> Version:
+        """A version to send; a region fetches what it lacks from the round above.
+
+        Raises:
+            NotFoundError: it is not here, nor above.
+        """
+        try:
+            return self.versions.by_sha256(job_id, sha256)
+        except NotFoundError:
+            above = [live.terms.upstream for live in self._rounds.values() if live.terms.model_job_id == job_id]
+            upstream = next((each for each in above if each is not None), None)
+            if upstream is None:
+                raise
+        return await self._relay.fetch(upstream, sha256, number)
 
     def count_download(self, key_job: JobId, number: RoundNumber, size: int) -> None:
         """Account bytes sent for a round's base version."""

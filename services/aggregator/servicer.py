@@ -117,7 +117,7 @@ class WeightServicer:
     async def pull_model(self, request: aggregator_pb2.PullModelRequest, context: Any) -> AsyncIterator[bytes]:
         """Send one version, sealed as it lies on the disk."""
         job_id = JobId(request.job_id)
-        version = self._aggregator.versions.by_sha256(job_id, request.sha256)
+        version = await self._aggregator.model(job_id, request.sha256, RoundNumber(request.round))
         chunks = version.header.chunks
         first = chunks if request.held_sha256 == request.sha256 else request.first_chunk
         if first > chunks:

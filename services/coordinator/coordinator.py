@@ -280,6 +280,7 @@ class JobCoordinator:
                     base=job.version,
                     fence=self._epoch,
                     chunk_elements=DEFAULT_CHUNK_ELEMENTS,
+                    included_round=job.included.get(worker),
                 )
                 orders[worker] = (*orders.get(worker, ()), order)
         return orders

@@ -25,6 +25,7 @@ class Order:
     base: Version | None
     fence: int
     chunk_elements: int
+    included_round: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,7 @@ def _assignment(order: Order) -> coordinator_pb2.Assignment:
         base=_version(given.job_id, order.base) if order.base else None,
         chunk_elements=order.chunk_elements,
         transfer_job_id=order.transfer_id,
+        included_round=order.included_round,
     )
     if given.work is Work.EVALUATE:
         message.evaluate.slice.extend(given.slices)

@@ -58,6 +58,7 @@ class Assignment:
     """A piece of work, as the coordinator gave it.
 
     Attributes:
+        included_round: Last round whose version holds an update of this worker; None if none does.
         transfer_id: Id under which the aggregator knows the round: the job's, or that of its tier in a region.
         base_sha256: Version to start from; empty in round 0.
         aggregator_address: host:port to exchange weights with.
@@ -78,6 +79,7 @@ class Assignment:
     base_sha256: str
     chunk_elements: int
     work: Work
+    included_round: int | None = None
 
     @property
     def key(self) -> WorkKey:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import grpc.aio
-import numpy as np
 
 from cortex_common.clock import Clock
 from cortex_common.codec import WeightCompressor
 from cortex_common.errors import CortexError, InvalidArgumentError
 from cortex_common.ids import NodeName, Sha256Hex
 from cortex_common.security.encryption import EncryptionManager, ObjectHeader, ObjectKind
-from cortex_common.tensors import ChunkRange, Manifest, chunk_count
+from cortex_common.tensors import Manifest, chunk_count
 from cortex_common.transfer import PushResult, pull_model, push_update
+from cortex_common.transfer.warming import CodecWarmer
 from services.worker import metrics
 from services.worker.domain import (
     Assignment,
@@ -32,7 +32,9 @@ from services.worker.domain import (
     Trained,
 )
 from services.worker.failures import TrainerEndedError, WorkFailedError
+from services.worker.residuals import Feedback, Kept, ResidualStore, kept_header
 from services.worker.trainer_process import Answer
+from services.worker.updates import DeltaEncoder
 from services.worker.workbench import Lesson, Workbench, both
 
 Tell = Callable[[str, float, Mapping[str, float]], None]
@@ -54,6 +56,7 @@ class Surroundings:
     name: NodeName
     channels: Channels
     clock: Clock
+    warmer: CodecWarmer = field(default_factory=CodecWarmer)
 
 
 class Execution:
@@ -143,6 +146,8 @@ class Execution:
 
     async def _ready(self, *, with_data: bool) -> None:
         """Network and data in the trainer, the base version in the arena: both at the same time."""
+        compression = self._current().spec.compression
+        self._around.warmer.want(WeightCompressor.create(compression.codec, compression.options, compression.lz4))
         prepare = asyncio.create_task(self._bench.prepare(self._current(), with_data=with_data))
         pull = asyncio.create_task(self._pull())
         self._tell("loading data" if with_data else "pulling", 0.0, {})
@@ -192,19 +197,44 @@ class Execution:
             else WeightCompressor.create(compression.codec, compression.options, compression.lz4)
         )
         header = _header(assignment, manifest, codec, self._around, weight)
-        with self._phase("uploading", "push"):
-            started_s = self._around.clock.monotonic_s()
-            pushed = await push_update(
-                self._around.channels.to(assignment.aggregator_address),
-                header,
-                DeltaEncoder(self._bench, codec, is_first=is_first).encode,
-                EncryptionManager(assignment.data_key),
-                lambda done, total: self._tell("uploading", done / total, {}),
-                clock=self._around.clock,
-            )
-            self._exchange_s += self._around.clock.monotonic_s() - started_s
+        encryption = EncryptionManager(assignment.data_key)
+        seed = (assignment.spec.training.seed, assignment.round, assignment.seat)
+        feedback = None
+        if not is_first and compression.feeds_back:
+            feedback = await asyncio.to_thread(self._feedback, assignment, header, codec, seed, encryption)
+        encoder = DeltaEncoder(self._bench, codec, seed, is_first=is_first, feedback=feedback)
+        try:
+            with self._phase("uploading", "push"):
+                started_s = self._around.clock.monotonic_s()
+                pushed = await push_update(
+                    self._around.channels.to(assignment.aggregator_address),
+                    header,
+                    encoder.encode,
+                    encryption,
+                    lambda done, total: self._tell("uploading", done / total, {}),
+                    clock=self._around.clock,
+                )
+                self._exchange_s += self._around.clock.monotonic_s() - started_s
+        finally:
+            if feedback is not None:
+                feedback.close()
         metrics.BYTES_UP.inc(pushed.bytes_up)
         return pushed
+
+    def _feedback(
+        self,
+        assignment: Assignment,
+        header: ObjectHeader,
+        codec: WeightCompressor,
+        seed: tuple[int, ...],
+        encryption: EncryptionManager,
+    ) -> Feedback:
+        """Error feedback for this update; reads the disk."""
+        resting = kept_header(header)
+        blob = f"{assignment.round}-{resting.object_id.hex()[:8]}.blob"
+        kept = Kept(assignment.round, codec.codec, codec.options_json, seed, resting, blob)
+        store = ResidualStore(self._bench.residuals, assignment.job_id)
+        return Feedback(store, kept, assignment.included_round, encryption)
 
     def _trained(self, pushed: PushResult, answer: Answer) -> Trained:
         bytes_down, pull_s = self._bench.take_pulls()
@@ -229,30 +259,6 @@ class Execution:
         self._tell(doing, 0.0, {})
         with metrics.PHASE_SECONDS.labels(name).time():
             yield
-
-
-class DeltaEncoder:
-    """Payloads of the update's chunks, made when they are due: result - base, never more than a chunk of it."""
-
-    def __init__(self, bench: Workbench, codec: WeightCompressor, *, is_first: bool) -> None:
-        self._base = bench.base
-        self._result = bench.result
-        self._codec = codec
-        self._is_first = is_first
-        self._scratch = np.empty(0, np.float32)
-
-    def encode(self, chunk: ChunkRange) -> bytes | bytearray:
-        """The payload of a range; in round 0 the base is zero. Counters travel as they are."""
-        if chunk.is_counters:
-            return self._codec.encode_counters(self._result.counters)
-        result = self._result.values[chunk.start : chunk.stop]
-        if self._is_first:
-            return self._codec.encode(result)
-        if self._scratch.size < chunk.elements:
-            self._scratch = np.empty(chunk.elements, np.float32)
-        delta = self._scratch[: chunk.elements]
-        np.subtract(result, self._base.values[chunk.start : chunk.stop], out=delta)
-        return self._codec.encode(delta)
 
 
 def _header(

@@ -24,6 +24,7 @@ from cortex_common.telemetry.ops_server import ops_server
 from cortex_common.telemetry.resources import probe_resources
 from services.worker.client import AggregatorChannels, CoordinatorLine
 from services.worker.execution import Surroundings
+from services.worker.residuals import sweep
 from services.worker.settings import WorkerSettings
 from services.worker.supervisor import Supervisor
 
@@ -59,6 +60,7 @@ async def run(
     """
     settings.identity(Role.WORKER)
     available_datasets(settings.cache_dir, settings.catalogue)
+    sweep(settings.state_dir / "residuals", clock.wall_s())
     publish_build_info("worker")
     publish_node(settings.tls, settings.cache_dir, clock)
     incarnation, started_s = uuid.uuid4().hex, clock.wall_s()

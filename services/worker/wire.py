@@ -45,6 +45,7 @@ def assignment_from_proto(proto: coordinator_pb2.Assignment) -> Assignment:
         base_sha256=proto.base.sha256 if proto.HasField("base") else "",
         chunk_elements=proto.chunk_elements,
         work=_work(proto),
+        included_round=proto.included_round if proto.HasField("included_round") else None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from cortex_common.tensors import Arena, Manifest, ManifestLimits
 from services.worker.domain import Assignment
@@ -53,6 +54,11 @@ class Workbench:
         taken = self._pulled_bytes, self._pull_s
         self._pulled_bytes, self._pull_s = 0, 0.0
         return taken
+
+    @property
+    def residuals(self) -> Path:
+        """Where what quantisation left out is kept, a folder a job."""
+        return self._settings.state_dir / "residuals"
 
     @property
     def base(self) -> Arena:

@@ -217,13 +217,10 @@ class CompressionSpec(Section):
             return data | {"lz4": "on" if data["lz4"] else "off"}
         return data
 
-    @model_validator(mode="after")
-    def _feedback_is_there(self) -> Self:
-        if self.error_feedback and self.codec != "none":
-            raise ValueError(
-                "error_feedback: true given; allowed with a lossy codec is false until error feedback is in"
-            )
-        return self
+    @property
+    def feeds_back(self) -> bool:
+        """Whether workers carry on what quantisation leaves out; always with a lossy codec unless switched off."""
+        return self.codec != "none" and self.error_feedback is not False
 
 
 class SecureAggregationSpec(Section):

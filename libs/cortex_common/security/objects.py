@@ -23,6 +23,8 @@ class ObjectKind(StrEnum):
     MODEL = "model"
     STATE = "state"
     """What an outer optimiser carries to the next round; rests beside a version and never travels."""
+    RESIDUAL = "residual"
+    """A worker's last update as it was before quantisation; rests on its node and never travels."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -255,7 +255,8 @@ def _publish(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verd
         return Verdict(first, (note,))
     crossing = bytes_between_regions(job, dict(made.forwarded_bytes), made.size_bytes, world)
     report = round_report(job, version, now.wall_s, crossing)
-    made_job = replace(job, version=replace(version, metrics=report.metrics), pending=report)
+    included = {**job.included, **{entry.worker: job.round for entry in job.sealed}}
+    made_job = replace(job, version=replace(version, metrics=report.metrics), pending=report, included=included)
     if job.spec.data.test is not None:
         return Verdict(replace(made_job, stage=Stage.TESTING), (note,))
     finished, notes = finish_round(made_job, report, now.wall_s)

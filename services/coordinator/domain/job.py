@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cortex_common.ids import JobId, NodeName, SeatIndex, Sha256Hex
@@ -91,7 +91,7 @@ class Job:
     """One job. `seats[i]` trains partition i; it is None while nobody holds the seat.
 
     `aggregator` holds the versions; with `tiers` it is the root, without them workers upload to it directly.
-    Times are wall-clock seconds, for display only.
+    `included` is the last round whose version holds an update of a worker. Times are wall-clock seconds, for display.
     """
 
     id: JobId
@@ -110,6 +110,7 @@ class Job:
     tiers: tuple[Tier, ...] = ()
     sealed: tuple[Contribution, ...] = ()
     version: Version | None = None
+    included: Mapping[NodeName, int] = field(default_factory=dict)
     history: tuple[RoundReport, ...] = ()
     pending: RoundReport | None = None
     opened_s: float | None = None

@@ -18,8 +18,8 @@ from cortex_common.ids import NodeName, RoundNumber, SeatIndex
 from cortex_common.pb.v1 import coordinator_pb2, coordinator_pb2_grpc
 from cortex_common.rpc.channel import open_channel
 from cortex_common.security.encryption import EncryptionManager, ObjectHeader, ObjectKind
-from cortex_common.tensors import Manifest, TensorKind, chunk_count
-from cortex_common.transfer import push_update
+from cortex_common.tensors import Arena, Manifest, TensorKind, chunk_count
+from cortex_common.transfer import pull_model, push_update
 from cortex_common.transfer.wire import data_key_from_proto, receipt_to_proto
 from services.aggregator.main import run as run_aggregator
 from services.aggregator.settings import AggregatorSettings
@@ -145,12 +145,21 @@ class ScriptedWorker:
             report.trained.examples = 10
             report.trained.metrics["train_loss"] = self._value
         elif kind == "evaluate":
+            await self._pull(assignment)
             for index in assignment.evaluate.slice:
                 report.evaluated.slices.add(slice=index, examples=10, loss_sum=5.0, correct=7)
         else:
             return
         await stub.Report(report)
         self.done.append(assignment.assignment_id)
+
+    async def _pull(self, assignment: coordinator_pb2.Assignment) -> None:
+        """The version to evaluate, from the aggregator named: `pull_model` verifies its digest."""
+        tls = self._site.tls_of(Role.WORKER, self.name)
+        encryption = EncryptionManager(data_key_from_proto(assignment.data_key))
+        async with open_channel(assignment.aggregator_address, tls, Role.AGGREGATOR, bulk=True) as channel:
+            base = assignment.base.sha256
+            await pull_model(channel, assignment.job_id, base, "", encryption, Arena.zeros, assignment.round)
 
     async def _push(self, assignment: coordinator_pb2.Assignment) -> Any:
         encryption = EncryptionManager(data_key_from_proto(assignment.data_key))

@@ -529,6 +529,7 @@ class Assignment(_message.Message):
     BASE_FIELD_NUMBER: _builtins.int
     CHUNK_ELEMENTS_FIELD_NUMBER: _builtins.int
     TRANSFER_JOB_ID_FIELD_NUMBER: _builtins.int
+    INCLUDED_ROUND_FIELD_NUMBER: _builtins.int
     INITIALISE_FIELD_NUMBER: _builtins.int
     TRAIN_FIELD_NUMBER: _builtins.int
     EVALUATE_FIELD_NUMBER: _builtins.int
@@ -548,6 +549,8 @@ class Assignment(_message.Message):
     chunk_elements: _builtins.int
     transfer_job_id: _builtins.str
     """Id under which the aggregator knows the round and its base version: the job's, or that of its tier in a region."""
+    included_round: _builtins.int
+    """Last round whose version holds an update of this worker; unset if none does. Tells it what error feedback may forget."""
     @_builtins.property
     def job(self) -> _job_pb2.JobSpec: ...
     @_builtins.property
@@ -581,17 +584,23 @@ class Assignment(_message.Message):
         base: _common_pb2.ModelVersion | None = ...,
         chunk_elements: _builtins.int = ...,
         transfer_job_id: _builtins.str = ...,
+        included_round: _builtins.int | None = ...,
         initialise: Global___InitialiseWork | None = ...,
         train: Global___TrainWork | None = ...,
         evaluate: Global___EvaluateWork | None = ...,
         hold: Global___HoldWork | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "data_key", b"data_key", "evaluate", b"evaluate", "hold", b"hold", "initialise", b"initialise", "job", b"job", "train", b"train", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_included_round", b"_included_round", "base", b"base", "data_key", b"data_key", "evaluate", b"evaluate", "hold", b"hold", "included_round", b"included_round", "initialise", b"initialise", "job", b"job", "train", b"train", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregator", b"aggregator", "aggregator_address", b"aggregator_address", "assignment_id", b"assignment_id", "attempt", b"attempt", "base", b"base", "chunk_elements", b"chunk_elements", "data_key", b"data_key", "evaluate", b"evaluate", "fence", b"fence", "hold", b"hold", "initialise", b"initialise", "job", b"job", "job_id", b"job_id", "round", b"round", "seat", b"seat", "seats", b"seats", "train", b"train", "transfer_job_id", b"transfer_job_id", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_included_round", b"_included_round", "aggregator", b"aggregator", "aggregator_address", b"aggregator_address", "assignment_id", b"assignment_id", "attempt", b"attempt", "base", b"base", "chunk_elements", b"chunk_elements", "data_key", b"data_key", "evaluate", b"evaluate", "fence", b"fence", "hold", b"hold", "included_round", b"included_round", "initialise", b"initialise", "job", b"job", "job_id", b"job_id", "round", b"round", "seat", b"seat", "seats", b"seats", "train", b"train", "transfer_job_id", b"transfer_job_id", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__included_round: _TypeAlias = _typing.Literal["included_round"]  # noqa: Y015
+    _WhichOneofArgType__included_round: _TypeAlias = _typing.Literal["_included_round", b"_included_round"]  # noqa: Y015
     _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["initialise", "train", "evaluate", "hold"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__included_round) -> _WhichOneofReturnType__included_round | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_work) -> _WhichOneofReturnType_work | None: ...
 
 Global___Assignment: _TypeAlias = Assignment  # noqa: Y015

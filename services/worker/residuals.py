@@ -1,0 +1,254 @@
+"""What quantisation has left out of a worker's updates, kept until a version that holds the rest is known.
+
+Of the last update sent, the numbers as they were *before* quantisation are kept, sealed, on this node's disk: they are
+there before the upload can be accepted. Whether that update came into a version is learnt with the next assignment:
+if it did, only its quantisation error is carried on; if it was lost, refused or too late, all of it is. So no mass is
+lost and none counts twice, whatever is killed when. Legend: n elements of one chunk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cortex_common.codec import WeightCompressor, rounding_seed
+from cortex_common.errors import CorruptError, CortexError
+from cortex_common.ids import JobId
+from cortex_common.logging import get_logger
+from cortex_common.security.encryption import TAG_BYTES, EncryptionManager, ObjectHeader, ObjectKind
+from cortex_common.storage.durable import make_directory, open_new, sync_directory, sync_file, write_durably
+from cortex_common.tensors import ChunkRange, Float32s, chunk_range
+
+_log = get_logger(__name__)
+_FORGET_S = 7 * 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The last update sent: its round, how it was quantised, and where its numbers are."""
+
+    round: int
+    codec: str
+    codec_options: str
+    seed: tuple[int, ...]
+    header: ObjectHeader
+    blob: str
+
+    def chunk_seed(self, index: int) -> int:
+        """Seed of the rounding of one chunk."""
+        return rounding_seed(*self.seed, index)
+
+
+class ResidualStore:
+    """One job's folder: `kept.json` names the blob that counts; others are left from a crash and removed."""
+
+    def __init__(self, root: Path, job_id: JobId) -> None:
+        self._directory = root / job_id
+
+    def load(self) -> Kept | None:
+        """What was kept last; None at first, or when the folder is damaged (then training goes on without it)."""
+        path = self._directory / "kept.json"
+        if not path.exists():
+            return None
+        try:
+            kept = _from_facts(json.loads(path.read_bytes()))
+        except (CortexError, ValueError, KeyError, TypeError) as error:
+            _log.warning("residual_not_readable", path=str(path), reason=str(error))
+            return None
+        for other in self._directory.glob("*.blob"):
+            if other.name != kept.blob:
+                other.unlink()
+        if not (self._directory / kept.blob).exists():
+            _log.warning("residual_not_readable", path=str(path), reason=f"{kept.blob} is missing")
+            return None
+        return kept
+
+    def read(self, kept: Kept) -> KeptReader:
+        """The numbers of an update kept."""
+        return KeptReader(self._directory / kept.blob, kept)
+
+    def write(self, kept: Kept, encryption: EncryptionManager) -> KeptWriter:
+        """Begin to keep an update."""
+        make_directory(self._directory)
+        return KeptWriter(self._directory, kept, encryption)
+
+
+def sweep(root: Path, wall_s: float) -> None:
+    """Forget jobs of which nothing was sent for a week: ended ones are not told apart from paused ones here."""
+    if not root.is_dir():
+        return
+    for directory in root.iterdir():
+        if wall_s - directory.stat().st_mtime > _FORGET_S:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+class KeptReader:
+    """Opens the chunks of an update kept; one thread at a time."""
+
+    def __init__(self, path: Path, kept: Kept) -> None:
+        self.kept = kept
+        self._path = path
+        self._file = os.open(path, os.O_RDONLY)
+        self._scratch = bytearray()
+        self._encryption: EncryptionManager | None = None
+        self._codec = WeightCompressor.from_wire(kept.codec, kept.codec_options)
+
+    def whole(self, part: ChunkRange, encryption: EncryptionManager, out_n: Float32s) -> None:
+        """All of the update. CorruptError: the file was changed."""
+        size = 4 * part.elements + TAG_BYTES
+        sealed = os.pread(self._file, size, _offset(part))
+        if len(sealed) != size:
+            raise CorruptError(f"{self._path} is cut short at chunk {part.index}")
+        if len(self._scratch) < size:
+            self._scratch = bytearray(size)
+        if self._encryption is not encryption:
+            self._encryption, self._opener = encryption, encryption.opener(self.kept.header)
+        plain = self._opener.open_into(part.index, sealed, self._scratch)
+        out_n[:] = np.frombuffer(plain, np.float32)
+
+    def error(self, part: ChunkRange, encryption: EncryptionManager, out_n: Float32s) -> None:
+        """What quantisation left out of the update: the very same quantisation once more."""
+        self.whole(part, encryption, out_n)
+        self._codec.encode(out_n, seed=self.kept.chunk_seed(part.index), residual_n=out_n)
+
+    def close(self) -> None:
+        """Give the file up."""
+        os.close(self._file)
+
+
+class KeptWriter:
+    """Writes an update chunk by chunk; it counts from `commit` on. A chunk asked for again is read back."""
+
+    def __init__(self, directory: Path, kept: Kept, encryption: EncryptionManager) -> None:
+        self._directory = directory
+        self._kept = kept
+        self._sealer = encryption.sealer(kept.header)
+        self._path = directory / kept.blob
+        with open_new(self._path, 0o600):
+            pass
+        self._file = os.open(self._path, os.O_RDWR)
+        self.chunks = 0
+
+    def append(self, part: ChunkRange, values_n: Float32s) -> None:
+        """Keep the next chunk; the last one makes all durable."""
+        sealed = self._sealer.seal(part.index, values_n.data.cast("B"))
+        os.pwrite(self._file, sealed, _offset(part))
+        self.chunks += 1
+
+    def commit(self) -> None:
+        """From now on this is the update kept."""
+        sync_file(self._file, self._path)
+        sync_directory(self._directory)
+        facts = json.dumps(_to_facts(self._kept), separators=(",", ":")).encode()
+        write_durably(self._directory / "kept.json", facts, mode=0o600)
+
+    def close(self) -> None:
+        """Give the file up."""
+        os.close(self._file)
+
+
+class Feedback:
+    """Error feedback of one update: adds what earlier ones left out, and keeps this one.
+
+    Args:
+        store: The job's.
+        kept: This update, with a fresh header.
+        included_round: Last round whose version holds an update of this worker; None if none does.
+        encryption: Holds the job's data key.
+    """
+
+    def __init__(
+        self, store: ResidualStore, kept: Kept, included_round: int | None, encryption: EncryptionManager
+    ) -> None:
+        self._store = store
+        self._kept = kept
+        self._encryption = encryption
+        earlier = store.load()
+        if earlier is not None and earlier.header.elements != kept.header.elements:
+            earlier = None
+        self._earlier = store.read(earlier) if earlier is not None else None
+        self._is_repeated = earlier is not None and earlier.round == kept.round
+        self._was_included = earlier is not None and earlier.round == included_round
+        self._writer: KeptWriter | None = None
+        self._written: KeptReader | None = None
+        self._term_n = np.empty(0, np.float32)
+
+    @property
+    def kept(self) -> Kept:
+        """The update whose quantisation must be used: an earlier one when this round has been sent before."""
+        return self._earlier.kept if self._is_repeated and self._earlier is not None else self._kept
+
+    def apply(self, part: ChunkRange, delta_n: Float32s) -> None:
+        """Turn a chunk of the change into the chunk to send, in place."""
+        if self._is_repeated and self._earlier is not None:
+            self._earlier.whole(part, self._encryption, delta_n)
+            return
+        if self._writer is None:
+            self._writer = self._store.write(self._kept, self._encryption)
+        if part.index < self._writer.chunks:
+            self._again(part, delta_n)
+            return
+        if self._earlier is not None:
+            self._add_earlier(self._earlier, part, delta_n)
+        self._writer.append(part, delta_n)
+        if self._writer.chunks == self._float_chunks():
+            self._writer.commit()
+
+    def close(self) -> None:
+        """Give files up."""
+        for each in (self._earlier, self._writer, self._written):
+            if each is not None:
+                each.close()
+
+    def _add_earlier(self, earlier: KeptReader, part: ChunkRange, delta_n: Float32s) -> None:
+        if self._term_n.size < part.elements:
+            self._term_n = np.empty(part.elements, np.float32)
+        term_n = self._term_n[: part.elements]
+        (earlier.error if self._was_included else earlier.whole)(part, self._encryption, term_n)
+        delta_n += term_n
+
+    def _again(self, part: ChunkRange, delta_n: Float32s) -> None:
+        if self._written is None:
+            self._written = self._store.read(self._kept)
+        self._written.whole(part, self._encryption, delta_n)
+
+    def _float_chunks(self) -> int:
+        header = self._kept.header
+        last = chunk_range(header.chunks - 1, header.elements, header.counters, header.chunk_elements)
+        return header.chunks - 1 if last.is_counters else header.chunks
+
+
+def kept_header(update: ObjectHeader) -> ObjectHeader:
+    """The header under which an update's numbers rest: the update's, of another kind, uncompressed."""
+    facts: dict[str, Any] = update.to_facts()
+    facts |= {"kind": ObjectKind.RESIDUAL.value, "codec": "none", "codec_options": "", "manifest": ""}
+    return ObjectHeader.from_facts(facts).fresh()
+
+
+def _offset(part: ChunkRange) -> int:
+    """All chunks before are whole: four bytes an element and one tag each."""
+    return 4 * part.start + TAG_BYTES * part.index
+
+
+def _to_facts(kept: Kept) -> dict[str, Any]:
+    return {
+        "round": kept.round,
+        "codec": kept.codec,
+        "codec_options": kept.codec_options,
+        "seed": list(kept.seed),
+        "header": kept.header.to_facts(),
+        "blob": kept.blob,
+    }
+
+
+def _from_facts(facts: Mapping[str, Any]) -> Kept:
+    header = ObjectHeader.from_facts(facts["header"])
+    seed = tuple(int(part) for part in facts["seed"])
+    return Kept(int(facts["round"]), facts["codec"], facts["codec_options"], seed, header, str(facts["blob"]))
