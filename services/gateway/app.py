@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from cortex_common.telemetry.metrics import cortex_version
 from services.gateway import openapi, problems
@@ -14,8 +15,10 @@ MAX_BODY_BYTES = 1 << 20
 
 
 def create_app(surroundings: Surroundings, max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
-    """The application that serves the HTTP API with these peers."""
-    app = FastAPI(title="Cortex", version=cortex_version(), description=openapi.DESCRIPTION, redirect_slashes=False)
+    """The application that serves the HTTP API with these peers; its documentation needs no internet."""
+    app = FastAPIOffline(
+        title="Cortex", version=cortex_version(), description=openapi.DESCRIPTION, redirect_slashes=False
+    )
     attach(app, surroundings)
     problems.install(app)
     openapi.install(app)

@@ -54,6 +54,8 @@ def test_the_http_api_tells_the_same_story(network: Shell):
     ports = json.loads(network.layout.network_file.read_text())["members"]
     port = next(member["ports"]["http"] for member in ports if member["service"] == "gateway")
     token = network.layout.token_file.read_text().strip()
+    for log in network.layout.logs.iterdir():
+        assert token not in log.read_text(), f"the token is in {log.name}"
 
     with httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:
         assert http.get(f"/api/v1/jobs/{job_id}/status").status_code == 401

@@ -139,8 +139,8 @@ def _network(layout: Layout, workers: int, on_wait: Callable[[], None]) -> Itera
 
     with exclusive(layout):
         wipe(layout)
-    options = ["--workers", str(workers), "--parent-pid", str(os.getpid()), "--json"]
-    start_detached(layout, options, lambda line: None if line.startswith("{") else say(line), on_wait)
+    options = ["--workers", str(workers), "--parent-pid", str(os.getpid())]
+    start_detached(layout, options, say, on_wait)
     try:
         yield
     finally:

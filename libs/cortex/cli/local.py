@@ -68,6 +68,7 @@ def up(
         bool, typer.Option("--detach", "-d", help="Return when every service is healthy; `cortex down` stops.")
     ] = False,
     parent_pid: Annotated[int | None, typer.Option(hidden=True)] = None,
+    in_background: Annotated[bool, typer.Option(hidden=True)] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Start a whole network on this machine: all services as processes, with certificates, supervised.
@@ -82,16 +83,20 @@ def up(
     layout = layout_of(directory)
     if not detach:
         named = None if regions is None else [region.strip() for region in regions.split(",")]
-        return _in_foreground(layout, changed(known_network(layout), workers, named, catalogue), parent_pid, as_json)
+        wanted = changed(known_network(layout), workers, named, catalogue)
+        # Who waits in the foreground announces: the token must not get into the supervisor's log.
+        announced = None if in_background else as_json
+        return _in_foreground(layout, wanted, parent_pid, announced)
     options = [] if workers is None else ["--workers", str(workers)]
     options += [] if regions is None else ["--regions", regions]
     options += [] if catalogue is None else ["--catalogue", str(catalogue)]
-    start_detached(layout, [*options, "--json"], lambda line: None if line.startswith("{") else say(line))
+    start_detached(layout, options, say)
     _announce(layout, read_network(layout), ensure_token(layout), as_json, detached=True)
     return None
 
 
-def _in_foreground(layout: Layout, network: LocalNetwork, parent_pid: int | None, as_json: bool) -> None:
+def _in_foreground(layout: Layout, network: LocalNetwork, parent_pid: int | None, announced: bool | None) -> None:
+    """Supervise until stopped; `announced` is whether to announce in JSON, None for not at all."""
     import asyncio
 
     from cortex.local.ports import PortClaims, claims_folder
@@ -108,7 +113,8 @@ def _in_foreground(layout: Layout, network: LocalNetwork, parent_pid: int | None
     def announce() -> None:
         nonlocal healthy
         healthy = True
-        _announce(layout, prepared.network, token, as_json, detached=False)
+        if announced is not None:
+            _announce(layout, prepared.network, token, announced, detached=False)
 
     with exclusive(layout), PortClaims(claims_folder()) as ports:
         prepared = prepare(layout, network, ports.claim)

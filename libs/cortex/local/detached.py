@@ -42,7 +42,7 @@ def start_detached(
         layout.logs.mkdir(parents=True, exist_ok=True)
     with layout.supervisor_log.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cortex", "up", "--dir", str(layout.root), *options],
+            [sys.executable, "-m", "cortex", "up", "--dir", str(layout.root), "--in-background", *options],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -40,6 +40,12 @@ def _device(value: str) -> str:
     return value
 
 
+def _file_to_start_from(value: str) -> str:
+    if not value.endswith(".safetensors"):
+        raise ValueError("allowed: a .safetensors file on the workers (starting from another job is not there yet)")
+    return value
+
+
 Count = Annotated[StrictInt, Field(ge=1, le=1_000_000_000)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
 Dimension = Annotated[StrictInt, Field(ge=1, le=10_000_000)]
@@ -69,7 +75,7 @@ class ModelSpec(Section):
     hidden_dims: Annotated[tuple[Dimension, ...], Field(max_length=1000)] = ()
     output_dim: Dimension
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    init_from: StrictStr | None = None
+    init_from: Annotated[StrictStr, AfterValidator(_file_to_start_from)] | None = None
     freeze: tuple[StrictStr, ...] = ()
 
 
