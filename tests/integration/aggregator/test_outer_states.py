@@ -111,7 +111,7 @@ class Killing(DirectoryBlobStore):
     def create(self, name):
         writer = super().create(name)
         if name.rsplit("/")[-1].startswith("2") and name.endswith({end!r}) and "state" not in name:
-            writer.commit = lambda: os.kill(os.getpid(), 9)
+            writer.commit = lambda **_: os.kill(os.getpid(), 9)
         return writer
 
 service.DirectoryBlobStore = Killing

@@ -55,7 +55,7 @@ async def test_an_accepted_update_whose_chunks_are_gone_is_not_claimed(cluster: 
     await cluster.open(1, base)
     receipt = (await cluster.push(cluster.header(1, base), arena_of(2))).receipt
     await cluster.stop()
-    os.truncate(cluster.spool(1) / "seat-0.chunks", 5000)
+    os.truncate(cluster.spool(1) / "seat-0.update", 5000)
     await cluster.start()
     with pytest.raises(PreconditionError, match="no update of seat 0"), calling("aggregator"):
         await cluster.seal(1, [receipt])

@@ -111,7 +111,7 @@ async def test_a_torn_chunk_is_cut_off_after_a_kill(opened: tuple[Cluster, str])
     header, arena = cluster.header(1, base), arena_of(2)
     await cut_after(cluster, header, arena, 2)
     await cluster.stop()
-    chunks = cluster.spool(1) / "seat-0.chunks"
+    chunks = cluster.spool(1) / "seat-0.update"
     with chunks.open("ab") as file:
         file.write((5000).to_bytes(4, "big") + b"torn")
     await cluster.start()
@@ -314,7 +314,7 @@ async def test_a_full_disk_refuses_the_update_and_leaves_nothing(
     await upload.begin()
     file_size_limit(6000)
     await upload.send(*(ChunkFrame(index, each) for index, each in enumerate(sealed[:2])))
-    with pytest.raises(OverloadedError, match=r"1-0: no room for 4113 bytes, \d+ are free"):
+    with pytest.raises(OverloadedError, match=r"1-0: no room for 4117 bytes, \d+ are free"):
         await upload.error()
     file_size_limit(resource.RLIM_INFINITY)
     assert not list(cluster.spool(1).glob("seat-0.*"))

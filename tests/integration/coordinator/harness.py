@@ -30,6 +30,8 @@ from services.discovery.settings import DiscoverySettings
 
 TlsOf = Callable[..., TlsFiles]
 MANIFEST = Manifest.of([("w", (4, 3), TensorKind.TRAINABLE), ("b", (3,), TensorKind.TRAINABLE)])
+LARGE = Manifest.of([("w", (500, 600), TensorKind.TRAINABLE), ("b", (3,), TensorKind.TRAINABLE)])
+"""1.2 MB of float32."""
 
 
 class Site:
@@ -41,6 +43,10 @@ class Site:
         self._running: dict[str, tuple[asyncio.Event, asyncio.Task[None]]] = {}
         self._ports: dict[str, int] = {}
         self.lease_s = 600.0
+        self.advertise: str | None = None
+        """Where others find the aggregator; its own address, if None."""
+        self.entrance: str | None = None
+        """Where workers find the coordinator; its own address, if None."""
 
     @property
     def coordinator(self) -> str:
@@ -65,7 +71,8 @@ class Site:
         if role is Role.DISCOVERY:
             run, settings = run_discovery, DiscoverySettings(**common, lease_s=self.lease_s)
         elif role is Role.AGGREGATOR:
-            run, settings = run_aggregator, AggregatorSettings(**common, discovery=self._at("discovery"))
+            where = {"discovery": self._at("discovery"), "advertise": self.advertise}
+            run, settings = run_aggregator, AggregatorSettings(**common, **where)
         else:
             limits = {"lease_s": 1.0, "gather_s": 0.2, "report_s": 0.5}
             run, settings = run_coordinator, CoordinatorSettings(**common, **limits, discovery=self._at("discovery"))
@@ -99,8 +106,17 @@ class Site:
 class ScriptedWorker:
     """Attends, and does each assignment with made-up numbers: an update of all `value`, scores of 7 in 10."""
 
-    def __init__(self, site: Site, name: str, value: float, region: str = "eu", incarnation: str = "one") -> None:
+    def __init__(
+        self,
+        site: Site,
+        name: str,
+        value: float,
+        region: str = "eu",
+        incarnation: str = "one",
+        manifest: Manifest = MANIFEST,
+    ) -> None:
         self.name = name
+        self._manifest = manifest
         self._region = region
         self._site = site
         self._value = value
@@ -115,7 +131,8 @@ class ScriptedWorker:
         tls = self._site.tls_of(Role.WORKER, self.name)
         while True:
             try:
-                async with open_channel(self._site.coordinator, tls, Role.COORDINATOR) as channel:
+                entrance = self._site.entrance or self._site.coordinator
+                async with open_channel(entrance, tls, Role.COORDINATOR) as channel:
                     stub = coordinator_pb2_grpc.AssignmentServiceStub(channel)
                     request = coordinator_pb2.AttendRequest(
                         worker=self.name, region=self._region, incarnation=self._incarnation, slots=1
@@ -177,18 +194,18 @@ class ScriptedWorker:
             codec="none",
             codec_options="",
             chunk_elements=assignment.chunk_elements,
-            elements=MANIFEST.elements,
+            elements=self._manifest.elements,
             counters=0,
-            chunks=chunk_count(MANIFEST.elements, 0, assignment.chunk_elements),
-            manifest_sha256=MANIFEST.sha256,
+            chunks=chunk_count(self._manifest.elements, 0, assignment.chunk_elements),
+            manifest_sha256=self._manifest.sha256,
             base_sha256=assignment.base.sha256,
-            manifest=MANIFEST.to_json() if is_first else b"",
+            manifest=self._manifest.to_json() if is_first else b"",
             weight=1.0 if is_first else 10.0,
         ).fresh()
-        values = np.full(MANIFEST.elements, self._value, np.float32)
+        values = np.full(self._manifest.elements, self._value, np.float32)
         tls = self._site.tls_of(Role.WORKER, self.name)
         async with open_channel(assignment.aggregator_address, tls, Role.AGGREGATOR, bulk=True) as channel:
-            codec = WeightCompressor.create("none")
+            codec = WeightCompressor.create("none", lz4="off")
             result = await push_update(
                 channel, header, lambda part: codec.encode(values[part.start : part.stop]), encryption
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -223,20 +224,63 @@ def test_a_spool_forgets_only_the_torn_chunk(tmp_path: Path) -> None:
     chunks = [b"a" * 50, b"b" * 60, b"c" * 70]
     for cut in range(3 * 4 + 180 + 1):
         spool = SeatSpool.start(tmp_path, header)
+        begin = (tmp_path / "seat-0.update").stat().st_size
         for chunk in chunks:
             spool.append(chunk)
         spool.close()
-        with (tmp_path / "seat-0.chunks").open("r+b") as file:
-            file.truncate(cut)
+        os.truncate(tmp_path / "seat-0.update", begin + cut)
         loaded, receipt = SeatSpool.load(tmp_path, 0)
         whole = sum(cut >= end for end in (54, 118, 192))
-        assert (loaded.chunks, receipt) == (whole, None)
+        assert (loaded.chunks, loaded.unproven, receipt) == (whole, whole, None)
         assert [loaded.read(index) for index in range(whole)] == chunks[:whole]
         for chunk in chunks[whole:]:
             loaded.append(chunk)
         assert [loaded.read(index) for index in range(3)] == chunks
         loaded.erase()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [100, 2 << 20])
+def test_a_receipt_counts_once_it_is_whole_and_for_its_very_chunks(tmp_path: Path, size: int) -> None:
+    header = header_of(Manifest.of([("w", (1000,), TensorKind.TRAINABLE)]), WeightCompressor.create("none"))
+    path = tmp_path / "seat-0.update"
+    spool = SeatSpool.start(tmp_path, replace(header, chunks=1))
+    spool.append(b"c" * size)
+    before = path.stat().st_size
+    spool.commit(RECEIPT)
+    spool.close()
+    loaded, receipt = SeatSpool.load(tmp_path, 0)
+    assert (receipt, loaded.unproven, loaded.read(0)) == (RECEIPT, 0, b"c" * size)
+    loaded.close()
+    whole = path.read_bytes()
+    for end in (before, before + 5, before + 40, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        loaded, receipt = SeatSpool.load(tmp_path, 0)
+        assert (receipt, loaded.unproven, path.stat().st_size) == (None, 1, before)
+        loaded.close()
+    if size < 1 << 20:
+        # Synced in one go with its receipt: a power cut may leave the one and not the other.
+        path.write_bytes(whole[: before - 50] + bytes(50) + whole[before:])
+        with pytest.raises(CorruptError, match="not those it was accepted with"):
+            SeatSpool.load(tmp_path, 0)
+    path.write_bytes(whole[:10])
+    with pytest.raises(CorruptError, match="no header"):
+        SeatSpool.load(tmp_path, 0)
+
+
+def test_a_torn_state_of_a_round_leaves_the_one_before(tmp_path: Path) -> None:
+    store = DirectoryRoundStore(tmp_path)
+    path = store.directory(ROUND) / "round.log"
+    store.save(StoredRound(TERMS, domain.Phase.OPEN))
+    first = path.stat().st_size
+    store.save(StoredRound(TERMS, domain.Phase.SEALED))
+    assert [each.phase for each in store.load()] == [domain.Phase.SEALED]
+    os.truncate(path, path.stat().st_size - 1)
+    assert [each.phase for each in store.load()] == [domain.Phase.OPEN]
+    store.save(StoredRound(TERMS, domain.Phase.SEALED))
+    assert [each.phase for each in store.load()] == [domain.Phase.SEALED]
+    os.truncate(path, first - 1)
+    assert list(store.load()) == []
 
 
 def version_of(round_number: int, blob: str, digest: str) -> Version:

@@ -183,7 +183,7 @@ class FullAt(DirectoryBlobStore):
             writer.commit = self._refuse  # type: ignore[method-assign]
         return writer
 
-    def _refuse(self) -> None:
+    def _refuse(self, *, sync: bool = True) -> None:
         raise OverloadedError("full")
 
 

@@ -1,0 +1,102 @@
+"""A bad link: a TCP proxy with the rate, delay and hiccups of a real one. Loopback only.
+
+All connections share the link and take turns, as they would in the queue of a fair router. A lost packet shows to TCP's
+user as a stall of about a round trip and a half; that is what `loss` makes here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+_SEGMENT = 1448
+
+
+@dataclass
+class Link:
+    """One direction's properties, and what went over both.
+
+    Attributes:
+        bytes_per_s: Rate shared by all connections, for each direction.
+        delay_s: One way.
+        loss: Share of segments that have to be sent again.
+    """
+
+    bytes_per_s: float
+    delay_s: float = 0.0
+    loss: float = 0.0
+    seed: int = 0
+    passed_bytes: int = 0
+    _free_at: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+
+    async def carry(self, size: int, direction: str) -> float:
+        """Take a turn of the link for `size` bytes; gives when they arrive, on the loop's clock."""
+        now = asyncio.get_running_loop().time()
+        start = max(self._free_at.get(direction, now), now)
+        end = start + size / self.bytes_per_s
+        self._free_at[direction] = end
+        self.passed_bytes += size
+        await asyncio.sleep(end - now)
+        stall = 3 * self.delay_s if self._random.random() < self.loss * -(-size // _SEGMENT) else 0.0
+        return end + self.delay_s + stall
+
+
+@asynccontextmanager
+async def over(link: Link, target: Callable[[], tuple[str, int]]) -> AsyncIterator[str]:
+    """An address through which `target` is reached over the link."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            far_reader, far_writer = await asyncio.open_connection(*target(), limit=2 * _SEGMENT)
+        except OSError:
+            writer.close()
+            return
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(
+                _pump(link, reader, far_writer, "up"), _pump(link, far_reader, writer, "down"), return_exceptions=True
+            )
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=2 * _SEGMENT)
+    host, port = server.sockets[0].getsockname()
+    try:
+        yield f"{host}:{port}"
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pump(link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: str) -> None:
+    """Segments in order; while one is on its way the next is already taking its turn."""
+    arrivals: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=64)
+    deliver = asyncio.create_task(_deliver(arrivals, writer))
+    try:
+        while segment := await reader.read(_SEGMENT):
+            await arrivals.put((await link.carry(len(segment), direction), segment))
+        await arrivals.put((0.0, b""))
+        await deliver
+    finally:
+        deliver.cancel()
+        writer.close()
+
+
+async def _deliver(arrivals: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        due, segment = await arrivals.get()
+        await asyncio.sleep(due - loop.time())
+        if not segment:
+            return
+        writer.write(segment)
+        await writer.drain()
