@@ -38,12 +38,15 @@ from services.aggregator.domain import (
     check_order,
     check_terms,
 )
-from services.aggregator.folding import Folder, check_base
+from services.aggregator.folding import Folder
 from services.aggregator.forwarding import Forwarder
+from services.aggregator.holdings import Holdings
+from services.aggregator.pruning import droppable, is_settled
 from services.aggregator.receiving import Receiver
 from services.aggregator.relaying import Relay
 from services.aggregator.rounds import LiveRound, RoundView
 from services.aggregator.settings import AggregatorSettings
+from services.aggregator.sharing import SharedWork
 from services.aggregator.store import RoundStore
 from services.aggregator.strategies import create_strategy
 from services.aggregator.uploads import in_thread
@@ -73,11 +76,14 @@ class WeightAggregator:
         self._encryption = EncryptionManager()
         self._folder = Folder(name, settings.network, versions, processor, self._encryption, clock)
         self.receiver = Receiver(settings, self._rounds, rounds, self._encryption, validation, clock)
-        self._forwarder = Forwarder(name, settings.network, self._encryption, channels, clock)
+        self._forwarder = Forwarder(
+            name, settings.network, self._encryption, channels, clock, settings.forward_patience_s
+        )
         self._warmer = CodecWarmer()
         self._relay = Relay(versions, channels, validation, clock)
+        self.holdings = Holdings(name, versions, self._relay, self._rounds)
         self._sealing: dict[RoundKey, asyncio.Task[Version]] = {}
-        self._forwarding: dict[RoundKey, asyncio.Task[Receipt]] = {}
+        self._forwarding: dict[RoundKey, SharedWork[Receipt]] = {}
         self._job_keys: dict[JobId, set[KeyId]] = {}
         self._stopping = False
         self._erasing: set[asyncio.Task[None]] = set()
@@ -90,6 +96,8 @@ class WeightAggregator:
         highest = max((version.sequence for version in self.versions.all()), default=0)
         for stored in self._store.load():
             live = self._rounds[stored.terms.key] = LiveRound.restored(stored, self._store)
+            if live.phase is Phase.OPEN and self._made_by(live.terms.key) is not None:
+                live.phase = Phase.SEALED
             highest = max([highest, *(receipt.sequence for receipt in live.receipts.values())])
             log.info("round_restored", round=str(stored.terms.key), phase=stored.phase, accepted=len(live.receipts))
         self.receiver.sequence = highest
@@ -107,7 +115,7 @@ class WeightAggregator:
         await self.drain()
         self._relay.close()
         for forwarding in self._forwarding.values():
-            forwarding.cancel()
+            forwarding.cancel(UnavailableError("the aggregator is stopping; ask again when it is back"))
         for work in (*self._sealing.values(), *self._erasing):
             await asyncio.wait((work,))
         for live in self._rounds.values():
@@ -125,15 +133,15 @@ class WeightAggregator:
         """
         self._check(terms)
         await self._raise_fence(terms.key.job_id, terms.fence)
-        base = (await self._base(terms)).manifest if terms.base_sha256 else None
+        base = (await self.holdings.base(terms)).manifest if terms.base_sha256 else None
         self._keep_key(terms.key.job_id, data_key)
         live = self._rounds.get(terms.key)
         if live is None:
             live = await self._begin(terms)
         elif live.terms.substance != terms.substance:
             raise PreconditionError(f"{terms.key} has been opened with other terms: {live.terms.substance}")
-        elif live.phase is Phase.OPEN:
-            live.terms = terms
+        elif live.phase is not Phase.ABORTED:
+            live.terms = terms if live.phase is Phase.OPEN else live.terms.refreshed(terms)
             await self._stored(lambda: self._store.save(live.stored()))
         live.data_key, live.base = data_key, base
         self._warmer.want(WeightCompressor.from_wire(terms.codec, terms.codec_options))
@@ -171,16 +179,13 @@ class WeightAggregator:
         await self._raise_fence(key.job_id, fence)
         if data_key is not None:
             self._keep_key(key.job_id, data_key)
-        done = self.versions.of_round(key.job_id, key.round)
-        if done is not None and done.header.attempt == key.attempt:
+        done = self._made_by(key)
+        if done is not None:
             return done.of_list(key, contributions)
         running = self._sealing.get(key)
         if running is not None:
             return (await asyncio.shield(running)).of_list(key, contributions)
-        live = self._known(key)
-        if live.phase is Phase.ABORTED:
-            raise PreconditionError(f"{key} was given up: {live.reason}")
-        listed = check_contributions(key, contributions, live.receipts)
+        live, listed = self._freezable(key, contributions)
         task = self._sealing[key] = asyncio.create_task(self._seal(live, listed))
         task.add_done_callback(lambda _: self._sealing.pop(key, None))
         return await asyncio.shield(task)
@@ -188,10 +193,11 @@ class WeightAggregator:
     async def forward(
         self, key: RoundKey, fence: int, contributions: Sequence[Contribution], data_key: DataKey | None
     ) -> Receipt:
-        """Freeze the list and push its mean one tier up; idempotent.
+        """Freeze the list and push its mean one tier up; idempotent, and asked again it goes on.
 
         Raises:
             ConflictError: stale fence.
+            UnavailableError: the upper aggregator is away, or has not opened the round again; says why.
             PreconditionError: a listed update is not accepted here, or there is no open round above.
             CorruptError: a spooled update no longer opens.
         """
@@ -200,13 +206,10 @@ class WeightAggregator:
             self._keep_key(key.job_id, data_key)
         running = self._forwarding.get(key)
         if running is None:
-            live = self._known(key)
-            if live.phase is Phase.ABORTED:
-                raise PreconditionError(f"{key} was given up: {live.reason}")
-            listed = check_contributions(key, contributions, live.receipts)
-            running = self._forwarding[key] = asyncio.create_task(self._forward(live, listed))
-            running.add_done_callback(lambda _: self._forwarding.pop(key, None))
-        return await asyncio.shield(running)
+            live, listed = self._freezable(key, contributions)
+            running = self._forwarding[key] = SharedWork(self._forward(live, listed))
+            running.task.add_done_callback(lambda _: self._forwarding.pop(key, None))
+        return await running.result()
 
     async def abort(self, key: RoundKey, fence: int, reason: str) -> None:
         """Give up a round: later uploads are refused with the reason; idempotent.
@@ -216,54 +219,42 @@ class WeightAggregator:
             PreconditionError: its version exists already.
         """
         await self._raise_fence(key.job_id, fence)
-        done = self.versions.of_round(key.job_id, key.round)
-        if key in self._sealing or (done is not None and done.header.attempt == key.attempt):
+        if key in self._sealing or self._made_by(key) is not None:
             raise PreconditionError(f"{key} is sealed: its version exists")
         live = self._rounds.get(key)
         if live is not None and live.phase is not Phase.ABORTED:
             await self._abort(live, reason)
         self._gauge()
 
-    async def prune(self, job_id: JobId, fence: int, keep: Sequence[RoundNumber]) -> int:
-        """Erase versions but those of `keep` and the bases of open rounds, and the spool of rounds that are over.
+    async def prune(self, job_id: JobId, fence: int, keep: Sequence[RoundNumber], *, ended: bool = False) -> int:
+        """Erase versions but those of `keep` and those still needed, and the spool of rounds that are over.
+
+        Args:
+            job_id: Whose.
+            fence: The coordinator's.
+            keep: Rounds whose versions stay; while the job runs newer ones and bases stay too.
+            ended: The job has ended: its uploads, folds and downloads end, its spool and its key go.
 
         Raises:
             ConflictError: stale fence.
         """
         check_job_id(job_id)
         await self._raise_fence(job_id, fence)
-        bases = {
-            live.terms.base_sha256
-            for live in self._rounds.values()
-            if live.terms.model_job_id == job_id and live.phase is Phase.OPEN
-        }
-        drop = [v for v in self.versions.of_job(job_id) if v.header.round not in keep and v.sha256 not in bases]
+        if ended:
+            await self._end(job_id)
+        drop = droppable(self.versions, job_id, self._rounds.values(), keep, ended=ended)
         for version in drop:
             await in_thread(lambda version=version: self.versions.delete(version))  # type: ignore[misc]
-        for key in [key for key, live in self._rounds.items() if key.job_id == job_id and live.phase is not Phase.OPEN]:
-            if not self._is_busy(key):
+        newest = self._newest(job_id)
+        for key, live in list(self._rounds.items()):
+            if key.job_id == job_id and newest and is_settled(live, self.versions, newest) and not self._is_busy(key):
                 await self._forget(key)
         for erasing in list(self._erasing):
             await asyncio.wait((erasing,))
-        if not self.versions.of_job(job_id) and self._newest(job_id) is None:
-            self._drop_keys(job_id)
+        if ended:
+            await self._clear(job_id)
         self._gauge()
         return len(drop)
-
-    async def model(self, job_id: JobId, sha256: str, number: RoundNumber) -> Version:
-        """A version to send; a region fetches what it lacks from the round above.
-
-        Raises:
-            NotFoundError: it is not here, nor above.
-        """
-        try:
-            return self.versions.by_sha256(job_id, sha256)
-        except NotFoundError:
-            above = [live.terms.upstream for live in self._rounds.values() if live.terms.model_job_id == job_id]
-            upstream = next((each for each in above if each is not None), None)
-            if upstream is None:
-                raise
-        return await self._relay.fetch(upstream, sha256, number)
 
     def count_download(self, key_job: JobId, number: RoundNumber, size: int) -> None:
         """Account bytes sent for a round's base version."""
@@ -286,38 +277,36 @@ class WeightAggregator:
 
     async def _seal(self, live: LiveRound, listed: tuple[Contribution, ...]) -> Version:
         key = live.terms.key
-        await self._freeze(live)
-        version = await self._folder.fold(live, listed, self.receiver.sequence)
+        await self._close(live)
+        # The fold need not wait for the disk, only the answer does: a version without it closes its round, see restore.
+        saving = asyncio.create_task(self._save_closed(live))
+        try:
+            version = await self._folder.fold(live, listed, self.receiver.sequence)
+        finally:
+            await asyncio.wait((saving,))
+        await saving
         log.info("round_sealed", job_id=key.job_id, round=key.round, sha256=version.sha256, updates=len(listed))
         self._gauge()
         return version
 
     async def _forward(self, live: LiveRound, listed: tuple[Contribution, ...]) -> Receipt:
-        await self._freeze(live)
+        await self._close(live)
+        await self._save_closed(live)
         receipt = await self._forwarder.forward(live, listed)
         key = live.terms.key
         log.info("round_forwarded", job_id=key.job_id, round=key.round, updates=len(listed), bytes=receipt.size_bytes)
         return receipt
 
-    async def _freeze(self, live: LiveRound) -> None:
-        """No update comes in from now on, also after a restart."""
+    async def _close(self, live: LiveRound) -> None:
+        """No update comes in from now on."""
         live.phase = Phase.SEALED
         frozen = PreconditionError(f"{live.terms.key} is sealed: its list of contributions is frozen")
         await self.receiver.stop(live, frozen)
+
+    async def _save_closed(self, live: LiveRound) -> None:
+        """Nor after a restart."""
         await self._stored(lambda: self._store.save(live.stored()))
         live.changed.fire()
-
-    async def _base(self, terms: RoundTerms) -> Version:
-        """The version a round starts from; a region fetches what it lacks from the round above."""
-        try:
-            version = self.versions.by_sha256(terms.model_job_id, terms.base_sha256)
-        except NotFoundError:
-            if terms.upstream is None:
-                raise
-            return await self._relay.fetch(terms.upstream, terms.base_sha256, terms.key.round)
-        if terms.upstream is None:
-            check_base(version, terms, create_strategy(terms.strategy, terms.strategy_options))
-        return version
 
     def _check(self, terms: RoundTerms) -> None:
         check_terms(terms, self._settings.max_seats)
@@ -352,9 +341,35 @@ class WeightAggregator:
         live.changed.fire()
         log.info("round_aborted", job_id=key.job_id, round=key.round, attempt=key.attempt, reason=reason)
 
-    async def _forget(self, key: RoundKey) -> None:
-        live = self._rounds.pop(key)
-        await self.receiver.stop(live, PreconditionError(f"{key} is over"))
+    async def _end(self, job_id: JobId) -> None:
+        """Nothing of an ended job goes on, and nothing of its rounds stays."""
+        error = PreconditionError(f"job {job_id} is over: the job has ended")
+        mine = [key for key in self._rounds if key.job_id == job_id]
+        for key in mine:
+            if self._rounds[key].phase is Phase.OPEN:
+                self._rounds[key].phase, self._rounds[key].reason = Phase.ABORTED, "the job has ended"
+        await self._relay.stop(job_id, error)
+        for key in mine:
+            if (forwarding := self._forwarding.get(key)) is not None:
+                await forwarding.stop(error)
+            if (sealing := self._sealing.get(key)) is not None:
+                await asyncio.wait((sealing,))
+            await self._forget(key, "the job has ended")
+        log.info("job_ended", job_id=job_id, rounds=len(mine))
+
+    async def _clear(self, job_id: JobId) -> None:
+        """What an ended job leaves: whole versions, served sealed, and the fence as long as there are any."""
+        self._drop_keys(job_id)
+        await self._stored(lambda: self._store.erase_job(job_id))
+        await in_thread(lambda: self.versions.sweep(job_id))
+        if not self.versions.of_job(job_id):
+            await self._stored(lambda: self._store.forget_fence(job_id))
+
+    async def _forget(self, key: RoundKey, reason: str = "a later one is open") -> None:
+        live = self._rounds.pop(key, None)
+        if live is None:
+            return
+        await self.receiver.stop(live, PreconditionError(f"{key} is over: {reason}"))
         live.close_files()
         live.changed.fire()
         # Nobody waits for it: gigabytes take a while to unlink, and what a kill leaves is retired at the next opening.
@@ -370,10 +385,29 @@ class WeightAggregator:
         self._job_keys.setdefault(job_id, set()).add(data_key.key_id)
 
     def _drop_keys(self, job_id: JobId) -> None:
-        """Nothing of a job is left: its keys go too, but for those that the round above or below still needs."""
+        """A job's keys go, but for those that the round above or below still needs."""
         gone = self._job_keys.pop(job_id, set())
         for key_id in gone.difference(*self._job_keys.values()):
             self._encryption.forget(key_id)
+
+    def _made_by(self, key: RoundKey) -> Version | None:
+        """The version that very attempt made."""
+        version = self.versions.of_round(key.job_id, key.round)
+        return version if version is not None and version.header.attempt == key.attempt else None
+
+    def _freezable(
+        self, key: RoundKey, contributions: Sequence[Contribution]
+    ) -> tuple[LiveRound, tuple[Contribution, ...]]:
+        """A round and its list, in seat order.
+
+        Raises:
+            PreconditionError: a listed update is not accepted here: the round was given up, or lost with its updates.
+        """
+        live = self._rounds.get(key)
+        if live is not None and live.phase is Phase.ABORTED:
+            raise PreconditionError(f"{key} was given up: {live.reason}")
+        listed = check_contributions(key, contributions, live.receipts if live else {})
+        return self._known(key), listed
 
     def _is_busy(self, key: RoundKey) -> bool:
         return key in self._sealing or key in self._forwarding

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from cortex_common.codec import WeightCompressor
@@ -82,9 +82,13 @@ class RoundTerms:
         """Job whose versions the round starts from: a tier's round starts from the root's."""
         return self.upstream.job_id if self.upstream else self.key.job_id
 
+    def refreshed(self, newer: RoundTerms) -> RoundTerms:
+        """A frozen round, opened again: its cohort is what it was, the upper aggregator may have moved."""
+        return replace(self, fence=newer.fence, upstream=newer.upstream)
+
     @property
     def substance(self) -> tuple[object, ...]:
-        """What may not change when the same round is opened again; fence and cohort may."""
+        """What may not change when the same round is opened again; fence, cohort and the address above may."""
         return (
             self.base_sha256,
             self.codec,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cortex_common.clock import Clock
 from cortex_common.errors import PreconditionError
@@ -10,7 +11,7 @@ from cortex_common.ids import NodeName, Sha256Hex
 from cortex_common.security.encryption import EncryptionManager, ObjectHeader, ObjectKind
 from cortex_common.transfer import Receipt, push_update
 from services.aggregator.client import Channels
-from services.aggregator.domain import Contribution
+from services.aggregator.domain import Contribution, Upstream
 from services.aggregator.means import MeanOfUpdates
 from services.aggregator.rounds import LiveRound
 
@@ -19,8 +20,15 @@ class Forwarder:
     """To the aggregator above, this one is a worker: same protocol, same acceptance, same resume."""
 
     def __init__(
-        self, name: NodeName, network: str, encryption: EncryptionManager, channels: Channels, clock: Clock
+        self,
+        name: NodeName,
+        network: str,
+        encryption: EncryptionManager,
+        channels: Channels,
+        clock: Clock,
+        patience_s: float,
     ) -> None:
+        self._patience_s = patience_s
         self._name = name
         self._network = network
         self._encryption = encryption
@@ -30,19 +38,19 @@ class Forwarder:
     async def forward(self, live: LiveRound, listed: Sequence[Contribution]) -> Receipt:
         """Push the weighted mean of the list, with the sum of its weights; what the upper aggregator answers.
 
-        Asked again after a crash it folds again: what was accepted above stays accepted.
+        Asked again it goes on with the same upload; after a crash it folds again: what was accepted above stays so.
 
         Raises:
+            UnavailableError: for a while nothing has got through to the upper aggregator, or it has not opened the
+                round again; says why.
             PreconditionError: this round has no upper one, or that is not open.
             CorruptError: an update no longer opens.
         """
-        upstream = live.terms.upstream
-        if upstream is None:
-            raise PreconditionError(f"{live.terms.key} has no round above it: seal it instead")
+        upstream = _upstream(live)
         spools = [live.spool(each.seat) for each in listed]
         mean = MeanOfUpdates(spools, [each.weight for each in listed], self._encryption)
         first = spools[0].header
-        header = ObjectHeader(
+        plain = ObjectHeader(
             kind=ObjectKind.UPDATE,
             network=self._network,
             job_id=upstream.job_id,
@@ -61,7 +69,32 @@ class Forwarder:
             manifest_sha256=first.manifest_sha256,
             base_sha256=Sha256Hex(live.terms.base_sha256),
             weight=mean.total_weight,
-        ).fresh()
-        channel = self._channels.to(upstream.address)
-        pushed = await push_update(channel, header, mean.encode, self._encryption, clock=self._clock)
+        )
+        header = _resumed(live, listed, plain)
+        pushed = await push_update(
+            lambda: self._channels.to(_upstream(live).address),
+            header,
+            mean.encode,
+            self._encryption,
+            clock=self._clock,
+            patience_s=self._patience_s,
+        )
         return pushed.receipt
+
+
+def _upstream(live: LiveRound) -> Upstream:
+    """The round above, as it was last told: its aggregator may have moved."""
+    if live.terms.upstream is None:
+        raise PreconditionError(f"{live.terms.key} has no round above it: seal it instead")
+    return live.terms.upstream
+
+
+def _resumed(live: LiveRound, listed: Sequence[Contribution], plain: ObjectHeader) -> ObjectHeader:
+    """The header of the upload begun for this very list, or that of a new object."""
+    if live.outgoing is not None:
+        begun_list, begun = live.outgoing
+        if begun_list == tuple(listed) and replace(begun, object_id=b"", salt=b"", fence=plain.fence) == plain:
+            return begun
+    header = plain.fresh()
+    live.outgoing = (tuple(listed), header)
+    return header

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -60,6 +61,7 @@ class Receiver:
         self._validation = validation
         self._clock = clock
         self._told_s = 0.0
+        self._to_tell: set[RoundKey] = set()
         self.sequence = 0
 
     async def push(self, caller: Identity, messages: AsyncIterator[bytes]) -> AsyncIterator[Resume | Receipt]:
@@ -78,9 +80,7 @@ class Receiver:
             frame = await upload.next_frame()
             if not isinstance(frame, HeaderFrame):
                 raise InvalidArgumentError("an upload begins with its header")
-            live = self._admitted(frame.header, caller)
-            state = live.seat(frame.header.seat)
-            await self._take_over(state, upload)
+            live, state = await self._take_over(frame.header, caller, upload)
             try:
                 async for answer in self._receive(live, state, frame.header, upload):
                     yield answer
@@ -90,12 +90,11 @@ class Receiver:
 
     async def stop(self, live: LiveRound, error: CortexError) -> None:
         """End all uploads of a round and wait until they have let go of their files."""
-        for state in live.seats.values():
-            if state.upload is not None:
-                state.upload.interrupt(error)
-        for state in list(live.seats.values()):
-            if state.upload is not None:
-                await state.upload.ended.wait()
+        uploads = [state.upload for state in live.seats.values() if state.upload is not None]
+        for upload in uploads:
+            upload.interrupt(error)
+        for upload in uploads:
+            await upload.ended.wait()
 
     def _admitted(self, header: ObjectHeader, caller: Identity) -> LiveRound:
         key = RoundKey(header.job_id, header.round, header.attempt)
@@ -113,12 +112,16 @@ class Receiver:
             check_header(live.terms, header, network, live.data_key.key_id, live.base, self._validation)
         return live
 
-    async def _take_over(self, state: SeatState, upload: Upload) -> None:
-        """The newest stream for a seat wins; the older one lets go first."""
-        while (older := state.upload) is not None:
+    async def _take_over(self, header: ObjectHeader, caller: Identity, upload: Upload) -> tuple[LiveRound, SeatState]:
+        """The newest stream for a seat wins; the older one lets go first. Its round may be over by then."""
+        while True:
+            live = self._admitted(header, caller)
+            state = live.seat(header.seat)
+            if (older := state.upload) is None:
+                state.upload = upload
+                return live, state
             older.interrupt(ConflictError("a newer upload for this seat took over"))
             await older.ended.wait()
-        state.upload = upload
 
     async def _receive(
         self, live: LiveRound, state: SeatState, header: ObjectHeader, upload: Upload
@@ -129,8 +132,8 @@ class Receiver:
             yield replace(state.receipt, newly_accepted=False)
             return
         upload.check()
-        spool = await in_thread(lambda: self._prepare(live, state, header))
-        intake = Intake(spool, self._encryption.opener(header), self._validation)
+        intake = await in_thread(lambda: self._prepare(live, state, header))
+        spool = intake.spool
         yield Resume(intake.next)
         try:
             trailer = await self._chunks(live, intake, upload)
@@ -163,13 +166,22 @@ class Receiver:
         return frame
 
     def _tell_progress(self, live: LiveRound) -> None:
+        """Now or a little later: the last chunk before a pause is told too."""
         now_s = self._clock.monotonic_s()
-        if now_s - self._told_s >= self._settings.progress_every_s:
+        wait_s = self._told_s + self._settings.progress_every_s - now_s
+        if wait_s <= 0:
             self._told_s = now_s
             live.changed.fire()
+        elif (key := live.terms.key) not in self._to_tell:
+            self._to_tell.add(key)
+            asyncio.get_running_loop().call_later(wait_s, self._tell_later, key, live)
 
-    def _prepare(self, live: LiveRound, state: SeatState, header: ObjectHeader) -> SeatSpool:
-        """The seat's spool to go on with: the same object is resumed, another one replaces it. Runs on a thread."""
+    def _tell_later(self, key: RoundKey, live: LiveRound) -> None:
+        self._to_tell.discard(key)
+        live.changed.fire()
+
+    def _prepare(self, live: LiveRound, state: SeatState, header: ObjectHeader) -> Intake:
+        """The seat's intake to go on with: the same object is resumed, another one replaces it. Runs on a thread."""
         directory = self._store.directory(live.terms.key)
         if state.spool is not None and state.spool.header != header:
             state.spool.erase()
@@ -178,7 +190,9 @@ class Receiver:
         require_room(directory, payload_room(header, held), self._settings.disk_reserve_bytes)
         if state.spool is None:
             state.spool = SeatSpool.start(directory, header)
-        return state.spool
+        intake = Intake(state.spool, self._encryption.opener(header), self._validation)
+        intake.prove()
+        return intake
 
     def _erase(self, state: SeatState) -> None:
         if state.spool is not None:

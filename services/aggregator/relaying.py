@@ -5,12 +5,11 @@ The copy is stored as it came, sealed: no key is needed here, and workers verify
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from cortex_common.clock import Clock
-from cortex_common.errors import CorruptError
+from cortex_common.errors import CorruptError, CortexError, PreconditionError, UnavailableError
 from cortex_common.ids import JobId, RoundNumber, Sha256Hex
 from cortex_common.logging import get_logger
 from cortex_common.security.objects import ObjectHeader, ObjectKind
@@ -25,6 +24,7 @@ from cortex_common.validation import ValidationManager
 from services.aggregator import metrics
 from services.aggregator.client import Channels
 from services.aggregator.domain import Upstream
+from services.aggregator.sharing import SharedWork
 from services.aggregator.uploads import in_thread
 from services.aggregator.versions import Version, VersionStore
 
@@ -39,27 +39,35 @@ class Relay:
         self.channels = channels
         self.validation = validation
         self.clock = clock
-        self._running: dict[tuple[JobId, str], asyncio.Task[Version]] = {}
+        self._running: dict[tuple[JobId, str], _Download] = {}
 
     async def fetch(self, upstream: Upstream, sha256: str, number: RoundNumber) -> Version:
         """The version, durable here. The download goes on when the caller gives up, for the next who asks.
 
+        Asked again while it runs, it goes on from where the upper aggregator is now.
+
         Raises:
+            PreconditionError, UnavailableError: it was stopped meanwhile.
             NotFoundError: it is not there either.
             CorruptError, OverloadedError: still so after several attempts.
         """
         key = (upstream.job_id, sha256)
-        task = self._running.get(key)
-        if task is None:
-            download = _Download(self, upstream, sha256, number)
-            task = self._running[key] = asyncio.create_task(until_through(download.attempt, self.clock))
-            task.add_done_callback(lambda _: self._running.pop(key, None))
-        return await asyncio.shield(task)
+        download = self._running.get(key)
+        if download is None:
+            download = self._running[key] = _Download(self, upstream, sha256, number)
+            download.work.task.add_done_callback(lambda _: self._running.pop(key, None))
+        download.upstream = upstream
+        return await download.work.result()
+
+    async def stop(self, job_id: JobId, error: CortexError) -> None:
+        """End the downloads of a job; whoever waits for one gets the error."""
+        for work in [download.work for (job, _), download in self._running.items() if job == job_id]:
+            await work.stop(error)
 
     def close(self) -> None:
         """Give up downloads under way."""
-        for task in self._running.values():
-            task.cancel()
+        for download in self._running.values():
+            download.work.cancel(UnavailableError("the aggregator is stopping; ask again when it is back"))
 
 
 class _Download:
@@ -70,7 +78,7 @@ class _Download:
         self._channels = relay.channels
         self._validation = relay.validation
         self._clock = relay.clock
-        self._upstream = upstream
+        self.upstream = upstream
         self._sha256 = sha256
         self._number = number
         self._header: ObjectHeader | None = None
@@ -78,11 +86,18 @@ class _Download:
         self._target: BlobWriter | None = None
         self._sizes: list[int] = []
         self._digests: list[bytes] = []
+        self.work = SharedWork(self._through())
+
+    async def _through(self) -> Version:
+        try:
+            return await until_through(self.attempt, self._clock)
+        finally:
+            self._start_again()
 
     async def attempt(self) -> Version:
-        request = pull_request(self._upstream.job_id, self._sha256, len(self._sizes), self._number)
-        what = f"fetching a model of job {self._upstream.job_id} from {self._upstream.aggregator}"
-        frames = pull_frames(self._channels.to(self._upstream.address), request, what)
+        request = pull_request(self.upstream.job_id, self._sha256, len(self._sizes), self._number)
+        what = f"fetching a model of job {self.upstream.job_id} from {self.upstream.aggregator}"
+        frames = pull_frames(self._channels.to(self.upstream.address), request, what)
         try:
             async with aclosing(frames):
                 return await self._receive(frames)
@@ -109,8 +124,8 @@ class _Download:
         header = frame.header
         if header.kind is not ObjectKind.MODEL or header.model_sha256 != self._sha256:
             raise CorruptError(f"asked for model {self._sha256}, was offered {header.model_sha256 or header.kind}")
-        if header.job_id != self._upstream.job_id:
-            raise CorruptError(f"asked for a model of job {self._upstream.job_id}, was offered one of {header.job_id}")
+        if header.job_id != self.upstream.job_id:
+            raise CorruptError(f"asked for a model of job {self.upstream.job_id}, was offered one of {header.job_id}")
         self._validation.read_manifest(header.manifest)
         if self._header is not None and self._header.object_id != header.object_id:
             raise CorruptError("the version was sealed anew in the middle of a download")
@@ -137,7 +152,11 @@ class _Download:
             sequence=0,
             created_s=self._clock.wall_s(),
         )
-        self._versions.commit(version)
+        try:
+            self._versions.commit(version)
+        except PreconditionError:
+            self._versions.erase((self._blob,))
+            raise
         log.info("version_relayed", job_id=header.job_id, round=header.round, sha256=version.sha256)
         return version
 

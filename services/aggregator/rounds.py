@@ -10,10 +10,10 @@ from pathlib import Path
 from cortex_common.errors import CorruptError
 from cortex_common.ids import NodeName, SeatIndex
 from cortex_common.logging import get_logger
-from cortex_common.security.encryption import DataKey
+from cortex_common.security.encryption import DataKey, ObjectHeader
 from cortex_common.tensors import Manifest
 from cortex_common.transfer import Receipt
-from services.aggregator.domain import Phase, RoundTerms
+from services.aggregator.domain import Contribution, Phase, RoundTerms
 from services.aggregator.spool import SeatSpool, remove_seat, spooled_seats
 from services.aggregator.store import RoundStore, StoredRound
 from services.aggregator.uploads import Upload
@@ -74,6 +74,8 @@ class LiveRound:
     seats: dict[SeatIndex, SeatState] = field(default_factory=dict)
     bytes_down: int = 0
     changed: Signal = field(default_factory=Signal)
+    outgoing: tuple[tuple[Contribution, ...], ObjectHeader] | None = None
+    """A region's: the list being forwarded, and as which object, so that its upload goes on when asked for again."""
 
     @classmethod
     def restored(cls, stored: StoredRound, store: RoundStore) -> LiveRound:

@@ -85,7 +85,7 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
     async def PruneJob(self, request: aggregator_pb2.PruneJobRequest, context: Any) -> aggregator_pb2.PruneJobResponse:
         """Erase versions that are no longer wanted."""
         keep = [RoundNumber(number) for number in request.keep_rounds]
-        removed = await self._aggregator.prune(JobId(request.job_id), request.fence, keep)
+        removed = await self._aggregator.prune(JobId(request.job_id), request.fence, keep, ended=request.ended)
         return aggregator_pb2.PruneJobResponse(removed_versions=removed)
 
 
@@ -117,7 +117,7 @@ class WeightServicer:
     async def pull_model(self, request: aggregator_pb2.PullModelRequest, context: Any) -> AsyncIterator[bytes]:
         """Send one version, sealed as it lies on the disk."""
         job_id = JobId(request.job_id)
-        version = await self._aggregator.model(job_id, request.sha256, RoundNumber(request.round))
+        version = await self._aggregator.holdings.model(job_id, request.sha256, RoundNumber(request.round))
         chunks = version.header.chunks
         first = chunks if request.held_sha256 == request.sha256 else request.first_chunk
         if first > chunks:

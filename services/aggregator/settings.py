@@ -14,12 +14,14 @@ class AggregatorSettings(ServiceSettings):
     """host:port of discovery; None announces nothing."""
     max_model_bytes: int = Field(default=64 << 30, gt=0)
     """Largest model accepted, uncompressed."""
-    max_seats: int = Field(default=4096, gt=0)
+    max_seats: int = Field(default=10_000, gt=0)
     """Largest cohort of a round."""
     disk_reserve_bytes: int = Field(default=64 << 20, ge=0)
     """Bytes on the disk that uploads must leave free."""
     stream_idle_s: float = Field(default=30.0, gt=0)
     """An upload that sends nothing for so long is ended; it can be resumed."""
+    forward_patience_s: float = Field(default=20.0, gt=0)
+    """Forwarding a round is given up, to be asked for again, when nothing got through to the upper one for so long."""
     fold_threads: int = Field(default=2, ge=1, le=64)
     """Chunks folded at a time."""
     progress_every_s: float = Field(default=0.25, gt=0)

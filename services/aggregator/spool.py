@@ -1,12 +1,16 @@
-"""Updates on their way in: sealed chunks on disk, one seat in three files.
+"""Updates on their way in: one file for a seat's header, its sealed chunks and at last its receipt.
 
-`seat-<n>.header` is durable before the first chunk; `seat-<n>.chunks` holds length-prefixed sealed chunks; the update
-is accepted once `seat-<n>.receipt` is durable, which is written after the chunks have been synced. A killed process
-leaves at most a torn last chunk, which is cut off when the spool is opened again.
+`seat-<n>.update` begins with the header as a record; length-prefixed sealed chunks follow; the update is accepted once
+its receipt, the last record, is durable. A killed process leaves at most a torn end, which is cut off when the spool
+is opened again. Chunks of an update without a receipt are unproven then: a power cut may have left anything of them.
+
+The receipt must not outlive a chunk. The chunks of a large update are synced before it is written; a small one is
+synced in one go, and its receipt carries a digest of everything before it, checked when it is read again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -17,49 +21,82 @@ from typing import Any
 
 from cortex_common.errors import CorruptError
 from cortex_common.ids import SeatIndex
-from cortex_common.security.encryption import ObjectHeader
-from cortex_common.storage.durable import reporting_full, sync_directory, sync_file, write_durably, write_fully
+from cortex_common.security.encryption import TAG_BYTES, ObjectHeader
+from cortex_common.storage.durable import (
+    directory_syncer,
+    file_syncer,
+    reporting_full,
+    reporting_unreadable,
+    sync_directory,
+    sync_file,
+    sync_together,
+    write_fully,
+)
+from cortex_common.storage.records import read_record, record
 from cortex_common.transfer import Receipt
 from cortex_common.transfer.content import chunk_digest
 
 _PREFIX_BYTES = 4
 _SYNC_EVERY_BYTES = 16 << 20
-_HEADER_NAME = re.compile(r"seat-(\d+)\.header")
+_SMALL_BYTES = 1 << 20
+_FILE_NAME = re.compile(r"seat-(\d+)\.update")
 
 
 class SeatSpool:
     """One seat's update. Not for two threads at a time, except `read`."""
 
-    def __init__(self, directory: Path, header: ObjectHeader) -> None:
+    def __init__(self, directory: Path, header: ObjectHeader, file: int, begin: int) -> None:
         self.header = header
         self.digests: list[bytes] = []
+        self.unproven = 0
+        """So many chunks have been read back from the disk, and opened by nobody since."""
         self._directory = directory
-        self._base = directory / f"seat-{header.seat}"
-        self._offsets = [0]
-        self._file = os.open(self._path("chunks"), os.O_RDWR | os.O_CREAT, 0o600)
+        self._path = update_path(directory, header.seat)
+        self._offsets = [begin]
+        self._file = file
 
     @classmethod
     def start(cls, directory: Path, header: ObjectHeader) -> SeatSpool:
-        """Begin an update: afterwards its header is durable.
+        """Begin an update.
 
         Raises:
             OverloadedError: the disk is full.
         """
-        path = directory / f"seat-{header.seat}.header"
-        write_durably(path, json.dumps(header.to_facts(), separators=(",", ":")).encode())
-        return cls(directory, header)
+        path = update_path(directory, header.seat)
+        first = record(_to_json(header.to_facts()))
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            with reporting_full(directory, len(first)):
+                write_fully(file, first)
+        except BaseException:
+            os.close(file)
+            path.unlink()
+            raise
+        return cls(directory, header, file, len(first))
 
     @classmethod
     def load(cls, directory: Path, seat: SeatIndex) -> tuple[SeatSpool, Receipt | None]:
-        """Open what an earlier process left: whole chunks are kept, a torn one is cut off."""
-        base = directory / f"seat-{seat}"
-        header = ObjectHeader.from_facts(_read_json(base.with_suffix(".header")))
-        receipt_path = base.with_suffix(".receipt")
-        receipt = Receipt(**_read_json(receipt_path)) if receipt_path.exists() else None
-        spool = cls(directory, header)
-        spool._index(hashing=receipt is None)
-        if receipt is not None and spool.chunks != header.chunks:
-            raise CorruptError(f"{spool._path('chunks')}: accepted with {header.chunks} chunks, holds {spool.chunks}")
+        """Open what an earlier process left: whole chunks are kept, a torn one is cut off.
+
+        Raises:
+            CorruptError: there is no header, or not what the receipt was given for.
+        """
+        path = update_path(directory, seat)
+        file = os.open(path, os.O_RDWR)
+        try:
+            with reporting_unreadable(path):
+                first = read_record(file)
+                if first is None:
+                    raise CorruptError(f"{path} is not readable: no header")
+                spool = cls(directory, ObjectHeader.from_facts(_from_json(path, first[0])), file, first[1])
+                spool._index()
+                receipt = spool._read_receipt()
+        except BaseException:
+            os.close(file)
+            raise
+        if receipt is None:
+            spool.unproven = spool.chunks
+            os.ftruncate(file, spool._offsets[-1])
         return spool, receipt
 
     @property
@@ -70,7 +107,7 @@ class SeatSpool:
     @property
     def size_bytes(self) -> int:
         """Sealed bytes held, without the length prefixes."""
-        return self._offsets[-1] - _PREFIX_BYTES * self.chunks
+        return self._offsets[-1] - self._offsets[0] - _PREFIX_BYTES * self.chunks
 
     def append(self, sealed: bytes | memoryview) -> None:
         """Add the next chunk.
@@ -79,18 +116,18 @@ class SeatSpool:
             OverloadedError: the disk is full; the chunk is not there.
         """
         start = self._offsets[-1]
-        try:
-            with reporting_full(self._directory, len(sealed)):
-                os.lseek(self._file, start, os.SEEK_SET)
-                write_fully(self._file, len(sealed).to_bytes(_PREFIX_BYTES, "big"))
-                write_fully(self._file, sealed)
-        except BaseException:
-            os.ftruncate(self._file, start)
-            raise
+        self._write(start, len(sealed).to_bytes(_PREFIX_BYTES, "big"), sealed)
         self.digests.append(chunk_digest(sealed))
         self._offsets.append(start + _PREFIX_BYTES + len(sealed))
         if self._offsets[-1] // _SYNC_EVERY_BYTES != start // _SYNC_EVERY_BYTES:
-            self._sync()
+            with reporting_full(self._directory, self.size_bytes):
+                sync_file(self._file, self._path)
+
+    def keep(self, chunks: int) -> None:
+        """Give up all chunks but the first ones; what is left is proven."""
+        del self.digests[chunks:], self._offsets[chunks + 1 :]
+        os.ftruncate(self._file, self._offsets[-1])
+        self.unproven = 0
 
     def commit(self, receipt: Receipt) -> None:
         """Make the update and its receipt durable: the moment of acceptance.
@@ -98,15 +135,26 @@ class SeatSpool:
         Raises:
             OverloadedError: the disk is full; the update is not accepted.
         """
-        self._sync()
-        write_durably(self._path("receipt"), json.dumps(asdict(receipt), separators=(",", ":")).encode())
+        end = self._offsets[-1]
+        facts = asdict(receipt)
+        if end <= _SMALL_BYTES:
+            facts["whole"] = self._digest()
+        else:
+            self._sync()
+        self._write(end, record(_to_json(facts)))
+        try:
+            self._sync()
+        except BaseException:
+            os.ftruncate(self._file, end)
+            raise
 
     def read(self, index: int) -> bytes:
         """Sealed chunk `index`; threads may call this at the same time."""
         start, end = self._offsets[index] + _PREFIX_BYTES, self._offsets[index + 1]
-        sealed = os.pread(self._file, end - start, start)
+        with reporting_unreadable(self._path):
+            sealed = os.pread(self._file, end - start, start)
         if len(sealed) != end - start:
-            raise CorruptError(f"{self._path('chunks')}: chunk {index} is cut short")
+            raise CorruptError(f"{self._path}: chunk {index} is cut short")
         return sealed
 
     def close(self) -> None:
@@ -120,47 +168,80 @@ class SeatSpool:
         self.close()
         remove_seat(self._directory, self.header.seat)
 
+    def _write(self, start: int, *parts: bytes | memoryview) -> None:
+        """Write at a position; nothing of it stays when the disk is full."""
+        try:
+            with reporting_full(self._directory, sum(map(len, parts))):
+                os.lseek(self._file, start, os.SEEK_SET)
+                for part in parts:
+                    write_fully(self._file, part)
+        except BaseException:
+            os.ftruncate(self._file, start)
+            raise
+
     def _sync(self) -> None:
+        """The file and its name."""
         with reporting_full(self._directory, self.size_bytes):
-            sync_file(self._file, self._path("chunks"))
+            sync_together(file_syncer(self._file, self._path), directory_syncer(self._directory))
 
-    def _path(self, suffix: str) -> Path:
-        return self._base.with_suffix(f".{suffix}")
+    def _digest(self) -> str:
+        """SHA-256 of the header and all chunks, for small updates."""
+        return hashlib.sha256(os.pread(self._file, self._offsets[-1], 0)).hexdigest()
 
-    def _index(self, *, hashing: bool) -> None:
-        """Find the whole chunks and cut off what follows them."""
+    def _index(self) -> None:
+        """Find the whole chunks."""
         end = os.fstat(self._file).st_size
         while self.chunks < self.header.chunks:
             start = self._offsets[-1] + _PREFIX_BYTES
             prefix = os.pread(self._file, _PREFIX_BYTES, self._offsets[-1])
             stop = start + int.from_bytes(prefix, "big")
-            if len(prefix) < _PREFIX_BYTES or stop == start or stop > end:
+            if len(prefix) < _PREFIX_BYTES or stop < start + TAG_BYTES or stop > end:
                 break
             self._offsets.append(stop)
-            if hashing:
-                self.digests.append(chunk_digest(self.read(self.chunks - 1)))
-        os.ftruncate(self._file, self._offsets[-1])
+            self.digests.append(os.pread(self._file, TAG_BYTES, stop - TAG_BYTES))
+
+    def _read_receipt(self) -> Receipt | None:
+        """The receipt after the last chunk, if the update was accepted."""
+        last = read_record(self._file, self._offsets[-1]) if self.chunks == self.header.chunks else None
+        if last is None:
+            return None
+        facts = _from_json(self._path, last[0])
+        whole = facts.pop("whole", None)
+        if whole is not None and whole != self._digest():
+            raise CorruptError(f"{self._path}: its chunks are not those it was accepted with")
+        try:
+            return Receipt(**facts)
+        except TypeError as error:
+            raise CorruptError(f"{self._path} is not readable: {error}") from error
+
+
+def update_path(directory: Path, seat: SeatIndex) -> Path:
+    """Where a seat's update lies."""
+    return directory / f"seat-{seat}.update"
 
 
 def remove_seat(directory: Path, seat: SeatIndex) -> None:
-    """Remove a seat's files, the receipt first."""
-    for suffix in ("receipt", "chunks", "header"):
-        (directory / f"seat-{seat}.{suffix}").unlink(missing_ok=True)
+    """Remove a seat's update."""
+    update_path(directory, seat).unlink(missing_ok=True)
     sync_directory(directory)
 
 
 def spooled_seats(directory: Path) -> Iterator[SeatIndex]:
-    """Seats that have a header in a round's folder."""
-    for path in sorted(directory.glob("seat-*.header")):
-        match = _HEADER_NAME.fullmatch(path.name)
+    """Seats that have an update in a round's folder."""
+    for path in sorted(directory.glob("seat-*.update")):
+        match = _FILE_NAME.fullmatch(path.name)
         if match:
             yield SeatIndex(int(match[1]))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _to_json(facts: dict[str, Any]) -> bytes:
+    return json.dumps(facts, separators=(",", ":")).encode()
+
+
+def _from_json(path: Path, data: bytes) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        facts = json.loads(data)
+    except ValueError as error:
         raise CorruptError(f"{path} is not readable: {error}") from error
     if not isinstance(facts, dict):
         raise CorruptError(f"{path} is not readable: no JSON object")

@@ -1,11 +1,13 @@
 """What an aggregator keeps about rounds and fences, on disk.
 
-spool/<job>/<round>-<attempt>/round.json and the seats' files; fences/<job>. No data key is ever written.
+spool/<job>/<round>-<attempt>/round.log and the seats' files; fences/<job>. No data key is ever written. A round.log
+holds the round's states as records, the last one counts: a change costs one sync.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,9 +18,26 @@ from typing import Any, Protocol
 
 from cortex_common.errors import CorruptError
 from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex
-from cortex_common.storage.durable import make_directory, sync_directory, write_durably
+from cortex_common.logging import get_logger
+from cortex_common.storage.durable import (
+    directory_syncer,
+    file_syncer,
+    make_directory,
+    reporting_full,
+    reporting_unreadable,
+    set_aside,
+    sync_directory,
+    sync_together,
+    write_durably,
+    write_fully,
+)
+from cortex_common.storage.records import last_record, record
 from services.aggregator.domain import Phase, RoundKey, RoundTerms, Upstream
+from services.aggregator.spool import spooled_seats
 
+log = get_logger(__name__)
+
+_LOG = "round.log"
 _ROUND_FOLDER = re.compile(r"(\d+)-(\d+)")
 
 
@@ -40,6 +59,9 @@ class RoundStore(Protocol):
     def erase(self, key: RoundKey) -> None:
         """Forget a round and its spool."""
 
+    def erase_job(self, job_id: JobId) -> None:
+        """Forget, durably, all rounds of a job and their spool."""
+
     def load(self) -> Iterator[StoredRound]:
         """Every round kept."""
 
@@ -51,6 +73,9 @@ class RoundStore(Protocol):
 
     def raise_fence(self, job_id: JobId, fence: int) -> None:
         """Remember a higher fence, durably."""
+
+    def forget_fence(self, job_id: JobId) -> None:
+        """Nothing of a job is left to protect."""
 
     def spool_bytes(self) -> int:
         """Bytes in the spool."""
@@ -67,36 +92,54 @@ class DirectoryRoundStore:
         self._seen: dict[JobId, int] = {}
 
     def save(self, stored: StoredRound) -> None:
-        """Write round.json in one step."""
+        """Append to round.log and sync once."""
         directory = self.directory(stored.terms.key)
-        make_directory(directory)
+        make_directory(directory.parent)
+        directory.mkdir(exist_ok=True)
         facts = {"phase": stored.phase.value, "reason": stored.reason, "terms": _terms_to_facts(stored.terms)}
-        write_durably(directory / "round.json", json.dumps(facts, separators=(",", ":")).encode())
+        data = record(json.dumps(facts, separators=(",", ":")).encode())
+        path = directory / _LOG
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            _append(file, path, data)
+        finally:
+            os.close(file)
 
     def erase(self, key: RoundKey) -> None:
-        """Remove the round's folder."""
-        directory = self.directory(key)
-        if directory.is_dir():
+        """Remove the round's folder. Not synced: nobody is told, and what a power cut brings back is retired again."""
+        shutil.rmtree(self.directory(key), ignore_errors=True)
+
+    def erase_job(self, job_id: JobId) -> None:
+        """Remove the job's folder, also what was set aside."""
+        directory = self.spool / job_id
+        if directory.exists():
             shutil.rmtree(directory, ignore_errors=True)
-            sync_directory(directory.parent)
+            sync_directory(self.spool)
 
     def load(self) -> Iterator[StoredRound]:
-        """Read every round.json; what was never opened, and empty folders, are removed."""
+        """The last of each round.log; what was never opened, and empty folders, are removed.
+
+        A round that cannot be read is set aside with its updates.
+        """
         for directory in sorted(self.spool.glob("*/*")):
             if not _ROUND_FOLDER.fullmatch(directory.name):
                 continue
-            path = directory / "round.json"
-            if not path.exists():
-                shutil.rmtree(directory, ignore_errors=True)
+            try:
+                stored = _load_round(directory)
+            except CorruptError as error:
+                log.error("damaged_round_set_aside", path=str(set_aside(directory)), reason=error.message)
                 continue
-            yield _read_round(path)
+            if stored is None:
+                shutil.rmtree(directory, ignore_errors=True)
+            else:
+                yield stored
         for job in self.spool.iterdir():
             with suppress(OSError):
                 job.rmdir()
 
     def directory(self, key: RoundKey) -> Path:
         """spool/<job>/<round>-<attempt>."""
-        return self.spool / key.job_id / f"{key.round}-{key.attempt}"
+        return self.spool / key.job_id / _folder(key)
 
     def fence(self, job_id: JobId) -> int:
         """Read once, then from memory."""
@@ -114,9 +157,18 @@ class DirectoryRoundStore:
             write_durably(self._fences / job_id, str(fence).encode())
             self._seen[job_id] = fence
 
+    def forget_fence(self, job_id: JobId) -> None:
+        """Remove its file. Not synced: an old fence that a power cut brings back is harmless."""
+        (self._fences / job_id).unlink(missing_ok=True)
+        self._seen.pop(job_id, None)
+
     def spool_bytes(self) -> int:
         """Sum of all files' lengths."""
-        return sum(path.stat().st_size for path in self.spool.rglob("seat-*.chunks"))
+        return sum(path.stat().st_size for path in self.spool.rglob("seat-*.update"))
+
+
+def _folder(key: RoundKey) -> str:
+    return f"{key.round}-{key.attempt}"
 
 
 def _terms_to_facts(terms: RoundTerms) -> dict[str, Any]:
@@ -125,14 +177,52 @@ def _terms_to_facts(terms: RoundTerms) -> dict[str, Any]:
     return facts
 
 
-def _read_round(path: Path) -> StoredRound:
+def _append(file: int, path: Path, data: bytes) -> None:
+    """Add a record after the last whole one; the first one makes the folder's name durable too."""
+    _, end = last_record(file)
     try:
-        facts = json.loads(path.read_bytes())
+        with reporting_full(path.parent, len(data)):
+            os.ftruncate(file, end)
+            os.lseek(file, end, os.SEEK_SET)
+            write_fully(file, data)
+            folders = () if end else (path.parent, path.parent.parent)
+            sync_together(file_syncer(file, path), *map(directory_syncer, folders))
+    except BaseException:
+        os.ftruncate(file, end)
+        raise
+
+
+def _last_of(path: Path) -> bytes:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return last_record(file)[0]
+    finally:
+        os.close(file)
+
+
+def _load_round(directory: Path) -> StoredRound | None:
+    """A round as it was last stored; None if its opening was never answered: not even the first record is whole."""
+    path = directory / _LOG
+    with reporting_unreadable(path):
+        data = _last_of(path) if path.exists() else b""
+    if data:
+        stored = _read_round(path, data)
+        if (stored.terms.key.job_id, _folder(stored.terms.key)) != (directory.parent.name, directory.name):
+            raise CorruptError(f"{path} is not readable: it describes {stored.terms.key}")
+        return stored
+    if next(spooled_seats(directory), None) is not None:
+        raise CorruptError(f"{path} is not readable: there are updates, but no record")
+    return None
+
+
+def _read_round(path: Path, data: bytes) -> StoredRound:
+    try:
+        facts = json.loads(data)
         raw = facts["terms"]
         key = RoundKey(JobId(raw["key"]["job_id"]), RoundNumber(raw["key"]["round"]), raw["key"]["attempt"])
         seats = {SeatIndex(seat): NodeName(worker) for seat, worker in raw["seats"]}
         upstream = Upstream(**raw["upstream"]) if raw.get("upstream") else None
         terms = RoundTerms(**{**raw, "key": key, "seats": seats, "upstream": upstream})
         return StoredRound(terms, Phase(facts["phase"]), facts["reason"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptError(f"{path} is not readable: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptError(f"{path} is not readable: {error!r}") from error

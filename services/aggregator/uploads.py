@@ -97,6 +97,17 @@ class Intake:
         """All chunks are here."""
         return self.next == self.spool.header.chunks
 
+    def prove(self) -> None:
+        """Open what an earlier process left in the spool; the first chunk that does not open ends what is kept."""
+        for index in range(self.spool.unproven):
+            try:
+                sealed = self.spool.read(index)
+                self._opener.open_into(index, sealed, self._room(len(sealed)))
+            except CorruptError:
+                self.spool.keep(index)
+                return
+        self.spool.unproven = 0
+
     def take(self, chunk: ChunkFrame) -> None:
         """Open and check a chunk, then append it as it came, sealed.
 
@@ -112,9 +123,7 @@ class Intake:
         wanted = self._codec.max_payload_bytes(part)
         if len(chunk.sealed) > wanted + TAG_BYTES:
             raise CorruptError(f"chunk {chunk.index} has {len(chunk.sealed)} bytes; at most {wanted + TAG_BYTES} fit")
-        if len(self._scratch) < wanted:
-            self._scratch = bytearray(wanted)
-        payload = self._opener.open_into(chunk.index, chunk.sealed, self._scratch)
+        payload = self._opener.open_into(chunk.index, chunk.sealed, self._room(wanted))
         self._validation.check_payload(self._codec, payload, part)
         self.spool.append(chunk.sealed)
 
@@ -133,6 +142,11 @@ class Intake:
                 f"the trailer's digest is {trailer.content_sha256.hex()[:64]}, that of the chunks here {digest.hex()}"
             )
         return digest
+
+    def _room(self, size: int) -> bytearray:
+        if len(self._scratch) < size:
+            self._scratch = bytearray(size)
+        return self._scratch
 
 
 def payload_room(header: ObjectHeader, held_chunks: int) -> int:

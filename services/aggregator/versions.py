@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate
+from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
-from cortex_common.errors import CorruptError, NotFoundError, PreconditionError
+from cortex_common.errors import CorruptError, NotFoundError, OverloadedError, PreconditionError
 from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex, Sha256Hex
+from cortex_common.logging import get_logger
 from cortex_common.security.encryption import ObjectHeader, ObjectKind
 from cortex_common.storage import BlobReader, BlobStore, BlobWriter
 from cortex_common.tensors import Manifest
 from services.aggregator.domain import Contribution, RoundKey, missing_version
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +79,32 @@ class VersionStore:
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
         self._versions: dict[JobId, dict[RoundNumber, Version]] = {}
+        self._changing: dict[JobId, Lock] = defaultdict(Lock)
 
     def load(self) -> None:
-        """Index what is stored; a blob without facts was never finished and is removed."""
+        """Index what is stored; a blob without facts was never finished and is removed.
+
+        Facts that cannot be read are set aside, and blobs that may be theirs with them.
+        """
         names = list(self._blobs.names(""))
         known: set[str] = set()
+        damaged: list[str] = []
         for name in names:
             if name.endswith(".json"):
-                version = _read(self._blobs, name)
-                known |= version.blobs
-                self._put(version)
+                try:
+                    version = _read(self._blobs, name)
+                except CorruptError as error:
+                    damaged.append(name.removesuffix(".json") + "-")
+                    self._set_aside(name, error.message)
+                else:
+                    known |= version.blobs
+                    self._put(version)
         for name in names:
             if name.endswith(".blob") and name not in known:
-                self._blobs.delete(name)
+                if name.startswith(tuple(damaged)):
+                    self._set_aside(name, "its version's facts cannot be read")
+                else:
+                    self._blobs.delete(name)
 
     def create(self, header: ObjectHeader) -> tuple[str, BlobWriter]:
         """Begin a blob; it has a name of its own, so an older version of the round stays whole meanwhile."""
@@ -103,18 +121,51 @@ class VersionStore:
         """Begin a version, with a state beside it or without."""
         return Draft(self, header, state)
 
-    def commit(self, version: Version) -> None:
-        """Make a version count: its blobs must be durable already. Replaces the round's former version."""
-        former = self.of_round(version.header.job_id, version.header.round)
-        self._blobs.put(_facts_name(version), json.dumps(_to_facts(version), separators=(",", ":")).encode())
-        self._put(version)
-        self.erase(former.blobs - version.blobs if former else ())
+    def commit(self, version: Version, parts: Sequence[BlobWriter] = ()) -> None:
+        """Make a version count: of its blobs, `parts` become durable with it, the others must be so already.
+
+        Replaces the round's former version, unless that is of a later attempt.
+
+        Raises:
+            OverloadedError: the store is full; the former version still counts.
+            PreconditionError: a later attempt has made the round's version meanwhile.
+        """
+        header = version.header
+        with self._changing[header.job_id]:
+            former = self.of_round(header.job_id, header.round)
+            if former is not None and former.header.attempt > header.attempt:
+                key = RoundKey(header.job_id, header.round, header.attempt)
+                raise PreconditionError(f"{key}: attempt {former.header.attempt} has made its version already")
+            facts = json.dumps(_to_facts(version), separators=(",", ":")).encode()
+            self._blobs.publish(_facts_name(version), facts, parts)
+            self._put(version)
+            self.erase(former.blobs - version.blobs if former else ())
 
     def delete(self, version: Version) -> None:
-        """Remove a version."""
-        self._blobs.delete(_facts_name(version))
-        self.erase(version.blobs)
-        self._versions.get(version.header.job_id, {}).pop(version.header.round, None)
+        """Remove a version; nothing happens when another one has replaced it."""
+        header = version.header
+        with self._changing[header.job_id]:
+            if self.of_round(header.job_id, header.round) is version:
+                self._blobs.delete(_facts_name(version))
+                self.erase(version.blobs)
+                self._versions[header.job_id].pop(header.round, None)
+
+    def sweep(self, job_id: JobId) -> None:
+        """Remove durably everything of a job that belongs to no version of it. Nobody may be writing one."""
+        with self._changing[job_id]:
+            versions = self.of_job(job_id)
+            self._blobs.sweep(job_id, {_facts_name(each) for each in versions}.union(*(v.blobs for v in versions)))
+        if not versions:
+            self._versions.pop(job_id, None)
+            self._changing.pop(job_id, None)
+
+    def is_whole(self, version: Version) -> bool:
+        """Whether a version's blob is there with all its bytes; what they are shows when they are opened."""
+        try:
+            with self._blobs.open(version.blob) as blob:
+                return blob.size == sum(version.sizes)
+        except NotFoundError:
+            return False
 
     def of_job(self, job_id: JobId) -> tuple[Version, ...]:
         """All versions of a job, by round."""
@@ -158,6 +209,9 @@ class VersionStore:
             raise CorruptError(f"{what} is gone: {error.message}") from error
         return VersionReader(version.state.header, version.state.sizes, blob, what)
 
+    def _set_aside(self, name: str, reason: str) -> None:
+        log.error("damaged_file_set_aside", path=self._blobs.set_aside(name), reason=reason)
+
     def _put(self, version: Version) -> None:
         self._versions.setdefault(version.header.job_id, {})[version.header.round] = version
 
@@ -185,12 +239,13 @@ class Draft:
 
     def commit(self, version: Version) -> None:
         """Blobs first, facts last: the version and its state exist once the facts do."""
-        if self.state is not None:
-            self.state.commit()
-        self.values.commit()
-        # From here on the facts may be on the disk: what they name must stay.
+        # Unless the store says that it is full, the facts may be on the disk afterwards: what they name must stay.
         self._keep = True
-        self._versions.commit(version)
+        try:
+            self._versions.commit(version, list(filter(None, (self.state, self.values))))
+        except (OverloadedError, PreconditionError):
+            self._keep = False
+            raise
 
 
 class VersionReader:
@@ -245,9 +300,12 @@ def _read(blobs: BlobStore, name: str) -> Version:
             )
             for each in facts["contributions"]
         )
-        return Version(**facts)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptError(f"version {name} is not readable: {error}") from error
+        version = Version(**facts)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptError(f"version {name} is not readable: {error!r}") from error
+    if _facts_name(version) != name:
+        raise CorruptError(f"version {name} is not readable: it describes {_facts_name(version)}")
+    return version
 
 
 def _read_state(facts: Mapping[str, Any] | None) -> OuterState | None:

@@ -48,8 +48,8 @@ class AggregatorPort(Protocol):
     async def forward_round(self, address: str, order: SealOrder) -> Contribution:
         """Push the list's mean one tier up; what the upper aggregator accepted."""
 
-    async def clean(self, address: str, job_id: JobId, fence: int, keep: Sequence[int]) -> None:
-        """Erase all versions and spool of a job but the versions of these rounds."""
+    async def clean(self, address: str, job_id: JobId, fence: int, keep: Sequence[int], *, ended: bool) -> None:
+        """Erase versions and spool of a job but these rounds' versions; once it has ended, what is open too."""
 
     async def pull(self, address: str, job_id: JobId, sha256: Sha256Hex, key: DataKey) -> PullResult:
         """A whole version, opened and verified."""
@@ -85,10 +85,10 @@ class AggregatorClient:
             answer = await self._rounds(address).ForwardRound(wire.forward_request(order), timeout=_SEAL_S)
         return wire.contribution_of(answer.receipt)
 
-    async def clean(self, address: str, job_id: JobId, fence: int, keep: Sequence[int]) -> None:
-        """Erase all versions and spool of a job but the versions of these rounds."""
+    async def clean(self, address: str, job_id: JobId, fence: int, keep: Sequence[int], *, ended: bool) -> None:
+        """Erase versions and spool of a job but these rounds' versions; once it has ended, what is open too."""
         with calling(f"aggregator at {address}"):
-            await self._rounds(address).PruneJob(wire.prune_request(job_id, fence, keep), timeout=_CALL_S)
+            await self._rounds(address).PruneJob(wire.prune_request(job_id, fence, keep, ended=ended), timeout=_CALL_S)
 
     async def pull(self, address: str, job_id: JobId, sha256: Sha256Hex, key: DataKey) -> PullResult:
         """A whole version, opened and verified."""

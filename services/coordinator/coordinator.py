@@ -9,12 +9,19 @@ from dataclasses import replace
 from functools import partial
 
 from cortex_common.clock import Clock
-from cortex_common.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PreconditionError
-from cortex_common.ids import JobId, NodeName
+from cortex_common.errors import (
+    AlreadyExistsError,
+    CorruptError,
+    InvalidArgumentError,
+    NotFoundError,
+    PreconditionError,
+)
+from cortex_common.ids import JobId, NodeName, SeatIndex
 from cortex_common.job.spec import JobSpec
 from cortex_common.job.status import JobStatus
 from cortex_common.logging import get_logger
 from cortex_common.security.keyring import FileKeyring
+from cortex_common.security.objects import DataKey
 from cortex_common.tensors import DEFAULT_CHUNK_ELEMENTS
 from services.coordinator.attendance import Attendance
 from services.coordinator.deployment import ModelDeploymentManager
@@ -32,13 +39,15 @@ from services.coordinator.shown import status_of
 from services.coordinator.signal import Signal, first_of
 from services.coordinator.store import Store
 from services.coordinator.store_thread import StoreThread
-from services.coordinator.tracked import Tracked
+from services.coordinator.tracked import Tracked, is_new_stage
 
 log = get_logger(__name__)
 
 Command = Callable[[Job], Verdict]
 Wish = Callable[[Job, str, Now], Verdict]
 _TICK_S = 0.25
+_PRUNE_EVERY_S = 1.0
+_WATCH_EVERY_S = 0.05
 _MAX_STEPS = 16
 
 
@@ -119,14 +128,10 @@ class JobCoordinator:
             raise InvalidArgumentError.of(f"job {spec.name}", wrong)
         job = Job(JobId(secrets.token_hex(6)), spec, owner, self._clock.wall_s())
         note = Note("job_submitted", 0, f"{spec.name} by {owner}")
-        await asyncio.to_thread(self._keyring.create, job.id)
-        insert = partial(_insert, job=job, request_id=request_id, note=note, epoch=self._epoch, now_s=job.submitted_s)
-        stored = await self._store.call(insert)
+        # A caller that gives up must not leave a job that is stored and run by nobody.
+        stored = await asyncio.shield(asyncio.ensure_future(self._take(job, request_id, note)))
         if stored != job.id and request_id:
             return await self._same_job(stored, spec, request_id)
-        self._jobs[job.id] = Tracked(job, Seen(since_s=self._clock.monotonic_s()))
-        self._observers.noted(job, note)
-        self.wake()
         return job.id
 
     async def status(self, job_id: JobId) -> JobStatus:
@@ -157,7 +162,7 @@ class JobCoordinator:
         return [self._shown(self._jobs[job.id]) if job.id in self._jobs else self._shown_ended(job) for job in stored]
 
     async def watch(self, job_id: JobId) -> AsyncIterator[JobStatus]:
-        """The status now, at each change and once a second, until the job has ended.
+        """The status now, soon after each change and once a second, until the job has ended.
 
         Raises:
             NotFoundError: no such job.
@@ -169,6 +174,8 @@ class JobCoordinator:
             if status.status.is_terminal or tracked is None:
                 return
             await first_of(tracked.changed.wait(), self._clock.sleep(1.0))
+            # A round changes a dozen times in a blink; telling each would cost more than the round.
+            await self._clock.sleep(_WATCH_EVERY_S)
 
     async def command(self, job_id: JobId, wish: Wish, who: str) -> None:
         """Cancel, pause or resume a job; durable when this returns. Doing it twice is doing it once.
@@ -182,6 +189,21 @@ class JobCoordinator:
         self._commands.append((job_id, lambda job: wish(job, who, self._now()), done))
         self.wake()
         await done
+
+    def report(
+        self,
+        worker: NodeName,
+        seat: SeatIndex,
+        job_id: JobId,
+        round_number: int,
+        attempt: int,
+        change: Callable[[Seen], Seen],
+    ) -> bool:
+        """Note what the holder of a seat says about its round; False when that is over, or the seat another's."""
+        tracked = self._jobs.get(job_id)
+        if tracked is None or seat >= len(tracked.job.seats) or tracked.job.seats[seat] != worker:
+            return False
+        return self.observe(job_id, round_number, attempt, change)
 
     def observe(self, job_id: JobId, round_number: int, attempt: int, change: Callable[[Seen], Seen]) -> bool:
         """Note something about a round; False when that round is over."""
@@ -202,6 +224,19 @@ class JobCoordinator:
         """Return when some job's event log has grown, or after a second."""
         await first_of(self._new_event.wait(), self._clock.sleep(1.0))
 
+    async def _take(self, job: Job, request_id: str | None, note: Note) -> JobId:
+        """Store a new job and run it from now on; the earlier one's id when the request is not new."""
+        await asyncio.to_thread(self._keyring.create, job.id)
+        insert = partial(_insert, job=job, request_id=request_id, note=note, epoch=self._epoch, now_s=job.submitted_s)
+        stored = await self._store.call(insert)
+        if stored != job.id:
+            await asyncio.to_thread(self._keyring.forget, job.id)
+            return stored
+        self._jobs[job.id] = Tracked(job, Seen(since_s=self._clock.monotonic_s()))
+        self._observers.noted(job, note)
+        self.wake()
+        return stored
+
     async def _same_job(self, earlier: JobId, spec: JobSpec, request_id: str) -> JobId:
         if (await self.job(earlier)).spec != spec:
             raise AlreadyExistsError(f"request_id {request_id!r} was used for another job, {earlier}")
@@ -219,13 +254,29 @@ class JobCoordinator:
             await self._carry_out(job_id, decide, done)
         for tracked in list(self._jobs.values()):
             for _ in range(_MAX_STEPS):
-                verdict = advance(tracked.job, tracked.seen, self._world(tracked.job), self._rules, self._now())
-                if verdict.job is tracked.job:
+                steps = self._steps(tracked)
+                if not steps:
                     break
-                await self._apply(tracked, verdict, tasks)
+                await self._apply(tracked, steps, tasks)
             self._links.mend(tracked, tasks, self.observe, self._cleaned)
             if tracked.job.stage.is_terminal and tracked.job.cleaned:
                 del self._jobs[tracked.job.id]
+
+    def _steps(self, tracked: Tracked) -> Sequence[Verdict]:
+        """What is decided now, one decision after another; stored together, because each commit waits for the disk."""
+        job, seen, now = tracked.job, tracked.seen, self._now()
+        steps: list[Verdict] = []
+        while len(steps) < _MAX_STEPS:
+            verdict = advance(job, seen, self._world(job), self._rules, now)
+            if verdict.job is job:
+                break
+            steps.append(verdict)
+            if is_new_stage(job, verdict.job):
+                seen = Seen(since_s=now.monotonic_s)
+            job = verdict.job
+            if job.stage is Stage.SEALED or job.stage.is_terminal:
+                break
+        return steps
 
     async def _carry_out(self, job_id: JobId, decide: Command, done: asyncio.Future[None]) -> None:
         tracked = self._jobs.get(job_id)
@@ -236,23 +287,33 @@ class JobCoordinator:
                 done.set_exception(error)
             return
         if tracked is not None and verdict.job is not tracked.job:
-            await self._apply(tracked, verdict, None)
+            await self._apply(tracked, [verdict], None)
         if not done.done():
             done.set_result(None)
 
-    async def _apply(self, tracked: Tracked, verdict: Verdict, tasks: asyncio.TaskGroup | None) -> None:
+    async def _apply(self, tracked: Tracked, steps: Sequence[Verdict], tasks: asyncio.TaskGroup | None) -> None:
         """Store first, believe it then."""
-        before, after, now = tracked.job, verdict.job, self._now()
-        commit = partial(_commit, before=before, after=after, notes=verdict.notes, epoch=self._epoch, now_s=now.wall_s)
+        after, now = steps[-1].job, self._now()
+        notes = tuple(note for step in steps for note in step.notes)
+        commit = partial(_commit, before=tracked.job, after=after, notes=notes, epoch=self._epoch, now_s=now.wall_s)
         await self._store.call(commit)
-        tracked.replace_job(after, self._clock.monotonic_s())
-        for note in verdict.notes:
-            self._observers.noted(after, note)
-        if len(after.history) > len(before.history):
-            self._observers.round_finished(after)
-            if tasks is not None and not after.stage.is_terminal:
-                tasks.create_task(self._deployment.prune(after, self._epoch))
+        for step in steps:
+            before = tracked.job
+            tracked.replace_job(step.job, self._clock.monotonic_s())
+            for note in step.notes:
+                self._observers.noted(step.job, note)
+            if len(step.job.history) > len(before.history):
+                self._observers.round_finished(step.job)
+                if tasks is not None and not after.stage.is_terminal:
+                    self._prune(tracked, tasks)
         self._new_event.notify()
+
+    def _prune(self, tracked: Tracked, tasks: asyncio.TaskGroup) -> None:
+        """Erase versions after a round, but not after each when rounds are shorter than a second."""
+        now_s = self._clock.monotonic_s()
+        if now_s - tracked.pruned_s >= _PRUNE_EVERY_S:
+            tracked.pruned_s = now_s
+            tasks.create_task(self._deployment.prune(tracked.job, self._epoch))
 
     def _cleaned(self, job_id: JobId) -> None:
         self._commands.append((job_id, _as_cleaned, asyncio.get_running_loop().create_future()))
@@ -267,7 +328,9 @@ class JobCoordinator:
             given = assignments(job, tracked.seen, self._world(job), self._rules, now_s)
             if not given or job.aggregator is None:
                 continue
-            key = self._keyring.get(job.id)
+            key = self._key_of(tracked)
+            if key is None:
+                continue
             for worker, assignment in given.items():
                 tier = job.tier_of(assignment.seat)
                 order = Order(
@@ -281,13 +344,25 @@ class JobCoordinator:
                     fence=self._epoch,
                     chunk_elements=DEFAULT_CHUNK_ELEMENTS,
                     included_round=job.included.get(worker),
+                    base_seats=job.base_seats,
                 )
                 orders[worker] = (*orders.get(worker, ()), order)
         return orders
 
+    def _key_of(self, tracked: Tracked) -> DataKey | None:
+        """The job's data key; without it the job, and only it, cannot go on."""
+        try:
+            return self._keyring.get(tracked.job.id)
+        except (NotFoundError, CorruptError) as error:
+            tracked.seen = replace(tracked.seen, fatal=error.message)
+            self.wake()
+            return None
+
     def _world(self, job: Job | None) -> World:
         """Everybody, with the places that other jobs have taken."""
-        others = [t.job for t in self._jobs.values() if t.job is not job and not t.job.stage.is_terminal]
+        others = [
+            t.job for t in self._jobs.values() if not (job and t.job.id == job.id) and not t.job.stage.is_terminal
+        ]
         held: dict[NodeName, int] = {}
         for name in _seated(others):
             held[name] = held.get(name, 0) + 1

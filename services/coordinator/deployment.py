@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
-from cortex_common.errors import CortexError, NotFoundError
+from cortex_common.errors import CortexError, NotFoundError, OverloadedError
 from cortex_common.ids import JobId, NodeName
 from cortex_common.job.status import VersionInfo
 from cortex_common.logging import get_logger
@@ -16,12 +17,15 @@ from cortex_common.tensors import safetensors_parts
 from services.coordinator.client import AggregatorPort
 from services.coordinator.domain.ending import best_round, kept_rounds
 from services.coordinator.domain.job import Job
+from services.coordinator.domain.topology import with_used
 from services.coordinator.orders import Leftover
 from services.coordinator.store import Store, StoredVersion
 from services.coordinator.store_thread import StoreThread
 
 log = get_logger(__name__)
 _PIECE_BYTES = 1 << 20
+# Each holds a whole model in memory until its reader has taken it.
+_MAX_HELD = 8
 
 
 class ModelDeploymentManager:
@@ -38,7 +42,8 @@ class ModelDeploymentManager:
         self._keyring = keyring
         self._aggregators = aggregators
         self._address_of = address_of
-        self._one_at_a_time = asyncio.Semaphore(2)
+        self._pulling = asyncio.Semaphore(2)
+        self._held = 0
 
     async def versions(self, job_id: JobId) -> Sequence[VersionInfo]:
         """Versions that can be downloaded, oldest first."""
@@ -60,7 +65,7 @@ class ModelDeploymentManager:
         try:
             await self.retire(job, epoch)
             for left in self.leftovers(job):
-                await self._aggregators.clean(left.address(), left.job_id, epoch, left.keep)
+                await self._aggregators.clean(left.address(), left.job_id, epoch, left.keep, ended=False)
         except CortexError as error:
             log.warning("prune_failed", job_id=job.id, reason=error.message)
 
@@ -73,10 +78,11 @@ class ModelDeploymentManager:
         """What to erase where: at the root, and at the aggregator of each tier with its copies of versions."""
         keep = tuple(sorted(self.kept(job)))
         holders = {job.aggregator or NodeName(""): job.aggregator_address}
-        holders |= {tier.aggregator: tier.address for tier in job.tiers if tier.aggregator not in holders}
+        tiers = job.used if job.stage.is_terminal else with_used(replace(job, used=()))
+        holders |= {each.aggregator: each.address for each in tiers if each.aggregator not in holders}
         found = [Leftover(job.id, keep, partial(self._address, name, last)) for name, last in holders.items()]
-        for index, tier in enumerate(job.tiers):
-            found.append(Leftover(job.transfer_id(index), (), partial(self._address, tier.aggregator, tier.address)))
+        for each in tiers:
+            found.append(Leftover(each.transfer_id, (), partial(self._address, each.aggregator, each.address)))
         return found
 
     def kept(self, job: Job) -> frozenset[int]:
@@ -98,15 +104,21 @@ class ModelDeploymentManager:
         raise NotFoundError(f"job {job_id} has not {what}; there are: {there}")
 
     async def _pieces(self, job_id: JobId, stored: StoredVersion, address: str) -> AsyncIterator[bytes]:
-        async with self._one_at_a_time:
+        if self._held >= _MAX_HELD:
+            raise OverloadedError(f"{self._held} models are being downloaded; allowed at a time are {_MAX_HELD}")
+        self._held += 1
+        try:
             key = self._keyring.get(job_id)
-            pulled = await self._aggregators.pull(address, job_id, stored.version.sha256, key)
+            async with self._pulling:
+                pulled = await self._aggregators.pull(address, job_id, stored.version.sha256, key)
             if pulled.arena is None:
                 raise NotFoundError(f"job {job_id}: the aggregator sent no model")
             for part in safetensors_parts(pulled.manifest, pulled.arena):
                 view = memoryview(part).cast("B")
                 for start in range(0, len(view), _PIECE_BYTES):
                     yield bytes(view[start : start + _PIECE_BYTES])
+        finally:
+            self._held -= 1
 
 
 def _info(job_id: JobId, stored: StoredVersion) -> VersionInfo:

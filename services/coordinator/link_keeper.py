@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from cortex_common.errors import CorruptError, NotFoundError
 from cortex_common.ids import JobId, NodeName, SeatIndex
 from cortex_common.security.keyring import FileKeyring
 from cortex_common.tensors import DEFAULT_CHUNK_ELEMENTS
@@ -63,6 +64,14 @@ class LinkKeeper:
         def note(change: Callable[[Seen], Seen]) -> None:
             observe(job.id, job.round, job.attempt, change)
 
+        try:
+            await self._work(job, note, on_cleaned)
+        except (NotFoundError, CorruptError) as error:
+            note(partial(replace, fatal=error.message))
+
+    async def _work(
+        self, job: Job, note: Callable[[Callable[[Seen], Seen]], None], on_cleaned: Callable[[JobId], None]
+    ) -> None:
         if job.stage is Stage.COLLECTING:
             await asyncio.gather(
                 *(

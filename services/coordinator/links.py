@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -85,13 +86,30 @@ class Links:
         async def make() -> AggregatedVersion:
             await self._aggregators.open_round(addresses[-1](), root)
             calls = [self._aggregators.forward_round(addresses[index](), order) for index, order in tiers.items()]
-            forwarded = await asyncio.gather(*calls)
+            keeper = asyncio.create_task(self._keep_open(root, addresses[-1]))
+            try:
+                forwarded = await asyncio.gather(*calls)
+            finally:
+                keeper.cancel()
             listed = tuple(sorted(forwarded, key=lambda entry: entry.seat))
             order = SealOrder(root.job_id, root.round, root.attempt, root.fence, listed, root.data_key)
             made = await self._aggregators.seal_round(addresses[-1](), order)
             return replace(made, forwarded_bytes={int(entry.seat): entry.size_bytes for entry in listed})
 
         await self._until_made(make, root.round, observe)
+
+    async def _keep_open(self, order: RoundOrder, address: Address) -> None:
+        """Open a round again whenever its aggregator comes back without its key, until cancelled."""
+        wait_s = 0.1
+        while True:
+            try:
+                async for _ in self._aggregators.watch_round(address(), order):
+                    wait_s = 0.1
+                await self._aggregators.open_round(address(), order)
+            except CortexError:
+                wait_s = await self._rest(wait_s)
+                with suppress(CortexError):
+                    await self._aggregators.open_round(address(), order)
 
     async def _until_made(
         self, make: Callable[[], Awaitable[AggregatedVersion]], round_number: int, observe: Observe
@@ -117,17 +135,19 @@ class Links:
 
     async def clean(self, leftovers: Sequence[Leftover], fence: int) -> None:
         """Erase what an ended job no longer needs, however long its aggregators are away."""
+        await asyncio.gather(*(self._clean(left, fence) for left in leftovers))
+
+    async def _clean(self, left: Leftover, fence: int) -> None:
         wait_s = 0.1
-        for left in leftovers:
-            while True:
-                try:
-                    await self._aggregators.clean(left.address(), left.job_id, fence, left.keep)
-                except ConflictError:
-                    raise
-                except CortexError:
-                    wait_s = await self._rest(wait_s)
-                else:
-                    break
+        while True:
+            try:
+                await self._aggregators.clean(left.address(), left.job_id, fence, left.keep, ended=True)
+            except ConflictError:
+                raise
+            except CortexError:
+                wait_s = await self._rest(wait_s)
+            else:
+                return
 
     def _with_progress(self, progress: Progress, seen: Seen) -> Seen:
         now_s = self._clock.monotonic_s()

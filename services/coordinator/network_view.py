@@ -95,7 +95,7 @@ class NetworkView:
         return views
 
     def _view(self, name: NodeName) -> WorkerView:
-        known = self._workers.get(name) or WorkerView(name, "", slots=1)
+        known = self._workers.get(name) or WorkerView(name, "", slots=1, is_known=False)
         line = self._attendance.lines.get(name)
         if line is None:
             return replace(known, lost_since_s=self._started_s)

@@ -15,6 +15,7 @@ from services.coordinator.domain.job import Job, Note
 
 log = get_logger(__name__)
 
+_ENDINGS = frozenset({"job_completed", "job_failed", "job_cancelled"})
 _JOBS = gauge("cortex_coordinator_jobs", "Unfinished jobs.", ["status"])
 _ENDED = counter("cortex_coordinator_jobs_ended_total", "Jobs that ended.", ["status"])
 _ROUNDS = counter("cortex_coordinator_rounds_total", "Rounds that ended well.")
@@ -40,7 +41,7 @@ class Observers:
         log.info(note.name, job_id=job.id, round=note.round, attempt=job.attempt, detail=note.message)
         if note.name == "round_retried":
             _RETRIED.inc()
-        if job.stage.is_terminal:
+        if note.name in _ENDINGS:
             _ENDED.labels(job.stage.value).inc()
             self._close(job.id)
 

@@ -26,6 +26,7 @@ class Order:
     fence: int
     chunk_elements: int
     included_round: int | None = None
+    base_seats: tuple[SeatIndex, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,8 +148,8 @@ class AssignmentServicer(coordinator_pb2_grpc.AssignmentServiceServicer):
         job_id, round_number, attempt = wire.round_of_assignment(request.assignment_id)
         if self._attendance.is_replaced(worker, request.incarnation):
             return pb.ReportResponse(wanted=False)
-        change = self._change(request, worker)
-        wanted = self._coordinator.observe(job_id, round_number, attempt, change)
+        change, seat = self._change(request, worker), SeatIndex(request.seat)
+        wanted = self._coordinator.report(worker, seat, job_id, round_number, attempt, change)
         return pb.ReportResponse(wanted=wanted)
 
     def _change(self, request: pb.ReportRequest, worker: NodeName) -> Callable[[Seen], Seen]:

@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Connection, Engine, Row, delete, desc, func, insert, select, update
 
-from cortex_common.errors import ConflictError
+from cortex_common.errors import ConflictError, CorruptError
 from cortex_common.ids import JobId, NodeName, SeatIndex, Sha256Hex
 from cortex_common.job.status import RoundReport
+from cortex_common.logging import get_logger
 from cortex_common.storage.sql import migrate
 from services.coordinator.domain.job import Contribution, Job, Note, Stage, Version
 from services.coordinator.store import StoredEvent, StoredVersion
 from services.coordinator.tables import CONTRIBUTION, EVENT, JOB, LEASE, ROUND, VERSION
+
+log = get_logger(__name__)
 
 _JOB = TypeAdapter(Job)
 _TERMINAL = [stage.value for stage in Stage if stage.is_terminal]
@@ -82,20 +85,25 @@ class SqlStore:
         """The job with its history."""
         with self._engine.connect() as db:
             state = db.execute(select(JOB.c.state).where(JOB.c.id == job_id)).scalar()
-            return None if state is None else _with_history(db, _JOB.validate_json(state))
+            if state is None:
+                return None
+            job = _readable(state)
+            if job is None:
+                raise CorruptError(f"job {job_id}: its stored state is not readable")
+            return _with_history(db, job)
 
     def unfinished(self) -> list[Job]:
         """Jobs that have not ended or not been cleaned up, oldest first."""
         wanted = JOB.c.stage.not_in(_TERMINAL) | (JOB.c.cleaned == 0)
         with self._engine.connect() as db:
             states = db.execute(select(JOB.c.state).where(wanted).order_by(JOB.c.submitted_s)).scalars().all()
-            return [_with_history(db, _JOB.validate_json(state)) for state in states]
+            return [_with_history(db, job) for state in states if (job := _readable(state)) is not None]
 
     def newest(self, limit: int) -> list[Job]:
         """Jobs without their history, newest first."""
         with self._engine.connect() as db:
             states = db.execute(select(JOB.c.state).order_by(desc(JOB.c.submitted_s)).limit(limit)).scalars().all()
-        return [_JOB.validate_json(state) for state in states]
+        return [job for state in states if (job := _readable(state)) is not None]
 
     def events(self, job_id: JobId, after: int, limit: int) -> list[StoredEvent]:
         """Events with a sequence above `after`."""
@@ -133,6 +141,15 @@ class SqlStore:
     def close(self) -> None:
         """Let go of the database."""
         self._engine.dispose()
+
+
+def _readable(state: str) -> Job | None:
+    """A stored job; one that cannot be read is left alone, so that the others go on."""
+    try:
+        return _JOB.validate_json(state)
+    except ValidationError as error:
+        log.error("job_not_readable", state=state[:200], reason=str(error))
+        return None
 
 
 def _check_epoch(db: Connection, epoch: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 
 from cortex_common.ids import SeatIndex
@@ -22,11 +23,12 @@ class Tracked:
     changed: Signal = field(default_factory=Signal)
     link: asyncio.Task[None] | None = None
     link_key: LinkKey | None = None
+    pruned_s: float = -math.inf
 
     def replace_job(self, job: Job, now_s: float) -> None:
         """Take the job's next state; observations about a stage end with it."""
         before, self.job = self.job, job
-        if (before.stage, before.round, before.attempt) != (job.stage, job.round, job.attempt):
+        if is_new_stage(before, job):
             self.seen = Seen(since_s=now_s)
         self.changed.notify()
 
@@ -45,3 +47,8 @@ class Tracked:
             if name == worker:
                 return SeatIndex(index)
         return None
+
+
+def is_new_stage(before: Job, after: Job) -> bool:
+    """Whether what was seen before no longer counts."""
+    return (before.stage, before.round, before.attempt) != (after.stage, after.round, after.attempt)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 
 from cortex_common.errors import InvalidArgumentError
 from cortex_common.identity import Role
 from cortex_common.ids import JobId, NodeName, SeatIndex, Sha256Hex
+from cortex_common.job.spec import JobSpec
 from cortex_common.job.wire import spec_to_proto
-from cortex_common.pb.v1 import aggregator_pb2, common_pb2, coordinator_pb2, transfer_pb2
+from cortex_common.pb.v1 import aggregator_pb2, common_pb2, coordinator_pb2, job_pb2, transfer_pb2
 from cortex_common.transfer.wire import data_key_to_proto
 from services.coordinator.domain.assignments import Work
 from services.coordinator.domain.job import Contribution, Trained, Version
 from services.coordinator.domain.seen import AggregatedVersion, AggregatorView, Dataset, Failure, SliceScore, WorkerView
 from services.coordinator.orders import Order, RoundOrder, SealOrder, Upstream
+
+_MAX_JOBS = 64
+_JOBS: dict[int, tuple[JobSpec, job_pb2.JobSpec]] = {}
+"""Messages of the newest specifications, by the id of the object that is held beside them."""
 
 
 def open_request(order: RoundOrder) -> aggregator_pb2.OpenRoundRequest:
@@ -88,9 +94,9 @@ def _listed(order: SealOrder) -> list[aggregator_pb2.Contribution]:
     ]
 
 
-def prune_request(job_id: JobId, fence: int, keep: Sequence[int]) -> aggregator_pb2.PruneJobRequest:
+def prune_request(job_id: JobId, fence: int, keep: Sequence[int], *, ended: bool) -> aggregator_pb2.PruneJobRequest:
     """Erase all but these."""
-    return aggregator_pb2.PruneJobRequest(job_id=job_id, fence=fence, keep_rounds=sorted(keep))
+    return aggregator_pb2.PruneJobRequest(job_id=job_id, fence=fence, keep_rounds=sorted(keep), ended=ended)
 
 
 def accepted_of(answer: aggregator_pb2.WatchRoundResponse) -> dict[SeatIndex, Contribution]:
@@ -145,7 +151,7 @@ def _assignment(order: Order) -> coordinator_pb2.Assignment:
         fence=order.fence,
         seat=given.seat,
         seats=given.seats,
-        job=spec_to_proto(order.spec),
+        job=_job(order.spec),
         data_key=data_key_to_proto(order.data_key),
         aggregator=order.aggregator,
         aggregator_address=order.address,
@@ -153,6 +159,7 @@ def _assignment(order: Order) -> coordinator_pb2.Assignment:
         chunk_elements=order.chunk_elements,
         transfer_job_id=order.transfer_id,
         included_round=order.included_round,
+        base_seats=order.base_seats,
     )
     if given.work is Work.EVALUATE:
         message.evaluate.slice.extend(given.slices)
@@ -160,6 +167,16 @@ def _assignment(order: Order) -> coordinator_pb2.Assignment:
     else:
         getattr(message, given.work.value).SetInParent()
     return message
+
+
+def _job(spec: JobSpec) -> job_pb2.JobSpec:
+    """The message of a job's specification, made once: it goes out with each of its assignments."""
+    known = _JOBS.get(id(spec))
+    if known is None or known[0] is not spec:
+        while len(_JOBS) >= _MAX_JOBS:
+            del _JOBS[next(iter(_JOBS))]
+        known = _JOBS[id(spec)] = (spec, spec_to_proto(spec))
+    return known[1]
 
 
 def _version(job_id: JobId, version: Version) -> common_pb2.ModelVersion:
@@ -178,13 +195,17 @@ def trained_of(request: coordinator_pb2.ReportRequest) -> Trained:
     report = request.trained
     return Trained(
         worker=NodeName(request.worker),
-        train_s=report.train_seconds,
-        exchange_s=report.exchange_seconds,
+        train_s=_finite(report.train_seconds),
+        exchange_s=_finite(report.exchange_seconds),
         examples=report.examples,
         steps=report.steps,
-        metrics=dict(report.metrics),
+        metrics={name: value for name, value in report.metrics.items() if math.isfinite(value)},
         bytes_down=report.bytes_down,
     )
+
+
+def _finite(seconds: float) -> float:
+    return seconds if math.isfinite(seconds) else 0.0
 
 
 def scores_of(request: coordinator_pb2.ReportRequest) -> dict[int, SliceScore]:

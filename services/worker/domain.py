@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex
 from cortex_common.job.spec import JobSpec
-from cortex_common.security.objects import DataKey
+from cortex_common.security.objects import DataKey, ObjectHeader
 from cortex_common.transfer.receipt import Receipt
 
 
@@ -58,6 +59,7 @@ class Assignment:
     """A piece of work, as the coordinator gave it.
 
     Attributes:
+        base_seats: Seats whose updates, whoever sent them, are in the base version.
         included_round: Last round whose version holds an update of this worker; None if none does.
         transfer_id: Id under which the aggregator knows the round: the job's, or that of its tier in a region.
         base_sha256: Version to start from; empty in round 0.
@@ -80,6 +82,7 @@ class Assignment:
     chunk_elements: int
     work: Work
     included_round: int | None = None
+    base_seats: frozenset[SeatIndex] = frozenset()
 
     @property
     def key(self) -> WorkKey:
@@ -140,6 +143,38 @@ class Finished:
 
     assignment_id: str
     outcome: Outcome
+
+
+class Carry(Enum):
+    """What of the last update sent goes into the next one."""
+
+    REPEAT = "the very same numbers are sent again"
+    ERROR = "what its quantisation left out"
+    WHOLE = "all of it"
+    NOTHING = "nothing"
+
+
+def carry_of(
+    kept: ObjectHeader, due: ObjectHeader, included_round: int | None, base_seats: frozenset[SeatIndex]
+) -> Carry:
+    """What to carry from the last update sent into the one that is due: nothing may come into a version twice.
+
+    Of a lost update only the worker that has the same seat again carries what it holds: whoever else was given that
+    seat may hold an update for it too, and a seat comes into a version once.
+
+    Args:
+        kept: The last update sent.
+        due: The next one.
+        included_round: Last round whose version holds an update of this worker; None if none does.
+        base_seats: Seats whose updates, whoever sent them, are in the base version.
+    """
+    if kept.round == due.round:
+        is_same = (kept.seat, kept.base_sha256) == (due.seat, due.base_sha256)
+        return Carry.REPEAT if is_same else Carry.NOTHING
+    if kept.round == included_round:
+        return Carry.ERROR
+    was_lost = kept.round == due.round - 1 and kept.seat not in base_seats
+    return Carry.WHOLE if was_lost and kept.seat == due.seat else Carry.NOTHING
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,15 @@ from typing import Protocol
 import grpc.aio
 
 from cortex_common.clock import Clock
-from cortex_common.codec import WeightCompressor
 from cortex_common.errors import CortexError, InvalidArgumentError
 from cortex_common.ids import NodeName, Sha256Hex
-from cortex_common.security.encryption import EncryptionManager, ObjectHeader, ObjectKind
-from cortex_common.tensors import Manifest, chunk_count
+from cortex_common.logging import get_logger
+from cortex_common.security.encryption import EncryptionManager
+from cortex_common.tensors import Manifest
 from cortex_common.transfer import PushResult, pull_model, push_update
 from cortex_common.transfer.warming import CodecWarmer
 from services.worker import metrics
+from services.worker.client import newest_channel
 from services.worker.domain import (
     Assignment,
     Evaluate,
@@ -31,11 +32,12 @@ from services.worker.domain import (
     SliceScore,
     Trained,
 )
-from services.worker.failures import TrainerEndedError, WorkFailedError
-from services.worker.residuals import Feedback, Kept, ResidualStore, kept_header
+from services.worker.failures import FeedbackLostError, TrainerEndedError, WorkFailedError
 from services.worker.trainer_process import Answer
-from services.worker.updates import DeltaEncoder
+from services.worker.updates import DeltaEncoder, codec_of, feedback_of, header_of, seed_of
 from services.worker.workbench import Lesson, Workbench, both
+
+_log = get_logger(__name__)
 
 Tell = Callable[[str, float, Mapping[str, float]], None]
 """Told what is being done, how far (0 to 1), and figures."""
@@ -146,8 +148,7 @@ class Execution:
 
     async def _ready(self, *, with_data: bool) -> None:
         """Network and data in the trainer, the base version in the arena: both at the same time."""
-        compression = self._current().spec.compression
-        self._around.warmer.want(WeightCompressor.create(compression.codec, compression.options, compression.lz4))
+        self._around.warmer.want(codec_of(self._current()))
         prepare = asyncio.create_task(self._bench.prepare(self._current(), with_data=with_data))
         pull = asyncio.create_task(self._pull())
         self._tell("loading data" if with_data else "pulling", 0.0, {})
@@ -171,7 +172,7 @@ class Execution:
         with self._phase("pulling", "pull"):
             started_s = self._around.clock.monotonic_s()
             result = await pull_model(
-                self._around.channels.to(assignment.aggregator_address),
+                newest_channel(self._channel),
                 assignment.job_id,
                 Sha256Hex(wanted),
                 "",
@@ -188,26 +189,34 @@ class Execution:
         return result.bytes_down
 
     async def _push(self, manifest: Manifest, *, weight: float) -> PushResult:
+        """Send the update. A worker whose disk is full or damaged sends it without error feedback, and goes on."""
         assignment = self._current()
-        is_first = not assignment.base_sha256
-        compression = assignment.spec.compression
-        codec = (
-            WeightCompressor.create("none", {}, compression.lz4)
-            if is_first
-            else WeightCompressor.create(compression.codec, compression.options, compression.lz4)
-        )
-        header = _header(assignment, manifest, codec, self._around, weight)
+        if assignment.base_sha256 and assignment.spec.compression.feeds_back:
+            # Once more for an earlier update that cannot be read: without it this one can still be kept.
+            for _ in range(2):
+                try:
+                    return await self._send(manifest, weight, feeds_back=True)
+                except FeedbackLostError as error:
+                    facts = {"job_id": assignment.job_id, "round": assignment.round, "seat": assignment.seat}
+                    _log.warning("error_feedback_lost", reason=error.message, **facts)
+        return await self._send(manifest, weight, feeds_back=False)
+
+    async def _send(self, manifest: Manifest, weight: float, *, feeds_back: bool) -> PushResult:
+        """Send the update as an object of its own, to where its aggregator is at each attempt."""
+        assignment = self._current()
+        codec = codec_of(assignment)
+        header = header_of(assignment, manifest, codec, self._around.network, self._around.name, weight)
         encryption = EncryptionManager(assignment.data_key)
-        seed = (assignment.spec.training.seed, assignment.round, assignment.seat)
         feedback = None
-        if not is_first and compression.feeds_back:
-            feedback = await asyncio.to_thread(self._feedback, assignment, header, codec, seed, encryption)
-        encoder = DeltaEncoder(self._bench, codec, seed, is_first=is_first, feedback=feedback)
+        if feeds_back:
+            feedback = await asyncio.to_thread(feedback_of, self._bench, assignment, header, codec, encryption)
+        is_first = not assignment.base_sha256
+        encoder = DeltaEncoder(self._bench, codec, seed_of(assignment), is_first=is_first, feedback=feedback)
         try:
             with self._phase("uploading", "push"):
                 started_s = self._around.clock.monotonic_s()
                 pushed = await push_update(
-                    self._around.channels.to(assignment.aggregator_address),
+                    self._channel,
                     header,
                     encoder.encode,
                     encryption,
@@ -221,20 +230,9 @@ class Execution:
         metrics.BYTES_UP.inc(pushed.bytes_up)
         return pushed
 
-    def _feedback(
-        self,
-        assignment: Assignment,
-        header: ObjectHeader,
-        codec: WeightCompressor,
-        seed: tuple[int, ...],
-        encryption: EncryptionManager,
-    ) -> Feedback:
-        """Error feedback for this update; reads the disk."""
-        resting = kept_header(header)
-        blob = f"{assignment.round}-{resting.object_id.hex()[:8]}.blob"
-        kept = Kept(assignment.round, codec.codec, codec.options_json, seed, resting, blob)
-        store = ResidualStore(self._bench.residuals, assignment.job_id)
-        return Feedback(store, kept, assignment.included_round, encryption)
+    def _channel(self) -> grpc.aio.Channel:
+        """To the aggregator, wherever it is by now; looked up for each attempt of a transfer."""
+        return self._around.channels.to(self._current().aggregator_address)
 
     def _trained(self, pushed: PushResult, answer: Answer) -> Trained:
         bytes_down, pull_s = self._bench.take_pulls()
@@ -259,30 +257,3 @@ class Execution:
         self._tell(doing, 0.0, {})
         with metrics.PHASE_SECONDS.labels(name).time():
             yield
-
-
-def _header(
-    assignment: Assignment, manifest: Manifest, codec: WeightCompressor, around: Surroundings, weight: float
-) -> ObjectHeader:
-    is_first = not assignment.base_sha256
-    return ObjectHeader(
-        kind=ObjectKind.UPDATE,
-        network=around.network,
-        job_id=assignment.transfer_id,
-        round=assignment.round,
-        attempt=assignment.attempt,
-        fence=assignment.fence,
-        sender=around.name,
-        seat=assignment.seat,
-        key_id=assignment.data_key.key_id,
-        codec=codec.codec,
-        codec_options=codec.options_json,
-        chunk_elements=assignment.chunk_elements,
-        elements=manifest.elements,
-        counters=manifest.counters,
-        chunks=chunk_count(manifest.elements, manifest.counters, assignment.chunk_elements),
-        manifest_sha256=manifest.sha256,
-        base_sha256=assignment.base_sha256,
-        manifest=manifest.to_json() if is_first else b"",
-        weight=weight,
-    ).fresh()

@@ -17,6 +17,10 @@ class WorkFailedError(CortexError):
         self.is_permanent = is_permanent
 
 
+class FeedbackLostError(CortexError):
+    """An update kept cannot be read, or this one not be kept: it must be made anew, as another object."""
+
+
 class WorkCancelledError(CortexError):
     """Nobody wants the result any more."""
 

@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-from cortex_common.errors import CortexError, UnavailableError
+from cortex_common.clock import Clock
+from cortex_common.errors import (
+    CortexError,
+    ForbiddenError,
+    InvalidArgumentError,
+    NotFoundError,
+    PreconditionError,
+    UnavailableError,
+)
 from cortex_common.logging import get_logger
 from cortex_common.pb.v1 import coordinator_pb2
 from cortex_common.rpc.retry import backoff
@@ -30,6 +38,8 @@ from services.worker.workbench import Workbench
 _log = get_logger(__name__)
 
 _ACTIVITY_EVERY_S = 1.0
+# Saying the same again will not help; whatever else goes wrong at the coordinator may pass.
+_HOPELESS = (InvalidArgumentError, ForbiddenError, NotFoundError, PreconditionError)
 
 
 class Reports(Protocol):
@@ -41,6 +51,25 @@ class Reports(Protocol):
         Raises:
             CortexError: not delivered.
         """
+
+
+async def deliver(reports: Reports, request: coordinator_pb2.ReportRequest, clock: Clock) -> bool:
+    """Report until it is heard; False when the assignment is no longer wanted.
+
+    Raises:
+        CortexError: the coordinator refuses it for good.
+    """
+
+    async def once() -> bool:
+        try:
+            return await reports.report(request, is_urgent=True)
+        except (UnavailableError, *_HOPELESS):
+            raise
+        except CortexError as error:
+            _log.warning("report_failed", assignment_id=request.assignment_id, reason=error.message)
+            raise UnavailableError(error.message) from error
+
+    return await backoff(clock)(once)
 
 
 class JobRunner:
@@ -163,9 +192,7 @@ class JobRunner:
     async def _deliver(self, assignment: Assignment, outcome: Outcome) -> None:
         request = report_to_proto(assignment, outcome)
         try:
-            async for attempt in backoff(self._around.clock):
-                with attempt:
-                    wanted = await self._reports.report(request, is_urgent=True)
+            wanted = await deliver(self._reports, request, self._around.clock)
         except CortexError as error:
             _log.warning("report_refused", reason=error.message, **_facts(assignment))
             wanted = True

@@ -24,7 +24,7 @@ from cortex_common.telemetry.ops_server import ops_server
 from cortex_common.telemetry.resources import probe_resources
 from services.worker.client import AggregatorChannels, CoordinatorLine
 from services.worker.execution import Surroundings
-from services.worker.residuals import sweep
+from services.worker.residuals import sweep_daily
 from services.worker.settings import WorkerSettings
 from services.worker.supervisor import Supervisor
 
@@ -60,7 +60,6 @@ async def run(
     """
     settings.identity(Role.WORKER)
     available_datasets(settings.cache_dir, settings.catalogue)
-    sweep(settings.state_dir / "residuals", clock.wall_s())
     publish_build_info("worker")
     publish_node(settings.tls, settings.cache_dir, clock)
     incarnation, started_s = uuid.uuid4().hex, clock.wall_s()
@@ -85,6 +84,7 @@ async def run(
             work = [
                 tasks.create_task(supervisor.run()),
                 tasks.create_task(line.attend_forever(supervisor.take)),
+                tasks.create_task(sweep_daily(settings.state_dir / "residuals", clock)),
             ]
             tasks.create_task(
                 heartbeat_forever(

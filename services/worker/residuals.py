@@ -2,32 +2,47 @@
 
 Of the last update sent, the numbers as they were *before* quantisation are kept, sealed, on this node's disk: they are
 there before the upload can be accepted. Whether that update came into a version is learnt with the next assignment:
-if it did, only its quantisation error is carried on; if it was lost, refused or too late, all of it is. So no mass is
-lost and none counts twice, whatever is killed when. Legend: n elements of one chunk.
+if it did, only its quantisation error is carried on; if its seat stayed empty, all of it is (`domain.carry_of`). So
+none counts twice, whatever is killed when. What fails here costs the feedback and never the round: FeedbackLostError,
+upon which the update is made anew without what failed. Legend: n elements of one chunk.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cortex_common.clock import Clock
 from cortex_common.codec import WeightCompressor, rounding_seed
 from cortex_common.errors import CorruptError, CortexError
-from cortex_common.ids import JobId
+from cortex_common.ids import JobId, SeatIndex
 from cortex_common.logging import get_logger
 from cortex_common.security.encryption import TAG_BYTES, EncryptionManager, ObjectHeader, ObjectKind
-from cortex_common.storage.durable import make_directory, open_new, sync_directory, sync_file, write_durably
+from cortex_common.storage.durable import (
+    make_directory,
+    open_new,
+    require_room,
+    sync_directory,
+    sync_file,
+    write_durably,
+)
 from cortex_common.tensors import ChunkRange, Float32s, chunk_range
+from services.worker.domain import Carry, carry_of
+from services.worker.failures import FeedbackLostError
 
 _log = get_logger(__name__)
 _FORGET_S = 7 * 24 * 3600.0
+_SWEEP_EVERY_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +69,13 @@ class ResidualStore:
 
     def load(self) -> Kept | None:
         """What was kept last; None at first, or when the folder is damaged (then training goes on without it)."""
-        path = self._directory / "kept.json"
-        if not path.exists():
-            return None
-        try:
-            kept = _from_facts(json.loads(path.read_bytes()))
-        except (CortexError, ValueError, KeyError, TypeError) as error:
-            _log.warning("residual_not_readable", path=str(path), reason=str(error))
-            return None
+        kept = self._facts()
         for other in self._directory.glob("*.blob"):
-            if other.name != kept.blob:
-                other.unlink()
-        if not (self._directory / kept.blob).exists():
-            _log.warning("residual_not_readable", path=str(path), reason=f"{kept.blob} is missing")
+            if kept is None or other.name != kept.blob:
+                with suppress(OSError):
+                    other.unlink()
+        if kept is not None and not (self._directory / kept.blob).exists():
+            _log.warning("residual_not_readable", path=str(self._directory), reason=f"{kept.blob} is missing")
             return None
         return kept
 
@@ -75,9 +84,30 @@ class ResidualStore:
         return KeptReader(self._directory / kept.blob, kept)
 
     def write(self, kept: Kept, encryption: EncryptionManager) -> KeptWriter:
-        """Begin to keep an update."""
+        """Begin to keep an update.
+
+        Raises:
+            OverloadedError: the disk has no room for it.
+        """
         make_directory(self._directory)
+        header = kept.header
+        require_room(self._directory, 4 * header.elements + TAG_BYTES * header.chunks)
         return KeptWriter(self._directory, kept, encryption)
+
+    def forget(self, kept: Kept) -> None:
+        """What is kept of this update no longer counts."""
+        with suppress(OSError):
+            (self._directory / kept.blob).unlink()
+
+    def _facts(self) -> Kept | None:
+        path = self._directory / "kept.json"
+        try:
+            return _from_facts(json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (CortexError, OSError, ValueError, KeyError, TypeError) as error:
+            _log.warning("residual_not_readable", path=str(path), reason=str(error))
+            return None
 
 
 def sweep(root: Path, wall_s: float) -> None:
@@ -85,8 +115,19 @@ def sweep(root: Path, wall_s: float) -> None:
     if not root.is_dir():
         return
     for directory in root.iterdir():
-        if wall_s - directory.stat().st_mtime > _FORGET_S:
-            shutil.rmtree(directory, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            if wall_s - directory.stat().st_mtime > _FORGET_S:
+                shutil.rmtree(directory, ignore_errors=True)
+
+
+async def sweep_daily(root: Path, clock: Clock) -> None:
+    """Sweep now and once a day, for ever."""
+    while True:
+        try:
+            await asyncio.to_thread(sweep, root, clock.wall_s())
+        except OSError as error:
+            _log.warning("residuals_not_swept", path=str(root), reason=str(error))
+        await clock.sleep(_SWEEP_EVERY_S)
 
 
 class KeptReader:
@@ -95,10 +136,10 @@ class KeptReader:
     def __init__(self, path: Path, kept: Kept) -> None:
         self.kept = kept
         self._path = path
-        self._file = os.open(path, os.O_RDONLY)
         self._scratch = bytearray()
         self._encryption: EncryptionManager | None = None
         self._codec = WeightCompressor.from_wire(kept.codec, kept.codec_options)
+        self._file = os.open(path, os.O_RDONLY)
 
     def whole(self, part: ChunkRange, encryption: EncryptionManager, out_n: Float32s) -> None:
         """All of the update. CorruptError: the file was changed."""
@@ -139,7 +180,7 @@ class KeptWriter:
     def append(self, part: ChunkRange, values_n: Float32s) -> None:
         """Keep the next chunk; the last one makes all durable."""
         sealed = self._sealer.seal(part.index, values_n.data.cast("B"))
-        os.pwrite(self._file, sealed, _offset(part))
+        _write_at(self._file, sealed, _offset(part))
         self.chunks += 1
 
     def commit(self) -> None:
@@ -161,63 +202,100 @@ class Feedback:
         store: The job's.
         kept: This update, with a fresh header.
         included_round: Last round whose version holds an update of this worker; None if none does.
+        base_seats: Seats whose updates, whoever sent them, are in the base version.
         encryption: Holds the job's data key.
+
+    Raises:
+        FeedbackLostError: what was kept cannot be read; it does not count any more. So do the methods.
     """
 
     def __init__(
-        self, store: ResidualStore, kept: Kept, included_round: int | None, encryption: EncryptionManager
+        self,
+        store: ResidualStore,
+        kept: Kept,
+        included_round: int | None,
+        base_seats: frozenset[SeatIndex],
+        encryption: EncryptionManager,
     ) -> None:
         self._store = store
         self._kept = kept
         self._encryption = encryption
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._carry = Carry.NOTHING
+        self._earlier: KeptReader | None = None
         earlier = store.load()
-        if earlier is not None and earlier.header.elements != kept.header.elements:
-            earlier = None
-        self._earlier = store.read(earlier) if earlier is not None else None
-        self._is_repeated = earlier is not None and earlier.round == kept.round
-        self._was_included = earlier is not None and earlier.round == included_round
+        if earlier is not None and _layout(earlier.header) == _layout(kept.header):
+            self._carry = carry_of(earlier.header, kept.header, included_round, base_seats)
+            if self._carry is not Carry.NOTHING:
+                with self._or_without(earlier):
+                    self._earlier = store.read(earlier)
         self._writer: KeptWriter | None = None
         self._written: KeptReader | None = None
         self._term_n = np.empty(0, np.float32)
 
     @property
     def kept(self) -> Kept:
-        """The update whose quantisation must be used: an earlier one when this round has been sent before."""
-        return self._earlier.kept if self._is_repeated and self._earlier is not None else self._kept
+        """The update whose quantisation must be used: an earlier one when this very one has been sent before."""
+        return self._earlier.kept if self._carry is Carry.REPEAT and self._earlier is not None else self._kept
 
     def apply(self, part: ChunkRange, delta_n: Float32s) -> None:
-        """Turn a chunk of the change into the chunk to send, in place."""
-        if self._is_repeated and self._earlier is not None:
-            self._earlier.whole(part, self._encryption, delta_n)
+        """Turn a chunk of the change into the chunk to send, in place; for the same chunk always the same."""
+        with self._lock:
+            if self._is_closed:
+                raise FeedbackLostError("the update was given up")
+            if self._carry is Carry.REPEAT or not self._has_written(part):
+                self._add_earlier(part, delta_n)
+            if self._carry is not Carry.REPEAT:
+                with self._or_without(self._kept):
+                    self._keep(part, delta_n)
+
+    def close(self) -> None:
+        """Give files up; waits for a chunk in hand."""
+        with self._lock:
+            self._is_closed = True
+            for each in (self._earlier, self._writer, self._written):
+                if each is not None:
+                    each.close()
+
+    def _has_written(self, part: ChunkRange) -> bool:
+        return self._writer is not None and part.index < self._writer.chunks
+
+    def _add_earlier(self, part: ChunkRange, delta_n: Float32s) -> None:
+        earlier = self._earlier
+        if earlier is None:
             return
+        with self._or_without(earlier.kept):
+            if self._carry is Carry.REPEAT:
+                earlier.whole(part, self._encryption, delta_n)
+                return
+            if self._term_n.size < part.elements:
+                self._term_n = np.empty(part.elements, np.float32)
+            term_n = self._term_n[: part.elements]
+            (earlier.error if self._carry is Carry.ERROR else earlier.whole)(part, self._encryption, term_n)
+            delta_n += term_n
+
+    def _keep(self, part: ChunkRange, delta_n: Float32s) -> None:
+        """Keep a new chunk; read one back that is sent again."""
         if self._writer is None:
             self._writer = self._store.write(self._kept, self._encryption)
-        if part.index < self._writer.chunks:
-            self._again(part, delta_n)
+        if self._has_written(part):
+            if self._written is None:
+                self._written = self._store.read(self._kept)
+            self._written.whole(part, self._encryption, delta_n)
             return
-        if self._earlier is not None:
-            self._add_earlier(self._earlier, part, delta_n)
         self._writer.append(part, delta_n)
         if self._writer.chunks == self._float_chunks():
             self._writer.commit()
 
-    def close(self) -> None:
-        """Give files up."""
-        for each in (self._earlier, self._writer, self._written):
-            if each is not None:
-                each.close()
-
-    def _add_earlier(self, earlier: KeptReader, part: ChunkRange, delta_n: Float32s) -> None:
-        if self._term_n.size < part.elements:
-            self._term_n = np.empty(part.elements, np.float32)
-        term_n = self._term_n[: part.elements]
-        (earlier.error if self._was_included else earlier.whole)(part, self._encryption, term_n)
-        delta_n += term_n
-
-    def _again(self, part: ChunkRange, delta_n: Float32s) -> None:
-        if self._written is None:
-            self._written = self._store.read(self._kept)
-        self._written.whole(part, self._encryption, delta_n)
+    @contextmanager
+    def _or_without(self, kept: Kept) -> Iterator[None]:
+        """Whatever fails with the numbers of an update kept: they do not count any more."""
+        try:
+            yield
+        except (CortexError, OSError) as error:
+            self._store.forget(kept)
+            raise FeedbackLostError(f"the update kept of round {kept.header.round}: {error}") from error
 
     def _float_chunks(self) -> int:
         header = self._kept.header
@@ -230,6 +308,19 @@ def kept_header(update: ObjectHeader) -> ObjectHeader:
     facts: dict[str, Any] = update.to_facts()
     facts |= {"kind": ObjectKind.RESIDUAL.value, "codec": "none", "codec_options": "", "manifest": ""}
     return ObjectHeader.from_facts(facts).fresh()
+
+
+def _layout(header: ObjectHeader) -> tuple[int, int, int]:
+    """What must be equal for chunks of two updates to be of the same numbers."""
+    return header.elements, header.counters, header.chunk_elements
+
+
+def _write_at(descriptor: int, data: bytes, offset: int) -> None:
+    """Write everything, however many calls that takes."""
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(descriptor, rest, offset)
+        rest, offset = rest[written:], offset + written
 
 
 def _offset(part: ChunkRange) -> int:

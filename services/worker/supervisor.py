@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from cortex_common.errors import CortexError, InvalidArgumentError
+from cortex_common.errors import CortexError
 from cortex_common.ids import JobId
 from cortex_common.logging import get_logger
 from cortex_common.pb.v1 import coordinator_pb2
-from cortex_common.rpc.retry import backoff
 from services.worker import metrics
 from services.worker.domain import Assignment, Failed, plan_jobs
 from services.worker.execution import Surroundings
-from services.worker.job_runner import JobRunner, Reports
+from services.worker.job_runner import JobRunner, Reports, deliver
 from services.worker.settings import WorkerSettings
 from services.worker.slots import TrainerSlot
 from services.worker.wire import assignment_from_proto, refusal_to_proto, report_to_proto
@@ -54,7 +53,7 @@ class Supervisor:
         for proto in assignments:
             try:
                 self._wanted.append(assignment_from_proto(proto))
-            except InvalidArgumentError as error:
+            except CortexError as error:
                 self._refusals[proto.assignment_id] = refusal_to_proto(proto, error.message)
         if is_new_line:
             self._refused_ids.clear()
@@ -113,9 +112,7 @@ class Supervisor:
 
     async def _deliver(self, request: coordinator_pb2.ReportRequest) -> None:
         try:
-            async for attempt in backoff(self._around.clock):
-                with attempt:
-                    await self._reports.report(request, is_urgent=True)
+            await deliver(self._reports, request, self._around.clock)
         except CortexError as error:
             _log.warning("report_refused", assignment_id=request.assignment_id, reason=error.message)
 

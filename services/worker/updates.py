@@ -1,12 +1,15 @@
-"""The chunks of an update, made when they are due. Legend: n elements of one chunk."""
+"""An update: its header, and its chunks, made when they are due. Legend: n elements of one chunk."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from cortex_common.codec import WeightCompressor, rounding_seed
-from cortex_common.tensors import ChunkRange
-from services.worker.residuals import Feedback
+from cortex_common.ids import NodeName
+from cortex_common.security.encryption import EncryptionManager, ObjectHeader, ObjectKind
+from cortex_common.tensors import ChunkRange, Manifest, chunk_count
+from services.worker.domain import Assignment
+from services.worker.residuals import Feedback, Kept, ResidualStore, kept_header
 from services.worker.workbench import Workbench
 
 
@@ -52,3 +55,63 @@ class DeltaEncoder:
         if self._feedback is not None:
             self._feedback.apply(chunk, delta_n)
         return self._codec.encode(delta_n, seed=rounding_seed(*self._seed, chunk.index))
+
+
+def codec_of(assignment: Assignment) -> WeightCompressor:
+    """How the update travels; the first version as it is."""
+    compression = assignment.spec.compression
+    if not assignment.base_sha256:
+        return WeightCompressor.create("none", {}, compression.lz4)
+    return WeightCompressor.create(compression.codec, compression.options, compression.lz4)
+
+
+def seed_of(assignment: Assignment) -> tuple[int, ...]:
+    """What tells this update from all others."""
+    return (assignment.spec.training.seed, assignment.round, assignment.seat)
+
+
+def feedback_of(
+    bench: Workbench,
+    assignment: Assignment,
+    header: ObjectHeader,
+    codec: WeightCompressor,
+    encryption: EncryptionManager,
+) -> Feedback:
+    """Error feedback for this update; reads the disk.
+
+    Raises:
+        FeedbackLostError: what was kept cannot be read.
+    """
+    resting = kept_header(header)
+    blob = f"{assignment.round}-{resting.object_id.hex()[:8]}.blob"
+    kept = Kept(assignment.round, codec.codec, codec.options_json, seed_of(assignment), resting, blob)
+    store = ResidualStore(bench.residuals, assignment.job_id)
+    return Feedback(store, kept, assignment.included_round, assignment.base_seats, encryption)
+
+
+def header_of(
+    assignment: Assignment, manifest: Manifest, codec: WeightCompressor, network: str, sender: NodeName, weight: float
+) -> ObjectHeader:
+    """The header of a new object."""
+    is_first = not assignment.base_sha256
+    return ObjectHeader(
+        kind=ObjectKind.UPDATE,
+        network=network,
+        job_id=assignment.transfer_id,
+        round=assignment.round,
+        attempt=assignment.attempt,
+        fence=assignment.fence,
+        sender=sender,
+        seat=assignment.seat,
+        key_id=assignment.data_key.key_id,
+        codec=codec.codec,
+        codec_options=codec.options_json,
+        chunk_elements=assignment.chunk_elements,
+        elements=manifest.elements,
+        counters=manifest.counters,
+        chunks=chunk_count(manifest.elements, manifest.counters, assignment.chunk_elements),
+        manifest_sha256=manifest.sha256,
+        base_sha256=assignment.base_sha256,
+        manifest=manifest.to_json() if is_first else b"",
+        weight=weight,
+    ).fresh()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from cortex_common.errors import InvalidArgumentError
 from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex
+from cortex_common.job.spec import JobSpec
 from cortex_common.job.wire import spec_from_proto
-from cortex_common.pb.v1 import coordinator_pb2
+from cortex_common.pb.v1 import coordinator_pb2, job_pb2
 from cortex_common.transfer.wire import data_key_from_proto, receipt_to_proto
 from services.worker.domain import (
     Assignment,
@@ -38,7 +41,7 @@ def assignment_from_proto(proto: coordinator_pb2.Assignment) -> Assignment:
         fence=proto.fence,
         seat=SeatIndex(proto.seat),
         seats=proto.seats,
-        spec=spec_from_proto(proto.job),
+        spec=_spec(proto.job.SerializeToString(deterministic=True)),
         data_key=data_key_from_proto(proto.data_key),
         aggregator=NodeName(proto.aggregator),
         aggregator_address=proto.aggregator_address,
@@ -46,7 +49,14 @@ def assignment_from_proto(proto: coordinator_pb2.Assignment) -> Assignment:
         chunk_elements=proto.chunk_elements,
         work=_work(proto),
         included_round=proto.included_round if proto.HasField("included_round") else None,
+        base_seats=frozenset(SeatIndex(seat) for seat in proto.base_seats),
     )
+
+
+@lru_cache(maxsize=64)
+def _spec(serialized: bytes) -> JobSpec:
+    """A job comes again with each of its assignments: it is read once."""
+    return spec_from_proto(job_pb2.JobSpec.FromString(serialized))
 
 
 def report_to_proto(assignment: Assignment, outcome: Outcome) -> coordinator_pb2.ReportRequest:
@@ -81,13 +91,13 @@ def activity_to_proto(
 
 
 def refusal_to_proto(proto: coordinator_pb2.Assignment, reason: str) -> coordinator_pb2.ReportRequest:
-    """The failure of an assignment that was not understood."""
+    """The failure of an assignment that was not understood: not the job's fault, a newer worker may know it."""
     return coordinator_pb2.ReportRequest(
         assignment_id=proto.assignment_id,
         job_id=proto.job_id,
         round=proto.round,
         seat=proto.seat,
-        failed=coordinator_pb2.FailedReport(reason=reason, permanent=True),
+        failed=coordinator_pb2.FailedReport(reason=reason, permanent=False),
     )
 
 

@@ -59,7 +59,8 @@ def channel_options(server_role: Role, *, bulk: bool = False) -> list[tuple[str,
         ("grpc.initial_reconnect_backoff_ms", 200),
         # Also the limit of one attempt to connect.
         ("grpc.min_reconnect_backoff_ms", 5_000),
-        ("grpc.max_reconnect_backoff_ms", 5_000),
+        # A service that was killed is back in a second or two; callers have a backoff of their own above this.
+        ("grpc.max_reconnect_backoff_ms", 1_000),
         # One connection a channel: a transfer must not hold up a heartbeat.
         ("grpc.use_local_subchannel_pool", 1),
     ]

@@ -21,6 +21,7 @@ class FileKeyring:
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._directory = directory
+        self._keys: dict[JobId, DataKey] = {}
 
     def create(self, job_id: JobId) -> DataKey:
         """A fresh key, on disk before it is returned."""
@@ -36,6 +37,16 @@ class FileKeyring:
             NotFoundError: no key of this job.
             CorruptError: the file is damaged.
         """
+        if job_id not in self._keys:
+            self._keys[job_id] = self._read(job_id)
+        return self._keys[job_id]
+
+    def forget(self, job_id: JobId) -> None:
+        """Erase the key of a job that never came to be."""
+        self._keys.pop(job_id, None)
+        self._path(job_id).unlink(missing_ok=True)
+
+    def _read(self, job_id: JobId) -> DataKey:
         path = self._path(job_id)
         try:
             document = json.loads(path.read_bytes())

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 from cortex_common.errors import InvalidArgumentError, NotFoundError
-from cortex_common.storage.durable import make_directory, reporting_full, sync_directory, sync_file, write_fully
+from cortex_common.storage.durable import (
+    directory_syncer,
+    make_directory,
+    reporting_full,
+    reporting_unreadable,
+    set_aside,
+    sync_directory,
+    sync_file,
+    sync_together,
+    write_fully,
+)
 
 _TEMPORARY = ".tmp"
 
@@ -24,8 +35,11 @@ class BlobWriter(Protocol):
     def write(self, data: bytes | memoryview) -> None:
         """Append. OverloadedError: the store is full."""
 
-    def commit(self) -> None:
-        """Make it durable and visible under its name, replacing an older blob."""
+    def commit(self, *, sync: bool = True) -> None:
+        """Make it visible under its name, replacing an older blob, and durable; without `sync`, `publish` does that."""
+
+    def sync(self) -> None:
+        """Wait until what was written is durable. OverloadedError: the store is full."""
 
 
 class BlobReader(Protocol):
@@ -40,7 +54,7 @@ class BlobReader(Protocol):
         """Length in bytes."""
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """A range; shorter only at the end. Threads may call it at the same time."""
+        """A range; shorter only at the end. Threads may call it at the same time. CorruptError: the medium failed."""
 
     def close(self) -> None:
         """Give it up."""
@@ -58,11 +72,24 @@ class BlobStore(Protocol):
     def put(self, name: str, data: bytes) -> None:
         """Write a small one in one go."""
 
+    def publish(self, name: str, data: bytes, parts: Sequence[BlobWriter]) -> None:
+        """Make `parts` durable under their names, and only then write a small blob that names them.
+
+        Raises:
+            OverloadedError: the store is full; there is no new blob `name`.
+        """
+
     def delete(self, name: str) -> bool:
         """Remove one; False if there was none."""
 
     def names(self, prefix: str) -> Iterator[str]:
         """Names that begin with `prefix`, which ends at a '/', in order."""
+
+    def set_aside(self, name: str) -> str:
+        """Rename one that cannot be read to `<name>.damaged`; where that lies, for people."""
+
+    def sweep(self, folder: str, keep: Container[str]) -> None:
+        """Remove durably all below a folder but these, and the folder with the last of them. Nobody may write there."""
 
 
 class DirectoryBlobStore:
@@ -82,7 +109,7 @@ class DirectoryBlobStore:
         """Open a file."""
         path = self._path(name)
         try:
-            return _FileReader(os.open(path, os.O_RDONLY))
+            return _FileReader(os.open(path, os.O_RDONLY), path)
         except FileNotFoundError as error:
             raise NotFoundError(f"{path}: there is no such blob") from error
 
@@ -90,6 +117,17 @@ class DirectoryBlobStore:
         """Write a small file durably."""
         with self.create(name) as writer:
             writer.write(data)
+            writer.commit()
+
+    def publish(self, name: str, data: bytes, parts: Sequence[BlobWriter]) -> None:
+        """Sync everything at once, then rename the small file."""
+        with self.create(name) as writer:
+            writer.write(data)
+            for part in parts:
+                part.commit(sync=False)
+            folder = self._path(name).parent
+            with reporting_full(folder, 0):
+                sync_together(writer.sync, *(part.sync for part in parts), directory_syncer(folder))
             writer.commit()
 
     def delete(self, name: str) -> bool:
@@ -109,6 +147,23 @@ class DirectoryBlobStore:
             elif path.is_file():
                 yield path.relative_to(self._root).as_posix()
 
+    def set_aside(self, name: str) -> str:
+        """Rename a file."""
+        return str(set_aside(self._path(name)))
+
+    def sweep(self, folder: str, keep: Container[str]) -> None:
+        """Remove files, then the folder if it is empty."""
+        path = self._path(folder)
+        if not path.is_dir():
+            return
+        for name in self.names(f"{folder}/"):
+            if name not in keep:
+                self.delete(name)
+        sync_directory(path)
+        with suppress(OSError):
+            path.rmdir()
+            sync_directory(path.parent)
+
     def _path(self, name: str) -> Path:
         parts = name.rstrip("/").split("/")
         if any(part in ("", ".", "..") or "\0" in part for part in parts) or name.endswith(_TEMPORARY):
@@ -121,6 +176,8 @@ class _FileWriter:
         self._path = path
         self._temporary = path.with_name(path.name + _TEMPORARY)
         self._file: int | None = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._visible = False
+        self._synced = False
 
     def __enter__(self) -> Self:
         return self
@@ -128,22 +185,30 @@ class _FileWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._close()
+        self._close()
+        if not self._visible:
             self._temporary.unlink(missing_ok=True)
 
     def write(self, data: bytes | memoryview) -> None:
         assert self._file is not None  # noqa: S101 - written inside its block, before commit
+        self._synced = False
         with reporting_full(self._path.parent, len(data)):
             write_fully(self._file, data)
 
-    def commit(self) -> None:
-        assert self._file is not None  # noqa: S101 - committed inside its block, once
-        with reporting_full(self._path.parent, 0):
-            sync_file(self._file, self._temporary)
-        self._close()
+    def commit(self, *, sync: bool = True) -> None:
+        if sync and not self._synced:
+            self.sync()
         self._temporary.replace(self._path)
-        sync_directory(self._path.parent)
+        self._visible = True
+        if sync:
+            self._close()
+            sync_directory(self._path.parent)
+
+    def sync(self) -> None:
+        assert self._file is not None  # noqa: S101 - synced inside its block
+        with reporting_full(self._path.parent, 0):
+            sync_file(self._file, self._path)
+        self._synced = True
 
     def _close(self) -> None:
         if self._file is not None:
@@ -152,8 +217,9 @@ class _FileWriter:
 
 
 class _FileReader:
-    def __init__(self, file: int) -> None:
+    def __init__(self, file: int, path: Path) -> None:
         self._file = file
+        self._path = path
         self.size = os.fstat(file).st_size
 
     def __enter__(self) -> Self:
@@ -165,7 +231,8 @@ class _FileReader:
         self.close()
 
     def read_at(self, offset: int, size: int) -> bytes:
-        return os.pread(self._file, size, offset)
+        with reporting_unreadable(self._path):
+            return os.pread(self._file, size, offset)
 
     def close(self) -> None:
         if self._file >= 0:

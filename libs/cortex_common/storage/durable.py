@@ -5,14 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from cortex_common.errors import OverloadedError
+from cortex_common.errors import CorruptError, OverloadedError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
+DAMAGED = ".damaged"
+"""Ending of the names of what has been set aside."""
+_SYNCING = ThreadPoolExecutor(16, thread_name_prefix="sync")
 
 
 def free_bytes(directory: Path) -> int:
@@ -46,6 +52,27 @@ def reporting_full(directory: Path, needed_bytes: int) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def reporting_unreadable(path: Path) -> Iterator[None]:
+    """Turn a medium's read error inside the block into a CorruptError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNREADABLE:
+            raise
+        raise CorruptError(f"{path} is not readable: {os.strerror(error.errno)}") from error
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what cannot be read to `<name>.damaged`, out of the way but there for a person to look at."""
+    aside = path.with_name(path.name + DAMAGED)
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    path.rename(aside)
+    sync_directory(path.parent)
+    return aside
+
+
 def sync_file(descriptor: int, what: Path) -> None:
     """Wait until a file's data is on the disk.
 
@@ -70,6 +97,32 @@ def sync_directory(directory: Path) -> None:
         sync_file(descriptor, directory)
     finally:
         os.close(descriptor)
+
+
+def sync_together(first: Callable[[], None], *others: Callable[[], None]) -> None:
+    """Sync several files and directories at once: a journalling file system commits them together.
+
+    Raises:
+        OSError: a disk is full.
+        SystemExit: as `sync_file`.
+    """
+    running = [_SYNCING.submit(each) for each in others]
+    try:
+        first()
+    finally:
+        failures = [running_one.exception() for running_one in running]
+    for failure in filter(None, failures):
+        raise failure
+
+
+def file_syncer(descriptor: int, what: Path) -> Callable[[], None]:
+    """`sync_file`, for `sync_together`."""
+    return partial(sync_file, descriptor, what)
+
+
+def directory_syncer(directory: Path) -> Callable[[], None]:
+    """`sync_directory`, for `sync_together`."""
+    return partial(sync_directory, directory)
 
 
 def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:

@@ -40,7 +40,7 @@ class ChunkFrame:
 
 @dataclass(frozen=True, slots=True)
 class TrailerFrame:
-    """The end: number of chunks, SHA-256 over the SHA-256 of each."""
+    """The end: number of chunks, SHA-256 over the authentication tag of each."""
 
     chunks: int
     content_sha256: bytes

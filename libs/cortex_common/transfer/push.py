@@ -16,7 +16,7 @@ from cortex_common.tensors import ChunkRange, chunk_range
 from cortex_common.transfer.content import chunk_digest, content_digest
 from cortex_common.transfer.frames import ChunkFrame, HeaderFrame, TrailerFrame, frame_to_bytes
 from cortex_common.transfer.receipt import PushResult, Receipt
-from cortex_common.transfer.retrying import transferring, until_through
+from cortex_common.transfer.retrying import Patience, transferring, until_through
 from cortex_common.transfer.wire import receipt_from_proto
 
 PUSH_METHOD = "/cortex.v1.WeightService/PushUpdate"
@@ -25,34 +25,43 @@ EncodeChunk = Callable[[ChunkRange], bytes | bytearray | memoryview]
 Progress = Callable[[int, int], None]
 """Told (chunks done, chunks in all)."""
 
+FindChannel = Callable[[], grpc.aio.Channel]
+"""Asked before each attempt: the receiver may have moved."""
+
 
 async def push_update(
-    channel: grpc.aio.Channel,
+    channel: grpc.aio.Channel | FindChannel,
     header: ObjectHeader,
     encode_chunk: EncodeChunk,
     encryption: EncryptionManager,
     on_progress: Progress | None = None,
     *,
     clock: Clock | None = None,
+    patience_s: float | None = None,
 ) -> PushResult:
     """Upload one update and return once it is accepted, whatever happens to the connection meanwhile.
 
     Args:
-        channel: To the aggregator.
+        channel: To the aggregator, or what finds it.
         header: Made `fresh` for exactly this update; calling again with it needs the very same numbers.
         encode_chunk: Gives a chunk's plaintext (a codec payload). Called on another thread, one chunk at a time, and
             again for chunks that must be sent again; the result is used before the next call.
         encryption: Holds the key the header names.
         on_progress: Told after each chunk.
         clock: For waiting between attempts.
+        patience_s: Give up when nothing has got through for so long; calling again with the same header goes on from
+            there. Never, if None.
 
     Raises:
+        UnavailableError: the patience is over; says why the last attempt failed.
         PreconditionError: the round is not open (any more).
         InvalidArgumentError, ForbiddenError, ConflictError: the aggregator refuses the update.
         CorruptError, OverloadedError: still so after several attempts.
     """
-    push = _Push(channel, header, encode_chunk, encryption, on_progress)
-    receipt = await until_through(push.attempt, clock)
+    patience = None if patience_s is None else Patience(patience_s, clock)
+    find = (lambda: channel) if isinstance(channel, grpc.aio.Channel) else channel
+    push = _Push(find, header, encode_chunk, encryption, on_progress, patience)
+    receipt = await until_through(push.attempt, clock, patience)
     return PushResult(receipt, push.bytes_up)
 
 
@@ -61,15 +70,15 @@ class _Push:
 
     def __init__(
         self,
-        channel: grpc.aio.Channel,
+        channel: FindChannel,
         header: ObjectHeader,
         encode_chunk: EncodeChunk,
         encryption: EncryptionManager,
         on_progress: Progress | None,
+        patience: Patience | None,
     ) -> None:
-        self._call: Callable[[], Any] = channel.stream_stream(
-            PUSH_METHOD, response_deserializer=aggregator_pb2.PushUpdateResponse.FromString
-        )
+        self._channel = channel
+        self._patience = patience
         self._header = header
         self._encode = encode_chunk
         self._sealer = encryption.sealer(header)
@@ -78,7 +87,10 @@ class _Push:
         self.bytes_up = 0
 
     async def attempt(self) -> Receipt:
-        call = self._call()
+        method: Callable[[], Any] = self._channel().stream_stream(
+            PUSH_METHOD, response_deserializer=aggregator_pb2.PushUpdateResponse.FromString
+        )
+        call = method()
         try:
             with transferring(f"uploading round {self._header.round} of job {self._header.job_id}"):
                 return await self._exchange(call)
@@ -104,20 +116,31 @@ class _Push:
         if first > total:
             raise CorruptError(f"the aggregator wants to resume at chunk {first} of {total}")
         while len(self._digests) < first:
-            await asyncio.to_thread(self._frame, len(self._digests))
-        ahead = asyncio.create_task(asyncio.to_thread(self._frame, first)) if first < total else None
+            await self._on_thread(len(self._digests))
+        ahead = asyncio.create_task(self._on_thread(first)) if first < total else None
         try:
             for index in range(first, total):
                 assert ahead is not None  # noqa: S101 - one frame is always on its way here
-                frame = await ahead
-                ahead = asyncio.create_task(asyncio.to_thread(self._frame, index + 1)) if index + 1 < total else None
+                frame = await asyncio.shield(ahead)
+                ahead = asyncio.create_task(self._on_thread(index + 1)) if index + 1 < total else None
                 await _write(call, frame)
                 self.bytes_up += len(frame)
+                if self._patience:
+                    self._patience.renew()
                 if self._progress:
                     self._progress(index + 1, total)
         finally:
             if ahead is not None:
                 await asyncio.wait((ahead,))
+
+    async def _on_thread(self, index: int) -> bytes:
+        """`_frame`, whose end is waited for even when cancelled: what it reads may be given up next."""
+        making = asyncio.create_task(asyncio.to_thread(self._frame, index))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            await asyncio.wait((making,))
+            raise
 
     def _frame(self, index: int) -> bytes:
         """Encode, seal and remember one chunk; runs on another thread."""

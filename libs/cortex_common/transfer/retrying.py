@@ -9,7 +9,7 @@ from typing import TypeVar
 import grpc
 import grpc.aio
 
-from cortex_common.clock import Clock
+from cortex_common.clock import Clock, SystemClock
 from cortex_common.errors import CorruptError, OverloadedError, UnavailableError
 from cortex_common.rpc.errors import error_from_rpc
 from cortex_common.rpc.retry import backoff
@@ -31,10 +31,35 @@ def transferring(what: str) -> Iterator[None]:
         raise error_from_rpc(error, what) from error
 
 
-async def until_through(attempt: Callable[[], Awaitable[T]], clock: Clock | None = None) -> T:
+class Patience:
+    """How long attempts may go on failing without getting any further."""
+
+    def __init__(self, limit_s: float, clock: Clock | None = None) -> None:
+        self._limit_s = limit_s
+        self._clock = clock or SystemClock()
+        self.renew()
+
+    def renew(self) -> None:
+        """Something got through: the time begins anew."""
+        self._end_s = self._clock.monotonic_s() + self._limit_s
+
+    def is_over(self) -> bool:
+        """Whether nothing has got through for so long."""
+        return self._clock.monotonic_s() >= self._end_s
+
+
+async def until_through(
+    attempt: Callable[[], Awaitable[T]], clock: Clock | None = None, patience: Patience | None = None
+) -> T:
     """Run a transfer until it succeeds: for ever while the peer is away, a few times when full or damaged.
 
+    Args:
+        attempt: One attempt.
+        clock: For waiting between attempts.
+        patience: Ends the waiting for a peer that is away.
+
     Raises:
+        UnavailableError: why the last attempt failed, when the patience is over.
         CortexError: any other error, or the last one.
     """
     faults = 0
@@ -49,4 +74,4 @@ async def until_through(attempt: Callable[[], Awaitable[T]], clock: Clock | None
                 raise
             raise UnavailableError(error.message) from error
 
-    return await backoff(clock)(once)
+    return await backoff(clock, enough=patience.is_over if patience else None)(once)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from cortex_common.ids import NodeName, SeatIndex, Sha256Hex
 from services.coordinator.domain.ending import finish_round
 from services.coordinator.domain.job import Contribution, Dropout, Job, Note, Stage, Version
-from services.coordinator.domain.placement import choose_aggregator, fill_seats, spares
+from services.coordinator.domain.placement import choose_aggregator, fill_seats, misfit, spares
 from services.coordinator.domain.reports import round_report, test_metrics
-from services.coordinator.domain.seen import AggregatorView, Rules, Seen, World
-from services.coordinator.domain.topology import bytes_between_regions, lost_tier, tiers_of
+from services.coordinator.domain.seen import AggregatorView, Rules, Seen, WorkerView, World
+from services.coordinator.domain.topology import bytes_between_regions, lost_tier, tiers_of, with_used
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +72,20 @@ def quorum_of(job: Job) -> int:
 
 def _gather(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdict:
     """Fill the seats; open the round when all are filled, or enough of them for long enough."""
+    if job.pausing:
+        rested = replace(job, stage=Stage.PAUSED, pausing=False, seats=(), cohort=())
+        return Verdict(rested, (Note("job_paused", job.round, "paused as asked"),))
     seats = fill_seats(job, world, rules, now.monotonic_s)
     live = tuple(
         SeatIndex(index)
         for index, name in enumerate(seats)
-        if name is not None
-        and (worker := world.workers.get(name)) is not None
-        and worker.is_live(now.monotonic_s, rules.lease_s)
+        if name is not None and (worker := world.workers.get(name)) is not None and _may_start(job, worker, rules, now)
     )
     waited_s = now.monotonic_s - seen.since_s
     enough = len(live) == len(seats) or (len(live) >= job.spec.placement.least and waited_s >= rules.gather_s)
     aggregator = _aggregator_of(job, world) if job.aggregator else choose_aggregator(seats, world)
     if not enough or aggregator is None:
-        if waited_s >= job.spec.aggregation.deadline * rules.attempts:
+        if waited_s >= job.spec.aggregation.deadline * rules.attempts and not _is_queued(job, world):
             return fail(job, _nobody_came(job, len(live), aggregator is None, waited_s), now)
         return Verdict(job)
     cohort = live if job.round else live[:1]
@@ -100,9 +102,21 @@ def _gather(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdi
         opened_s=now.wall_s,
         started_s=job.started_s or now.wall_s,
     )
+    opened = replace(opened, used=with_used(opened))
     names = ", ".join(str(seats[seat]) for seat in opened.cohort)
     what = f"round {job.round} attempt {job.attempt} with {names}" if job.round else f"first version from {names}"
     return Verdict(opened, (Note("round_opened", job.round, f"{what} at {aggregator.name}"),))
+
+
+def _may_start(job: Job, worker: WorkerView, rules: Rules, now: Now) -> bool:
+    """Whether a seat's worker can begin a round; with regions it must be known which it is in."""
+    is_placed = bool(worker.region) or job.spec.aggregation.topology == "flat"
+    return is_placed and worker.is_live(now.monotonic_s, rules.lease_s)
+
+
+def _is_queued(job: Job, world: World) -> bool:
+    """Whether workers that would do are only busy with other jobs."""
+    return any(name in world.workers and misfit(world.workers[name], job.spec) is None for name in world.taken)
 
 
 def _aggregator_of(job: Job, world: World) -> AggregatorView:
@@ -119,9 +133,9 @@ def _nobody_came(job: Job, live: int, lacks_aggregator: bool, waited_s: float) -
 
 def _collect(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdict:
     """Wait for updates; replace, drop or wait for lost workers; freeze the list; give up at the deadline."""
-    changed = _serve_region_elsewhere(job, world) or _mend_cohort(job, seen, world, rules, now)
-    if changed is not None:
-        return changed
+    elsewhere = _serve_region_elsewhere(job, world)
+    if elsewhere is not None:
+        return elsewhere
     accepted = {seat: got for seat, got in seen.accepted.items() if seat in job.cohort}
     missing = [seat for seat in job.cohort if seat not in accepted]
     enough = len(accepted) >= quorum_of(job)
@@ -134,7 +148,7 @@ def _collect(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verd
         return _freeze(job, seen, accepted, left, f"quorum reached, {len(missing)} left behind")
     if age_s >= job.spec.aggregation.deadline:
         return _retry(job, f"{len(accepted)} of {quorum_of(job)} updates needed came within the deadline", rules, now)
-    return Verdict(job)
+    return _mend_cohort(job, seen, world, rules, now) or Verdict(job)
 
 
 def _reports_are_in(job: Job, seen: Seen, rules: Rules, now: Now) -> bool:
@@ -153,18 +167,19 @@ def _since_quorum_s(job: Job, seen: Seen, now: Now) -> float:
 
 def _mend_cohort(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdict | None:
     """Deal with the first member that is gone or keeps failing; None when all is well or only waiting helps."""
+    spent = _spent(seen, rules)
     for seat, name in job.members.items():
         if seat in seen.accepted:
             continue
         reason = _trouble_of(seat, name, seen, world, rules, now)
         if reason is None:
             continue
-        if job.round == 0 and (other := _other_seat(job, seat, world, rules, now)) is not None:
+        if job.round == 0 and (other := _other_seat(job, seat, spent, world, rules, now)) is not None:
             note = Note(
                 "seat_given_on", 0, f"the first version comes from {job.seats[other]} instead of {name} ({reason})"
             )
             return Verdict(replace(job, cohort=(other,)), (note,))
-        substitute = _substitute(job, world, rules, now)
+        substitute = _substitute(job, spent, world, rules, now)
         if substitute is not None:
             seats = tuple(substitute if index == seat else held for index, held in enumerate(job.seats))
             note = Note("seat_given_on", job.round, f"seat {seat}: {substitute} takes over from {name} ({reason})")
@@ -179,6 +194,12 @@ def _mend_cohort(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> 
     return None
 
 
+def _spent(seen: Seen, rules: Rules) -> frozenset[NodeName]:
+    """Workers that have failed as often as they may in this attempt."""
+    count = Counter(failure.worker for failures in seen.failures.values() for failure in failures)
+    return frozenset(name for name, failures in count.items() if failures >= rules.tries)
+
+
 def _trouble_of(seat: SeatIndex, name: NodeName, seen: Seen, world: World, rules: Rules, now: Now) -> str | None:
     failures = [failure for failure in seen.failures.get(seat, ()) if failure.worker == name]
     if len(failures) >= rules.tries:
@@ -189,17 +210,19 @@ def _trouble_of(seat: SeatIndex, name: NodeName, seen: Seen, world: World, rules
     return None if worker.is_live(now.monotonic_s, rules.lease_s) else "lost: its lease ran out"
 
 
-def _substitute(job: Job, world: World, rules: Rules, now: Now) -> NodeName | None:
+def _substitute(job: Job, spent: frozenset[NodeName], world: World, rules: Rules, now: Now) -> NodeName | None:
     if job.round and job.spec.data.partition.scheme == "local":
         return None
-    seated = frozenset(name for name in job.seats if name)
+    seated = spent | frozenset(name for name in job.seats if name)
     return next(spares(job, world, seated, rules, now.monotonic_s), None)
 
 
-def _other_seat(job: Job, seat: SeatIndex, world: World, rules: Rules, now: Now) -> SeatIndex | None:
+def _other_seat(
+    job: Job, seat: SeatIndex, spent: frozenset[NodeName], world: World, rules: Rules, now: Now
+) -> SeatIndex | None:
     """A seat whose worker lives, other than the one given."""
     for index, name in enumerate(job.seats):
-        worker = world.workers.get(name) if name is not None and index != seat else None
+        worker = world.workers.get(name) if name is not None and index != seat and name not in spent else None
         if worker is not None and worker.is_live(now.monotonic_s, rules.lease_s):
             return SeatIndex(index)
     return None
@@ -208,7 +231,9 @@ def _other_seat(job: Job, seat: SeatIndex, world: World, rules: Rules, now: Now)
 def _freeze(
     job: Job, seen: Seen, accepted: Mapping[SeatIndex, Contribution], left: tuple[Dropout, ...], reason: str
 ) -> Verdict:
-    trained = seen.trained
+    trained = {
+        seat: told for seat, told in seen.trained.items() if seat in accepted and told.worker == accepted[seat].worker
+    }
     sealed = tuple(replace(accepted[seat], trained=trained.get(seat)) for seat in sorted(accepted))
     frozen = replace(job, stage=Stage.SEALED, sealed=sealed, dropped=job.dropped + left)
     return Verdict(frozen, (Note("round_sealed", job.round, f"{len(sealed)} updates: {reason}"),))
@@ -220,13 +245,15 @@ def _serve_region_elsewhere(job: Job, world: World) -> Verdict | None:
     if lost is None:
         return None
     what = f"region {lost.region}: aggregator {lost.aggregator} is gone, another takes over"
-    again = replace(job, stage=Stage.GATHERING, attempt=job.attempt + 1, cohort=(), dropped=(), sealed=())
+    again = replace(job, stage=Stage.GATHERING, attempt=job.attempt + 1, moves=job.moves + 1)
+    again = replace(again, cohort=(), dropped=(), sealed=())
     return Verdict(again, (Note("region_moved", job.round, what),))
 
 
 def _retry(job: Job, reason: str, rules: Rules, now: Now) -> Verdict:
-    if job.attempt >= rules.attempts:
-        return fail(job, f"round {job.round}: {reason}, {job.attempt} attempts made", now)
+    made = job.attempt - job.moves
+    if made >= rules.attempts:
+        return fail(job, f"round {job.round}: {reason}, {made} attempts made", now)
     again = replace(job, stage=Stage.GATHERING, attempt=job.attempt + 1, cohort=(), dropped=(), sealed=())
     return Verdict(again, (Note("round_retried", job.round, f"{reason}; trying again"),))
 
@@ -251,12 +278,14 @@ def _publish(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verd
     )
     note = Note("version_made", job.round, f"{made.sha256[:12]} ({made.parameters} parameters)")
     if job.round == 0:
-        first = replace(job, stage=Stage.GATHERING, round=1, attempt=1, version=version, cohort=(), sealed=())
+        first = replace(job, stage=Stage.GATHERING, round=1, attempt=1, moves=0, version=version, cohort=(), sealed=())
         return Verdict(first, (note,))
     crossing = bytes_between_regions(job, dict(made.forwarded_bytes), made.size_bytes, world)
     report = round_report(job, version, now.wall_s, crossing)
     included = {**job.included, **{entry.worker: job.round for entry in job.sealed}}
-    made_job = replace(job, version=replace(version, metrics=report.metrics), pending=report, included=included)
+    made_job = replace(job, version=replace(version, metrics=report.metrics), pending=report)
+    seats = tuple(entry.seat for entry in job.sealed)
+    made_job = replace(made_job, included=included, base_seats=seats)
     if job.spec.data.test is not None:
         return Verdict(replace(made_job, stage=Stage.TESTING), (note,))
     finished, notes = finish_round(made_job, report, now.wall_s)

@@ -24,7 +24,7 @@ def finish_round(job: Job, report: RoundReport, wall_s: float) -> tuple[Job, tup
         return _completed(done, stop, wall_s, note)
     if job.round >= job.spec.training.rounds:
         return _completed(done, f"all {job.round} rounds done", wall_s, note)
-    following = replace(done, round=job.round + 1, attempt=1, stage=Stage.GATHERING)
+    following = replace(done, round=job.round + 1, attempt=1, moves=0, stage=Stage.GATHERING)
     if job.pausing:
         rested = replace(following, stage=Stage.PAUSED, pausing=False, seats=())
         return rested, (note, Note("job_paused", job.round, "paused as asked"))

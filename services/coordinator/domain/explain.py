@@ -17,6 +17,9 @@ def waiting_for(job: Job, seen: Seen, world: World, rules: Rules, now_s: float) 
         return "resume: the job is paused"
     if seen.trouble is not None:
         return seen.trouble
+    root = world.aggregators.get(job.aggregator) if job.aggregator else None
+    if root is not None and not root.is_live:
+        return f"aggregator {root.name}: it is gone, and the job's versions are there"
     if job.stage is Stage.GATHERING:
         return _gathering(job, world, rules, now_s)
     if job.stage is Stage.SEALED:

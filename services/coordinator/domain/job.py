@@ -78,6 +78,15 @@ class Tier:
 
 
 @dataclass(frozen=True, slots=True)
+class UsedTier:
+    """Where a tier's round ran once: something of it may lie there."""
+
+    transfer_id: JobId
+    aggregator: NodeName
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class Dropout:
     """A seat that left its round, and why."""
 
@@ -90,8 +99,10 @@ class Dropout:
 class Job:
     """One job. `seats[i]` trains partition i; it is None while nobody holds the seat.
 
-    `aggregator` holds the versions; with `tiers` it is the root, without them workers upload to it directly.
-    `included` is the last round whose version holds an update of a worker. Times are wall-clock seconds, for display.
+    `aggregator` holds the versions; with `tiers` it is the root, without them workers upload to it directly. `moves` of
+    the attempts were made because a region had to move, `used` is every tier there ever was. `included` is the last
+    round whose version holds an update of a worker, `base_seats` the seats in the newest. Times are wall-clock seconds,
+    for display.
     """
 
     id: JobId
@@ -102,15 +113,18 @@ class Job:
     pausing: bool = False
     round: int = 0
     attempt: int = 1
+    moves: int = 0
     seats: tuple[NodeName | None, ...] = ()
     cohort: tuple[SeatIndex, ...] = ()
     dropped: tuple[Dropout, ...] = ()
     aggregator: NodeName | None = None
     aggregator_address: str = ""
     tiers: tuple[Tier, ...] = ()
+    used: tuple[UsedTier, ...] = ()
     sealed: tuple[Contribution, ...] = ()
     version: Version | None = None
     included: Mapping[NodeName, int] = field(default_factory=dict)
+    base_seats: tuple[SeatIndex, ...] = ()
     history: tuple[RoundReport, ...] = ()
     pending: RoundReport | None = None
     opened_s: float | None = None

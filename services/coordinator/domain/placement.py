@@ -27,26 +27,27 @@ def misfit(worker: WorkerView, spec: JobSpec) -> str | None:
     return None
 
 
-def admission(spec: JobSpec, world: World, known: Mapping[str, Dataset]) -> list[Violation]:
+def admission(spec: JobSpec, world: World, built_in: Mapping[str, Dataset]) -> list[Violation]:
     """What makes a job impossible in this network as it is now: known at submission, so said at submission.
 
     Args:
         spec: The job.
         world: Everybody seen.
-        known: Datasets every installation knows, by name.
+        built_in: Datasets every installation knows, by name.
     """
-    datasets = dict(known)
+    datasets = dict(built_in)
     for worker in world.workers.values():
         datasets.update(worker.datasets)
     wrong: list[Violation] = []
     for key, name in (("data.train", spec.data.train), ("data.test", spec.data.test)):
         if name is not None:
             wrong += _dataset_mistakes(key, name, spec, datasets)
-    if not wrong and world.workers:
-        reasons = Counter(misfit(worker, spec) for worker in world.workers.values())
+    known = [worker for worker in world.workers.values() if worker.is_known]
+    if not wrong and known:
+        reasons = Counter(misfit(worker, spec) for worker in known)
         if None not in reasons:
             told = "; ".join(f"{count} {_workers(count)}: {reason}" for reason, count in reasons.most_common(4))
-            wrong.append(Violation("placement", f"none of {len(world.workers)} workers fits ({told})"))
+            wrong.append(Violation("placement", f"none of {len(known)} workers fits ({told})"))
     return wrong
 
 

@@ -52,4 +52,5 @@ def test_metrics(scores: Mapping[int, SliceScore]) -> dict[str, float]:
     if not examples:
         return {}
     loss = sum(score.loss_sum for score in ordered) / examples
-    return {"test_loss": loss, "test_accuracy": sum(score.correct for score in ordered) / examples}
+    accuracy = sum(score.correct for score in ordered) / examples
+    return {"test_accuracy": accuracy} | ({"test_loss": loss} if math.isfinite(loss) else {})

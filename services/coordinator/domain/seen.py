@@ -21,7 +21,8 @@ class Dataset:
 class WorkerView:
     """A worker as seen now.
 
-    `lost_since_s` is when its line broke (monotonic), None while it attends; `is_expired` is discovery's word.
+    `lost_since_s` is when its line broke (monotonic), None while it attends; `is_expired` is discovery's word;
+    without `is_known` discovery has not told of it yet, so what it has is unknown.
     """
 
     name: NodeName
@@ -30,6 +31,7 @@ class WorkerView:
     lost_since_s: float | None = None
     is_expired: bool = False
     is_suspect: bool = False
+    is_known: bool = True
     gpus: int = 0
     memory_bytes: int = 0
     cpu_utilisation: float = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cortex_common.ids import NodeName, SeatIndex
-from services.coordinator.domain.job import Job, Tier
+from services.coordinator.domain.job import Job, Tier, UsedTier
 from services.coordinator.domain.seen import AggregatorView, World
 
 
@@ -31,14 +31,22 @@ def _tier(job: Job, region: str, seats: tuple[SeatIndex, ...], root: AggregatorV
 
 
 def lost_tier(job: Job, world: World) -> Tier | None:
-    """A tier whose aggregator is gone while another lives that could serve the region."""
+    """A tier whose aggregator is gone. Without the root no move helps: the versions are there."""
+    root = world.aggregators.get(job.aggregator or NodeName(""))
+    if root is not None and not root.is_live:
+        return None
     for tier in job.tiers:
         view = world.aggregators.get(tier.aggregator)
-        if view is None or view.is_live:
-            continue
-        if any(other.is_live for other in world.aggregators.values()):
+        if view is not None and not view.is_live:
             return tier
     return None
+
+
+def with_used(job: Job) -> tuple[UsedTier, ...]:
+    """Every tier there ever was, the present ones included."""
+    now = [UsedTier(job.transfer_id(index), tier.aggregator, tier.address) for index, tier in enumerate(job.tiers)]
+    known = {(each.transfer_id, each.aggregator) for each in job.used}
+    return (*job.used, *(each for each in now if (each.transfer_id, each.aggregator) not in known))
 
 
 def bytes_between_regions(job: Job, forwarded: dict[int, int], model_bytes: int, world: World) -> int:

@@ -56,7 +56,7 @@ def build_optimizer(model: nn.Module, training: TrainingSpec) -> torch.optim.Opt
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     try:
         return cls(parameters, lr=training.learning_rate, **options)
-    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+    except (TypeError, ValueError, IndexError) as error:
         raise InvalidArgumentError(f"training: {training.optimizer} refuses its options: {error}") from error
 
 

@@ -15,7 +15,7 @@ from cortex_common.errors import CortexError, InvalidArgumentError
 from cortex_common.job.parse import parse_job
 from cortex_common.job.spec import JobSpec
 from cortex_common.model import copy_to_arena, load_tensors, manifest_of
-from cortex_common.tensors import Arena, Manifest, read_safetensors
+from cortex_common.tensors import Arena, Float32s, Int64s, Manifest, read_safetensors
 from services.worker.failures import WorkCancelledError, WorkFailedError
 from services.worker.link import ChildLink, Message
 from services.worker.shared_arena import SharedArena
@@ -23,8 +23,9 @@ from services.worker.trainer.device import choose_device
 from services.worker.trainer.examples import DataCache
 from services.worker.trainer.loop import ModelTrainer, Progress
 
-# What wrong user settings make torch raise. Anything else ends the process, which the worker reports too.
-_USER_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
+# What torch raises: a broken or full device looks like a mistake in the job, so another node is to try. Anything else
+# ends the process, which the worker reports too.
+_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
 
 
 class Session:
@@ -66,11 +67,11 @@ class Session:
         except WorkFailedError as error:
             return _failure(error.message, error.is_permanent)
         except CortexError as error:
-            return _failure(error.message, True)
+            return _failure(error.message, isinstance(error, InvalidArgumentError))
         except (torch.OutOfMemoryError, MemoryError) as error:
             return {**_failure(f"out of memory: {error}", False), "tainted": True}
-        except _USER_ERRORS as error:
-            return {**_failure(f"{type(error).__name__}: {error}", True), "tainted": True}
+        except _ERRORS as error:
+            return {**_failure(f"{type(error).__name__}: {error}", False), "tainted": True}
 
     def _prepare(self, message: Mapping[str, Any]) -> Message:
         """Build the network and load this seat's data, unless that is done; answers with the layout."""
@@ -103,7 +104,7 @@ class Session:
         fresh = ModelTrainer(spec, torch.device("cpu"), self._clock)
         source = spec.model.init_from
         if source is not None:
-            load_tensors(fresh.model, read_safetensors(_weights_file(source)), source)
+            load_tensors(fresh.model, _weights(source), source)
         copy_to_arena(fresh.model, self._memory()[1])
         return {"parameters": trainer.model.parameter_count}
 
@@ -153,12 +154,16 @@ class Session:
         return self._arenas
 
 
-def _weights_file(source: str) -> Path:
+def _weights(source: str) -> Mapping[str, Float32s | Int64s]:
     if not source.endswith(".safetensors"):
         raise InvalidArgumentError(
             f"model.init_from: {source!r} given; allowed here: a .safetensors file on the workers"
         )
-    return Path(source)
+    try:
+        return read_safetensors(Path(source))
+    except InvalidArgumentError as error:
+        # Another node may have the file, or have it whole.
+        raise WorkFailedError(error.message, is_permanent=False) from error
 
 
 def _failure(reason: str, is_permanent: bool) -> Message:

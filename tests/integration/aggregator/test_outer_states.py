@@ -47,8 +47,8 @@ def files(cluster: Cluster) -> list[str]:
     return sorted(f"{path.name.split('-')[0].split('.')[0]}.{path.name.split('.', 1)[1]}" for path in paths)
 
 
-async def prune(cluster: Cluster, keep: list[int]) -> None:
-    request = aggregator_pb2.PruneJobRequest(job_id=JOB, fence=cluster.fence, keep_rounds=keep)
+async def prune(cluster: Cluster, keep: list[int], *, ended: bool = False) -> None:
+    request = aggregator_pb2.PruneJobRequest(job_id=JOB, fence=cluster.fence, keep_rounds=keep, ended=ended)
     await cluster.rounds.PruneJob(request)
 
 
@@ -57,7 +57,7 @@ async def test_restarts_in_the_middle_of_a_job_change_no_digest(cluster: Cluster
     cluster.strategy = strategy
     base = await cluster.first_version(arena_of(1))
     undisturbed = await rounds(cluster, base, range(1, 4))
-    await prune(cluster, [])
+    await prune(cluster, [], ended=True)
     cluster.fence += 1
     assert await cluster.first_version(arena_of(1)) == base
     assert await rounds(cluster, base, range(1, 4), restarting=True) == undisturbed
@@ -158,7 +158,7 @@ async def test_kill_9_between_state_and_facts_changes_neither(killed: KilledClus
     await cluster.open(2, first, seats=2)
     second = (await cluster.seal(2, receipts)).version.sha256
     (third,) = await rounds(cluster, second, range(3, 4))
-    await prune(cluster, [])
+    await prune(cluster, [], ended=True)
     cluster.fence += 1
     assert await cluster.first_version(arena_of(1)) == base
     assert await rounds(cluster, base, range(1, 4)) == [first, second, third]

@@ -146,7 +146,7 @@ async def test_pruning_keeps_what_is_named_and_what_is_needed(cluster: Cluster) 
     await cluster.open(1, first)
     second = (await cluster.seal(1, await push_all(cluster, first, [0], [1.0]))).version.sha256
     await cluster.open(2, second)
-    prune = aggregator_pb2.PruneJobRequest(job_id=JOB, fence=1)
+    prune = aggregator_pb2.PruneJobRequest(job_id=JOB, fence=1, keep_rounds=[1])
     assert (await cluster.rounds.PruneJob(prune)).removed_versions == 1
     assert not cluster.spool(1).exists()
     assert (await cluster.pull(second)).arena is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 from collections.abc import Callable
 from dataclasses import replace
@@ -104,6 +105,22 @@ async def test_a_cut_upload_sends_only_what_is_missing(opened: tuple[Cluster, st
     assert sum(len(each) for each in sealed[2:]) <= result.bytes_up < sum(len(each) for each in sealed[2:]) + 100
     assert result.receipt.size_bytes == sum(len(each) for each in sealed)
     assert result.receipt.newly_accepted
+
+
+async def test_what_a_power_cut_damaged_is_sent_again(opened: tuple[Cluster, str]) -> None:
+    cluster, base = opened
+    header, arena = cluster.header(1, base), arena_of(2)
+    await cut_after(cluster, header, arena, 2)
+    await cluster.stop()
+    update = cluster.spool(1) / "seat-0.update"
+    with update.open("r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        file.write(bytes(50))
+    await cluster.start()
+    await cluster.open(1, base)
+    result = await cluster.push(header, arena)
+    assert result.bytes_up > result.receipt.size_bytes - 2 * header.chunk_elements * 4
+    assert (await cluster.seal(1, [result.receipt])).version.sha256
 
 
 async def test_a_torn_chunk_is_cut_off_after_a_kill(opened: tuple[Cluster, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from cortex_common.clock import SystemClock
 from cortex_common.codec import WeightCompressor
+from cortex_common.errors import CortexError
 from cortex_common.identity import Role, TlsFiles
 from cortex_common.ids import NodeName, RoundNumber, SeatIndex
 from cortex_common.pb.v1 import coordinator_pb2, coordinator_pb2_grpc
@@ -127,22 +128,40 @@ class ScriptedWorker:
         self.idle.set()
 
     async def work(self) -> None:
-        """Until cancelled."""
+        """Until cancelled. As a real worker does, it drops what is no longer wanted."""
         tls = self._site.tls_of(Role.WORKER, self.name)
         while True:
+            entrance = self._site.entrance or self._site.coordinator
+            running: dict[str, asyncio.Task[None]] = {}
             try:
-                entrance = self._site.entrance or self._site.coordinator
                 async with open_channel(entrance, tls, Role.COORDINATOR) as channel:
                     stub = coordinator_pb2_grpc.AssignmentServiceStub(channel)
                     request = coordinator_pb2.AttendRequest(
                         worker=self.name, region=self._region, incarnation=self._incarnation, slots=1
                     )
                     async for answer in stub.Attend(request):
-                        for assignment in answer.assignments:
-                            await self.idle.wait()
-                            await self._do(stub, assignment)
+                        self._follow(stub, answer, running)
             except grpc.aio.AioRpcError:
                 await asyncio.sleep(0.05)
+            finally:
+                for task in running.values():
+                    task.cancel()
+
+    def _follow(
+        self, stub: Any, answer: coordinator_pb2.AttendResponse, running: dict[str, asyncio.Task[None]]
+    ) -> None:
+        wanted = {assignment.assignment_id: assignment for assignment in answer.assignments}
+        for assignment_id in set(running) - set(wanted):
+            running.pop(assignment_id).cancel()
+        for assignment_id, assignment in wanted.items():
+            if assignment_id not in running:
+                running[assignment_id] = asyncio.create_task(self._once(stub, assignment))
+
+    async def _once(self, stub: Any, assignment: coordinator_pb2.Assignment) -> None:
+        await self.idle.wait()
+        # What fails because the round has moved on, or a service is away, is asked for again by whoever still wants it.
+        with suppress(grpc.aio.AioRpcError, CortexError):
+            await self._do(stub, assignment)
 
     async def _do(self, stub: Any, assignment: coordinator_pb2.Assignment) -> None:
         kind = assignment.WhichOneof("work")

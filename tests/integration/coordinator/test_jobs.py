@@ -19,6 +19,7 @@ from cortex_common.pb.v1 import coordinator_pb2_grpc
 from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.errors import calling
 from tests.integration.coordinator.harness import ScriptedWorker, Site, site, working
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -221,3 +222,47 @@ async def test_a_second_coordinator_on_the_same_state_is_refused(cortex):
             await cortex.start("coordinator")
     finally:
         cortex._ports["coordinator"] = port
+
+
+async def test_a_stranger_cannot_report_about_a_seat_that_is_not_its_own(cortex):
+    worker = ScriptedWorker(cortex, "w1", 1.0)
+    worker.idle.clear()
+    await announce(cortex, "w1")
+    async with working(worker), cortex.jobs() as stub:
+        job_id = await submit(stub, job(placement={"workers": 1}, data={"train": "digits"}))
+        await until(stub, job_id, JobPhase.DEPLOYING)
+        report = pb.ReportRequest(
+            worker="evil", incarnation="one", assignment_id=f"{job_id}/0.1/0/initialise", job_id=job_id, seat=0
+        )
+        report.failed.reason, report.failed.permanent = "because I can", True
+        async with open_channel(cortex.coordinator, cortex.tls_of(Role.WORKER, "evil"), Role.COORDINATOR) as channel:
+            answer = await coordinator_pb2_grpc.AssignmentServiceStub(channel).Report(report)
+        assert not answer.wanted
+        worker.idle.set()
+        assert (await until(stub, job_id, JobPhase.COMPLETED, JobPhase.FAILED)).status is JobPhase.COMPLETED
+
+
+async def test_a_submission_given_up_in_the_middle_is_a_job_that_runs(cortex):
+    async with cortex.jobs() as stub:
+        for delay_s in (0.0, 0.001, 0.002, 0.004, 0.008):
+            call = stub.SubmitJob(pb.SubmitJobRequest(job=job(), request_id=f"r{delay_s}"))
+            await asyncio.sleep(delay_s)
+            call.cancel()
+        for delay_s in (0.0, 0.001, 0.002, 0.004, 0.008):
+            job_id = await submit(stub, job(), f"r{delay_s}")
+            await stub.CancelJob(pb.CancelJobRequest(job_id=job_id))
+            assert (await until(stub, job_id, JobPhase.CANCELLED)).status is JobPhase.CANCELLED
+
+
+async def test_a_job_cancelled_while_it_collects_leaves_nothing_in_the_spool(cortex, tmp_path):
+    first, second = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 1.0)
+    await announce(cortex, "w1", "w2")
+    async with working(first, second), cortex.jobs() as stub:
+        job_id = await submit(stub, job(data={"train": "digits"}, training={"rounds": 500}))
+        await until(stub, job_id, JobPhase.TRAINING, round_number=2)
+        second.idle.clear()
+        spool = tmp_path / "aggregator" / "spool" / job_id
+        await eventually(lambda: any(spool.rglob("seat-*")))
+        await stub.CancelJob(pb.CancelJobRequest(job_id=job_id))
+        await until(stub, job_id, JobPhase.CANCELLED)
+        await eventually(lambda: not any(spool.rglob("seat-*")))

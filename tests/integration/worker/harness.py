@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import grpc.aio
 
 from cortex_common.clock import SystemClock
+from cortex_common.codec import WeightCompressor
 from cortex_common.identity import Role, TlsFiles
 from cortex_common.job.parse import parse_job
 from cortex_common.job.spec import JobSpec
@@ -33,7 +34,7 @@ TlsOf = Callable[[Role, str], TlsFiles]
 PATIENCE_S = 100
 
 
-def digits_job(**training: Any) -> JobSpec:
+def digits_job(compression: Mapping[str, Any] | None = None, **training: Any) -> JobSpec:
     """A small job on real data."""
     return parse_job(
         {
@@ -41,6 +42,7 @@ def digits_job(**training: Any) -> JobSpec:
             "model": {"input_dim": 64, "hidden_dims": [32], "output_dim": 10},
             "data": {"train": "digits", "test": "digits-test"},
             "training": {"learning_rate": 0.01, **training},
+            "compression": compression or {},
         }
     )
 
@@ -53,6 +55,7 @@ class ScriptedCoordinator(coordinator_pb2_grpc.AssignmentServiceServicer):
         self.reports: list[coordinator_pb2.ReportRequest] = []
         self.attended = 0
         self.unwanted: set[str] = set()
+        self.failures: list[Exception] = []
         self._changed = asyncio.Condition()
 
     def attach(self, server: grpc.aio.Server) -> None:
@@ -69,6 +72,8 @@ class ScriptedCoordinator(coordinator_pb2_grpc.AssignmentServiceServicer):
                     await self._changed.wait()
 
     async def Report(self, request: Any, context: Any) -> coordinator_pb2.ReportResponse:
+        if self.failures and request.WhichOneof("report") != "activity":
+            raise self.failures.pop()
         async with self._changed:
             self.reports.append(request)
             self._changed.notify_all()
@@ -128,7 +133,10 @@ class Network:
             working(name, self.coordinator_address, self.tls_of, self.folder, **settings)
         )
 
-    async def open_round(self, number: int, workers: list[str], base: str = "", attempt: int = 0) -> None:
+    async def open_round(
+        self, number: int, workers: list[str], base: str = "", attempt: int = 0, codec: str = "none"
+    ) -> None:
+        options = WeightCompressor.create(codec, {}).options_json if codec != "none" else ""
         await self.rounds.OpenRound(
             aggregator_pb2.OpenRoundRequest(
                 round=aggregator_pb2.RoundSpec(
@@ -138,8 +146,8 @@ class Network:
                     fence=1,
                     base_sha256=base,
                     seats=[aggregator_pb2.Seat(seat=seat, worker=worker) for seat, worker in enumerate(workers)],
-                    codec="none",
-                    codec_options="",
+                    codec=codec,
+                    codec_options=options,
                     strategy="fedavg",
                     strategy_options="",
                     chunk_elements=DEFAULT_CHUNK_ELEMENTS,
@@ -151,13 +159,13 @@ class Network:
     def assignment(self, spec: JobSpec, number: int, base: str = "", **work: Any) -> coordinator_pb2.Assignment:
         """A new assignment; `work` is one of initialise, train, evaluate, hold, and what else to set."""
         self._serial += 1
-        fields = {"seats": 1, "assignment_id": f"a{self._serial}", "fence": 1} | work
+        fields: dict[str, Any] = {"seats": 1, "assignment_id": f"a{self._serial}", "fence": 1} | work
+        fields.setdefault("aggregator_address", self.aggregator_address)
         made = coordinator_pb2.Assignment(
             job_id=self.job_id,
             round=number,
             job=spec_to_proto(spec),
             data_key=data_key_to_proto(self.key),
-            aggregator_address=self.aggregator_address,
             aggregator="aggregator-1",
             chunk_elements=DEFAULT_CHUNK_ELEMENTS,
             **fields,
@@ -193,7 +201,7 @@ class Network:
         if not self.base:
             self.base = await self.first_version(digits_job())
         self.round += 1
-        await self.open_round(self.round, ["w1"], self.base)
+        await self.open_round(self.round, ["w1"], self.base, codec=spec.compression.codec)
         return await self.hand_out(spec, **work)
 
     async def hand_out(self, spec: JobSpec, **work: Any) -> coordinator_pb2.Assignment:

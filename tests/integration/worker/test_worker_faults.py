@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from cortex_common.clock import SystemClock
+from cortex_common.errors import ConflictError, OverloadedError
 from cortex_common.ids import JobId
 from cortex_common.job.spec import JobSpec
 from cortex_common.model import copy_to_arena, manifest_of
@@ -21,6 +23,7 @@ from tests.integration.worker.conftest import StepCount
 from tests.integration.worker.harness import Network, digits_job
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+INT8: dict[str, Any] = {"codec": "int8"}
 ENDLESS = digits_job(local_seconds=3600.0)
 
 
@@ -125,4 +128,46 @@ async def test_an_assignment_that_makes_no_sense_is_refused(network: Network) ->
     await network.coordinator.assign("w1", wrong)
     failed = (await network.coordinator.report_on(wrong, "failed")).failed
     assert "no work that this worker knows" in failed.reason
-    assert failed.permanent
+    assert not failed.permanent, "a newer worker may know it"
+
+
+async def test_a_report_that_fails_at_the_coordinator_is_made_again(network: Network) -> None:
+    network.coordinator.failures = [RuntimeError("no database"), OverloadedError("full"), ConflictError("taken over")]
+    train = await network.next_round(digits_job(local_steps=1))
+    await network.coordinator.report_on(train, "trained")
+    assert not network.coordinator.failures
+
+
+async def test_a_transfer_goes_on_at_the_address_the_aggregator_has_by_then(network: Network) -> None:
+    """The version is asked for where nobody is; the aggregator's new address comes with the same work."""
+    train = await network.next_round(digits_job(local_steps=1, seed=5), aggregator_address="127.0.0.1:9", train={})
+    _, runner = network.main.supervisor._jobs[JobId(network.job_id)]
+    runner._bench.held_sha256 = ""
+    await network.coordinator.until(lambda it: "pulling" in it.activities() or "uploading" in it.activities())
+    train.aggregator_address = network.aggregator_address
+    await network.coordinator.assign("w1", train)
+    await network.coordinator.report_on(train, "trained")
+
+
+async def test_an_update_that_cannot_be_kept_is_sent_all_the_same(network: Network) -> None:
+    """Where the residuals should be, there is a file."""
+    folder = network.folder / "w1" / "residuals"
+    assert not folder.exists()
+    folder.parent.mkdir(exist_ok=True)
+    folder.write_bytes(b"")
+    train = await network.next_round(digits_job(INT8))
+    trained = await network.coordinator.report_on(train, "trained")
+    assert trained.trained.receipt.weight == 1438
+    folder.unlink()
+
+
+async def test_a_damaged_residual_costs_no_round(network: Network) -> None:
+    kept = network.folder / "w1" / "residuals" / network.job_id
+    train = await network.next_round(digits_job(INT8))
+    await network.coordinator.report_on(train, "trained")
+    (blob,) = kept.glob("*.blob")
+    blob.write_bytes(bytes(blob.stat().st_size))
+    train = await network.next_round(digits_job(INT8, seed=1))
+    await network.coordinator.report_on(train, "trained")
+    (new,) = kept.glob("*.blob")
+    assert new.name != blob.name

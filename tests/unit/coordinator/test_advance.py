@@ -8,11 +8,25 @@ import pytest
 
 from cortex_common.errors import PreconditionError
 from cortex_common.ids import NodeName, SeatIndex
+from services.coordinator.domain import reports
 from services.coordinator.domain.advance import advance
-from services.coordinator.domain.job import Stage
-from services.coordinator.domain.seen import Failure
+from services.coordinator.domain.explain import waiting_for
+from services.coordinator.domain.job import Stage, Tier
+from services.coordinator.domain.seen import AggregatorView, Failure, SliceScore
 from services.coordinator.domain.wishes import cancel, pause, resume
-from tests.unit.coordinator.jobs import AGGREGATED, RULES, accepted, at, collecting, new_job, scores, seen, world
+from tests.unit.coordinator.jobs import (
+    AGGREGATED,
+    RULES,
+    accepted,
+    at,
+    collecting,
+    new_job,
+    scores,
+    seen,
+    trained,
+    worker,
+    world,
+)
 
 
 def test_a_job_starts_when_all_its_seats_are_filled():
@@ -223,3 +237,97 @@ def test_a_wish_repeated_changes_nothing():
     pausing = pause(collecting("a", "b"), "ann", at(1)).job
     assert pause(pausing, "ann", at(2)).job is pausing
     assert resume(pausing, "ann", at(3)).job.pausing is False
+
+
+def settled(job, observed, network, at_s=1.0):
+    """Advance until nothing changes any more."""
+    for _ in range(50):
+        after = advance(job, observed, network, RULES, at(at_s)).job
+        if after is job:
+            return job
+        job = after
+    raise AssertionError("the machine does not come to rest")
+
+
+def failed(*names):
+    return {SeatIndex(0): tuple(Failure(NodeName(name), "disk full", is_permanent=False) for name in names)}
+
+
+def test_a_seat_does_not_go_back_and_forth_between_workers_that_all_fail():
+    job = collecting("a", "b")
+    observed = seen(open_seats=job.members, failures=failed(*["a"] * RULES.tries, *["c"] * RULES.tries))
+    assert settled(job, observed, world("a", "b", "c")).stage is Stage.FAILED
+
+
+def test_the_first_version_does_not_go_back_and_forth_either():
+    job = replace(collecting("a", "b"), round=0, cohort=(SeatIndex(0),), version=None)
+    observed = seen(failures=failed(*["a"] * RULES.tries, *["b"] * RULES.tries))
+    assert settled(job, observed, world("a", "b")).stage is Stage.FAILED
+
+
+def test_the_deadline_comes_before_any_mending():
+    job = collecting("a", "b", aggregation={"deadline": 30})
+    verdict = advance(job, seen(failures=failed(*["a"] * RULES.tries)), world("a", "b", "c"), RULES, at(30))
+    assert (verdict.job.stage, verdict.job.attempt) == (Stage.GATHERING, 2)
+
+
+def test_a_job_behind_another_waits_its_turn_without_a_limit():
+    job = new_job(aggregation={"deadline": 10})
+    busy = replace(world("a", "b", "c"), taken=frozenset({NodeName("a"), NodeName("b"), NodeName("c")}))
+    assert advance(job, seen(), busy, RULES, at(10_000)).job is job
+
+
+def test_a_job_asked_to_pause_rests_before_its_next_round():
+    job = replace(new_job(), pausing=True, round=1)
+    assert advance(job, seen(), world("a", "b", "c"), RULES, at(0)).job.stage is Stage.PAUSED
+
+
+def regional(*, root_lives: bool = True, tier_lives: bool = True):
+    """A collecting job with the root in eu and a tier in us, and the network it is in."""
+    job = collecting("a", "b", aggregation={"topology": "regional"})
+    tiers = (
+        Tier("eu", NodeName("agg"), "127.0.0.1:1", (SeatIndex(0),)),
+        Tier("us", NodeName("agg-us"), "127.0.0.1:2", (SeatIndex(1),)),
+    )
+    network = world("a", "b")
+    views = {
+        NodeName("agg"): AggregatorView(NodeName("agg"), "eu", "127.0.0.1:1", is_live=root_lives),
+        NodeName("agg-us"): AggregatorView(NodeName("agg-us"), "us", "127.0.0.1:2", is_live=tier_lives),
+    }
+    return replace(job, tiers=tiers), replace(network, aggregators=views)
+
+
+def test_a_region_moves_when_its_aggregator_is_gone_and_that_is_no_failed_attempt():
+    job, network = regional(tier_lives=False)
+    moved = advance(job, seen(), network, RULES, at(1)).job
+    assert (moved.stage, moved.attempt, moved.moves) == (Stage.GATHERING, 2, 1)
+    again = replace(job, attempt=RULES.attempts + 1, moves=RULES.attempts)
+    late = advance(again, seen(), regional()[1], RULES, at(300)).job
+    assert late.stage is Stage.GATHERING, "one attempt was made, the others were moves"
+
+
+def test_without_the_root_a_regional_job_waits_and_says_so():
+    job, network = regional(root_lives=False)
+    assert advance(job, seen(open_seats=job.members), network, RULES, at(1)).job is job
+    reason = waiting_for(job, seen(open_seats=job.members), network, RULES, 1001.0)
+    assert reason == "aggregator agg: it is gone, and the job's versions are there"
+
+
+def test_a_regional_round_does_not_begin_before_it_is_known_who_is_where():
+    job = new_job(placement={"workers": 1}, aggregation={"topology": "regional"})
+    job = replace(job, seats=(NodeName("a"),), round=1)
+    somewhere = replace(world(), workers={NodeName("a"): worker("a", region="")})
+    assert advance(job, seen(), replace(world(), workers=somewhere.workers), RULES, at(1)).job is job
+
+
+def test_what_another_worker_reported_is_not_counted_for_a_seat():
+    job = collecting("a", "b")
+    observed = accepted(job, 0, 1)
+    forged = {**observed.trained, SeatIndex(0): trained("evil", train_loss=-1e9)}
+    sealed = advance(job, replace(observed, trained=forged), world("a", "b"), RULES, at(2)).job
+    assert sealed.sealed[0].trained is None
+    assert sealed.sealed[1].trained is not None
+
+
+def test_a_loss_that_is_no_number_is_left_out():
+    assert reports.test_metrics({0: SliceScore(10, float("nan"), 5)}) == {"test_accuracy": 0.5}

@@ -82,3 +82,8 @@ def test_the_aggregator_is_in_the_region_with_most_seats():
     assert choose_aggregator([NodeName("a"), NodeName("b")], network) == us
     gone = replace(network, aggregators={us.name: replace(us, is_live=False), eu.name: eu})
     assert choose_aggregator([NodeName("a")], gone) == eu
+
+
+def test_workers_discovery_has_not_told_of_yet_refuse_no_job():
+    unknown = {NodeName("a"): worker("a", datasets={}, is_known=False)}
+    assert admission(parse_job(document()), replace(world(), workers=unknown), DIGITS) == []

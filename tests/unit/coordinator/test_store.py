@@ -7,15 +7,16 @@ from dataclasses import replace
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import update as update_rows
 
-from cortex_common.errors import ConflictError
+from cortex_common.errors import ConflictError, CorruptError
 from cortex_common.ids import JobId
 from cortex_common.job.status import RoundReport
 from cortex_common.storage.sql import open_engine, sqlite_url
 from services.coordinator.domain.job import Note, Stage
 from services.coordinator.memory_store import MemoryStore
 from services.coordinator.sql_store import SqlStore
-from services.coordinator.tables import METADATA
+from services.coordinator.tables import JOB, METADATA
 from tests.unit.coordinator.jobs import collecting, new_job, trained, update, version
 
 NOTE = Note("job_submitted", 0, "by ann")
@@ -143,3 +144,17 @@ def test_opening_a_database_again_keeps_it(tmp_path):
     second = SqlStore(open_engine(sqlite_url(tmp_path / "jobs.db")))
     assert second.acquire("me", 2.0) == 2
     assert second.get(JobId("j1")) == new_job()
+
+
+def test_a_job_that_cannot_be_read_keeps_nobody_from_starting(tmp_path):
+    engine = open_engine(sqlite_url(tmp_path / "jobs.db"))
+    store = SqlStore(engine)
+    epoch = store.acquire("me", 1.0)
+    store.insert(new_job(), None, NOTE, epoch, 1.0)
+    store.insert(replace(new_job(), id=JobId("j2")), None, NOTE, epoch, 1.0)
+    with engine.begin() as db:
+        db.execute(update_rows(JOB).where(JOB.c.id == "j1").values(state="{"))
+    assert [job.id for job in store.unfinished()] == ["j2"]
+    assert [job.id for job in store.newest(10)] == ["j2"]
+    with pytest.raises(CorruptError, match="j1"):
+        store.get(JobId("j1"))

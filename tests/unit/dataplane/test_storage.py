@@ -8,9 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from cortex_common.errors import InvalidArgumentError, NotFoundError, OverloadedError
+from cortex_common.errors import CorruptError, InvalidArgumentError, NotFoundError, OverloadedError
 from cortex_common.storage import BlobStore, DirectoryBlobStore
-from cortex_common.storage.durable import reporting_full, require_room, sync_file, write_durably
+from cortex_common.storage.durable import (
+    reporting_full,
+    reporting_unreadable,
+    require_room,
+    sync_file,
+    write_durably,
+)
 
 
 @pytest.fixture(params=["directory"])
@@ -77,6 +83,34 @@ def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     write_durably(path, b"2", mode=0o600)
     assert path.read_bytes() == b"2"
     assert [each.name for each in tmp_path.iterdir()] == ["facts"]
+
+
+def test_a_swept_folder_keeps_what_is_named_and_goes_when_it_is_empty(store: BlobStore, tmp_path: Path) -> None:
+    for name in ("job/1", "job/2", "other/1"):
+        store.put(name, b"x")
+    store.sweep("job", {"job/2"})
+    assert list(store.names("")) == ["job/2", "other/1"]
+    store.sweep("job", ())
+    store.sweep("job", ())
+    assert list(store.names("")) == ["other/1"]
+    assert not (tmp_path / "blobs" / "job").exists()
+
+
+def test_what_cannot_be_read_is_set_aside(store: BlobStore, tmp_path: Path) -> None:
+    for content in (b"first", b"second"):
+        store.put("job/1", content)
+        assert store.set_aside("job/1") == str(tmp_path / "blobs" / "job" / "1.damaged")
+    assert list(store.names("")) == ["job/1.damaged"]
+    with store.open("job/1.damaged") as reader:
+        assert reader.read_at(0, 10) == b"second"
+
+
+def test_a_medium_that_fails_is_told_from_other_errors(tmp_path: Path) -> None:
+    told = pytest.raises(CorruptError, match=f"{tmp_path} is not readable")
+    with told, reporting_unreadable(tmp_path):
+        raise OSError(errno.EIO, "Input/output error")
+    with pytest.raises(PermissionError), reporting_unreadable(tmp_path):
+        raise PermissionError(errno.EACCES, "no")
 
 
 def test_a_failed_sync_ends_the_process(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from cortex_common.errors import ForbiddenError, UnavailableError
 from cortex_common.rpc.retry import backoff
+from cortex_common.transfer.retrying import Patience, until_through
 
 
 class RecordingClock:
@@ -71,3 +72,23 @@ async def test_each_wait_is_told() -> None:
             if attempt.retry_state.attempt_number < 3:
                 raise UnavailableError("away")
     assert told == ["away True", "away True"]
+
+
+async def test_it_gives_up_when_the_caller_has_had_enough() -> None:
+    peer = Peer(10)
+    with pytest.raises(UnavailableError, match="away"):
+        await backoff(RecordingClock(), enough=lambda: peer.calls == 3)(peer.call)
+    assert peer.calls == 3
+
+
+async def test_progress_renews_the_patience_of_a_transfer() -> None:
+    clock = RecordingClock()
+    patience = Patience(5.0, clock)
+    clock.slept.append(4.0)
+    patience.renew()
+    clock.slept.append(4.0)
+    assert not patience.is_over()
+    clock.slept.append(1.0)
+    assert patience.is_over()
+    with pytest.raises(UnavailableError, match="away"):
+        await until_through(Peer(10).call, clock, patience)

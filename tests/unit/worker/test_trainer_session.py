@@ -154,12 +154,41 @@ def test_weights_to_start_from_are_read_from_a_file(worker: Worker, tmp_path: Pa
     worker.prepare(model={**JOB["model"], "init_from": str(tmp_path / "old.safetensors")})
     worker.ask("initialise")
     assert worker.arenas[1].arena.values[-10:].tolist() == [3.0] * 10
-    worker.prepare(model={**JOB["model"], "init_from": "job:7"})
-    assert "allowed here: a .safetensors file" in worker.ask("initialise")["failed"]
+    worker.prepare(model={**JOB["model"], "init_from": str(tmp_path / "missing.safetensors")})
+    answer = worker.ask("initialise")
+    assert "there is no such file" in answer["failed"]
+    assert not answer["permanent"], "another node may have it"
 
 
 def test_an_error_in_user_code_marks_the_trainer_as_unsound(worker: Worker) -> None:
     answer = worker.ask("dance")
     assert answer["failed"].startswith("KeyError")
-    assert answer["permanent"]
+    assert not answer["permanent"]
     assert answer["tainted"]
+
+
+def test_a_node_without_memory_is_not_the_jobs_fault(worker: Worker) -> None:
+    """PyTorch's CPU allocator says so with a plain RuntimeError, as CUDA does of a broken device."""
+    answer = worker.prepare(model={"input_dim": 64, "hidden_dims": [1 << 23, 1 << 23], "output_dim": 10})
+    assert "allocate" in answer["failed"]
+    assert not answer["permanent"]
+    assert answer["tainted"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"optimizer_options": {"betas": ["a", "b"]}}, "adam refuses its options"),
+        ({"optimizer": "sgd", "optimizer_options": {"nesterov": True}}, "sgd refuses its options"),
+        ({"optimizer": "sgd", "learning_rate": 1e30}, "training diverged"),
+    ],
+)
+def test_a_mistake_in_the_job_is_permanent(worker: Worker, changes: dict[str, Any], reason: str) -> None:
+    worker.attach()
+    worker.ask("initialise")
+    base, result = (each.arena for each in worker.arenas)
+    base.values[:] = result.values
+    worker.prepare(training=changes)
+    answer = worker.ask("train", round=1, seat=0, seats=1)
+    assert reason in answer["failed"]
+    assert answer["permanent"]

@@ -465,11 +465,14 @@ class PruneJobRequest(_message.Message):
     JOB_ID_FIELD_NUMBER: _builtins.int
     FENCE_FIELD_NUMBER: _builtins.int
     KEEP_ROUNDS_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     fence: _builtins.int
+    ended: _builtins.bool
+    """The job has ended: nothing of it is open any more, whatever is kept here besides these versions goes."""
     @_builtins.property
     def keep_rounds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Rounds whose versions stay."""
+        """Rounds whose versions stay; versions newer than the last of them stay too."""
 
     def __init__(
         self,
@@ -477,10 +480,11 @@ class PruneJobRequest(_message.Message):
         job_id: _builtins.str = ...,
         fence: _builtins.int = ...,
         keep_rounds: _abc.Iterable[_builtins.int] | None = ...,
+        ended: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "job_id", b"job_id", "keep_rounds", b"keep_rounds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "fence", b"fence", "job_id", b"job_id", "keep_rounds", b"keep_rounds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -530,6 +530,7 @@ class Assignment(_message.Message):
     CHUNK_ELEMENTS_FIELD_NUMBER: _builtins.int
     TRANSFER_JOB_ID_FIELD_NUMBER: _builtins.int
     INCLUDED_ROUND_FIELD_NUMBER: _builtins.int
+    BASE_SEATS_FIELD_NUMBER: _builtins.int
     INITIALISE_FIELD_NUMBER: _builtins.int
     TRAIN_FIELD_NUMBER: _builtins.int
     EVALUATE_FIELD_NUMBER: _builtins.int
@@ -560,6 +561,10 @@ class Assignment(_message.Message):
         """The version to start from; unset in round 0."""
 
     @_builtins.property
+    def base_seats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Seats whose updates, whoever sent them, are in the base version."""
+
+    @_builtins.property
     def initialise(self) -> Global___InitialiseWork: ...
     @_builtins.property
     def train(self) -> Global___TrainWork: ...
@@ -585,6 +590,7 @@ class Assignment(_message.Message):
         chunk_elements: _builtins.int = ...,
         transfer_job_id: _builtins.str = ...,
         included_round: _builtins.int | None = ...,
+        base_seats: _abc.Iterable[_builtins.int] | None = ...,
         initialise: Global___InitialiseWork | None = ...,
         train: Global___TrainWork | None = ...,
         evaluate: Global___EvaluateWork | None = ...,
@@ -592,7 +598,7 @@ class Assignment(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_included_round", b"_included_round", "base", b"base", "data_key", b"data_key", "evaluate", b"evaluate", "hold", b"hold", "included_round", b"included_round", "initialise", b"initialise", "job", b"job", "train", b"train", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_included_round", b"_included_round", "aggregator", b"aggregator", "aggregator_address", b"aggregator_address", "assignment_id", b"assignment_id", "attempt", b"attempt", "base", b"base", "chunk_elements", b"chunk_elements", "data_key", b"data_key", "evaluate", b"evaluate", "fence", b"fence", "hold", b"hold", "included_round", b"included_round", "initialise", b"initialise", "job", b"job", "job_id", b"job_id", "round", b"round", "seat", b"seat", "seats", b"seats", "train", b"train", "transfer_job_id", b"transfer_job_id", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_included_round", b"_included_round", "aggregator", b"aggregator", "aggregator_address", b"aggregator_address", "assignment_id", b"assignment_id", "attempt", b"attempt", "base", b"base", "base_seats", b"base_seats", "chunk_elements", b"chunk_elements", "data_key", b"data_key", "evaluate", b"evaluate", "fence", b"fence", "hold", b"hold", "included_round", b"included_round", "initialise", b"initialise", "job", b"job", "job_id", b"job_id", "round", b"round", "seat", b"seat", "seats", b"seats", "train", b"train", "transfer_job_id", b"transfer_job_id", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__included_round: _TypeAlias = _typing.Literal["included_round"]  # noqa: Y015
     _WhichOneofArgType__included_round: _TypeAlias = _typing.Literal["_included_round", b"_included_round"]  # noqa: Y015

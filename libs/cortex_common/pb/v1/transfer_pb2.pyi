@@ -209,7 +209,7 @@ class TransferTrailer(_message.Message):
     CONTENT_SHA256_FIELD_NUMBER: _builtins.int
     chunks: _builtins.int
     content_sha256: _builtins.bytes
-    """SHA-256 over the concatenated SHA-256 of every sealed chunk, in order."""
+    """SHA-256 over the concatenated authentication tags (the last 16 bytes) of all sealed chunks, in order."""
     def __init__(
         self,
         *,

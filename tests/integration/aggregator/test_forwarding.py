@@ -1,0 +1,208 @@
+"""A region and its root: pushing up while the root is away or has moved, copies that went bad."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from cortex_common.errors import CortexError, PreconditionError, UnavailableError
+from cortex_common.identity import Role, TlsFiles
+from cortex_common.ids import JobId
+from cortex_common.pb.v1 import aggregator_pb2
+from cortex_common.rpc.errors import calling
+from cortex_common.storage.records import read_record
+from cortex_common.transfer import Receipt
+from cortex_common.transfer.wire import data_key_to_proto
+from tests.integration.aggregator.harness import JOB, Cluster, arena_of, running_cluster, settings_for
+from tests.integration.aggregator.test_uploads import until_received
+from tests.links import Link, over
+
+TIER = JobId(f"{JOB}-t0")
+REGION = "aggregator-region"
+
+
+@dataclass
+class Tiers:
+    """A root with one seat, that of a region with one worker."""
+
+    root: Cluster
+    region: Cluster
+    base: str = ""
+
+    async def open_root(self) -> None:
+        spec = self.root.spec(1, self.base)
+        spec.seats[0].worker = REGION
+        await self.root.rounds.OpenRound(aggregator_pb2.OpenRoundRequest(round=spec))
+
+    async def open_region(self, address: str = "") -> None:
+        spec = self.region.spec(1, self.base)
+        spec.job_id = TIER
+        spec.upstream.CopyFrom(
+            aggregator_pb2.Upstream(aggregator="aggregator-1", address=address or self.root.address, job_id=JOB, seat=0)
+        )
+        await self.region.rounds.OpenRound(aggregator_pb2.OpenRoundRequest(round=spec))
+
+    async def push(self) -> Receipt:
+        header = replace(self.region.header(1, self.base), job_id=TIER)
+        return (await self.region.push(header, arena_of(2))).receipt
+
+    async def forward(self, receipt: Receipt) -> aggregator_pb2.ForwardRoundResponse:
+        request = aggregator_pb2.ForwardRoundRequest(
+            job_id=TIER,
+            round=1,
+            fence=1,
+            contributions=[
+                aggregator_pb2.Contribution(
+                    seat=0, worker="w0", content_sha256=receipt.content_sha256, weight=receipt.weight
+                )
+            ],
+            data_key=data_key_to_proto(self.region.key),
+        )
+        with calling("aggregator"):
+            return await self.region.rounds.ForwardRound(request, timeout=20)
+
+    async def forward_at_last(self, receipt: Receipt) -> aggregator_pb2.ForwardRoundResponse:
+        """As a coordinator does: ask again until it is through."""
+        async with asyncio.timeout(15):
+            while True:
+                try:
+                    return await self.forward(receipt)
+                except UnavailableError:
+                    continue
+
+
+@pytest.fixture
+async def tiers(tls_of: Callable[..., TlsFiles], tmp_path: Path) -> AsyncIterator[Tiers]:
+    async with AsyncExitStack() as running:
+        root = await running.enter_async_context(running_cluster(tls_of, tmp_path / "root"))
+        tls = tls_of(Role.AGGREGATOR, REGION)
+        settings = settings_for(tls, tmp_path / "region", name=REGION, forward_patience_s=0.3)
+        region = Cluster(tls_of, settings, key=root.key)
+        await region.start()
+        running.push_async_callback(region.stop)
+        made = Tiers(root, region)
+        made.base = await root.first_version(arena_of(1))
+        await made.open_root()
+        await made.open_region()
+        yield made
+
+
+async def test_a_root_that_has_not_reopened_the_round_is_told_and_forwarding_goes_on_later(tiers: Tiers) -> None:
+    receipt = await tiers.push()
+    await tiers.root.restart()
+    with pytest.raises(UnavailableError, match="not open yet: its coordinator has not come back"):
+        await tiers.forward(receipt)
+    await tiers.open_root()
+    answer = await tiers.forward_at_last(receipt)
+    assert answer.receipt.worker == REGION
+    assert (await tiers.forward(receipt)).receipt.content_sha256 == answer.receipt.content_sha256
+
+
+class CutLink(Link):
+    """A link that can be cut."""
+
+    is_cut = False
+
+    async def carry(self, size: int, direction: str) -> float:
+        if self.is_cut:
+            raise ConnectionResetError
+        return await super().carry(size, direction)
+
+
+def object_at_root(tiers: Tiers) -> str:
+    file = os.open(tiers.root.spool(1) / "seat-0.update", os.O_RDONLY)
+    try:
+        first = read_record(file)
+    finally:
+        os.close(file)
+    assert first is not None
+    return str(json.loads(first[0])["object_id"])
+
+
+async def test_an_upload_given_up_goes_on_when_asked_for_again(tiers: Tiers) -> None:
+    receipt = await tiers.push()
+    host, port = tiers.root.address.rsplit(":", 1)
+    link = CutLink(bytes_per_s=25_000)
+    async with over(link, lambda: (host, int(port))) as address:
+        await tiers.open_region(address)
+        forwarding = asyncio.create_task(tiers.forward(receipt))
+        await until_received(tiers.root, 1, 1)
+        link.is_cut = True
+        with pytest.raises(UnavailableError):
+            await forwarding
+        begun = object_at_root(tiers)
+        link.is_cut = False
+        answer = await tiers.forward_at_last(receipt)
+        assert answer.receipt.newly_accepted
+        assert object_at_root(tiers) == begun
+
+
+async def test_a_root_that_is_away_is_told(tiers: Tiers) -> None:
+    receipt = await tiers.push()
+    await tiers.root.stop()
+    with pytest.raises(UnavailableError, match="uploading round 1"):
+        await tiers.forward(receipt)
+    await tiers.root.start()
+    await tiers.open_root()
+    assert (await tiers.forward_at_last(receipt)).receipt.worker == REGION
+
+
+async def test_a_root_that_moved_is_found_while_forwarding(tiers: Tiers) -> None:
+    receipt = await tiers.push()
+    address = tiers.root.address
+    await tiers.open_region(address="127.0.0.1:1")
+    with pytest.raises(UnavailableError):
+        await tiers.forward(receipt)
+    waiting = asyncio.create_task(tiers.forward(receipt))
+    await tiers.open_region(address=address)
+    try:
+        answer = await waiting
+    except UnavailableError:
+        answer = await tiers.forward_at_last(receipt)
+    assert answer.receipt.worker == REGION
+    await tiers.region.restart()
+    assert (await tiers.forward(receipt)).receipt.content_sha256 == answer.receipt.content_sha256
+
+
+async def test_an_ended_job_stops_forwarding(tiers: Tiers) -> None:
+    receipt = await tiers.push()
+    await tiers.root.stop()
+    tiers.region.settings = tiers.region.settings.model_copy(update={"forward_patience_s": 60.0})
+    await tiers.region.restart()
+    await tiers.open_region()
+    waiting = asyncio.create_task(tiers.forward(receipt))
+    request = aggregator_pb2.PruneJobRequest(job_id=TIER, fence=1, ended=True)
+    async with asyncio.timeout(10):
+        while not waiting.done():
+            await tiers.region.rounds.PruneJob(request)
+        with pytest.raises(PreconditionError):
+            await waiting
+    await tiers.root.start()
+
+
+async def test_a_copy_whose_blob_is_gone_or_short_is_fetched_again(tiers: Tiers) -> None:
+    for damage in (lambda blob: blob.unlink(), lambda blob: blob.write_bytes(blob.read_bytes()[:-9])):
+        blob = next((tiers.region.settings.state_dir / "versions" / JOB).glob("0-0-*.blob"))
+        damage(blob)
+        assert (await tiers.region.pull(tiers.base)).arena is not None
+    blob = next((tiers.region.settings.state_dir / "versions" / JOB).glob("0-0-*.blob"))
+    blob.unlink()
+    await tiers.region.restart()
+    await tiers.open_region()
+    assert (await tiers.region.pull(tiers.base)).arena is not None
+
+
+async def test_a_damaged_version_of_its_own_is_not_thrown_away(tiers: Tiers) -> None:
+    folder = tiers.root.settings.state_dir / "versions" / JOB
+    blob = next(folder.glob("0-0-*.blob"))
+    blob.write_bytes(blob.read_bytes()[:-9])
+    with pytest.raises((CortexError, TimeoutError)):
+        await asyncio.wait_for(tiers.root.pull(tiers.base), 2)
+    assert blob.exists()
