@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from cortex_common.clock import Clock
-from cortex_common.errors import CorruptError, UnavailableError
+from cortex_common.errors import UnavailableError
 from cortex_common.ids import NodeName, SeatIndex
 from cortex_common.security.encryption import EncryptionManager, ObjectHeader, ObjectKind
 from cortex_common.tensors import Manifest
@@ -14,7 +14,6 @@ from services.aggregator import metrics
 from services.aggregator.batches import BatchProcessor, FoldPlan, FoldResult
 from services.aggregator.domain import Contribution, RoundTerms
 from services.aggregator.rounds import LiveRound
-from services.aggregator.spool import SeatSpool
 from services.aggregator.states import StatePlan, check_state, state_header
 from services.aggregator.strategies import OuterStrategy, create_strategy
 from services.aggregator.uploads import in_thread
@@ -60,7 +59,7 @@ class Folder:
     def _plan(self, live: LiveRound, listed: Sequence[Contribution], files: ExitStack) -> FoldPlan:
         """Everything a fold reads, opened; closed again with `files`."""
         terms = live.terms
-        spools = [self._spool(live, each.seat) for each in listed]
+        spools = [live.spool(each.seat) for each in listed]
         strategy = create_strategy(terms.strategy, terms.strategy_options)
         base = self._base(live)
         manifest = base.manifest if base else Manifest.from_json(spools[0].header.manifest)
@@ -134,12 +133,6 @@ class Folder:
         if not live.terms.base_sha256:
             return None
         return self._versions.by_sha256(live.terms.key.job_id, live.terms.base_sha256)
-
-    def _spool(self, live: LiveRound, seat: SeatIndex) -> SeatSpool:
-        spool = live.seats[seat].spool
-        if spool is None:
-            raise CorruptError(f"{live.terms.key}: the update of seat {seat} is no longer in the spool")
-        return spool
 
 
 def check_base(base: Version, terms: RoundTerms, strategy: OuterStrategy) -> None:
