@@ -14,24 +14,23 @@ from cortex_common.clock import Clock
 from cortex_common.errors import CortexError, InvalidArgumentError
 from cortex_common.ids import NodeName, Sha256Hex
 from cortex_common.logging import get_logger
+from cortex_common.network.work import (
+    Assignment,
+    Evaluate,
+    Evaluated,
+    Failed,
+    Hold,
+    Initialise,
+    SliceScore,
+    Trained,
+)
 from cortex_common.security.encryption import EncryptionManager
 from cortex_common.tensors import Manifest
 from cortex_common.transfer import PushResult, pull_model, push_update
 from cortex_common.transfer.warming import CodecWarmer
 from services.worker import metrics
 from services.worker.client import newest_channel
-from services.worker.domain import (
-    Assignment,
-    Evaluate,
-    Evaluated,
-    Failed,
-    Held,
-    Hold,
-    Initialise,
-    Outcome,
-    SliceScore,
-    Trained,
-)
+from services.worker.domain import Held, Outcome
 from services.worker.failures import FeedbackLostError, TrainerEndedError, WorkFailedError
 from services.worker.trainer_process import Answer
 from services.worker.updates import DeltaEncoder, codec_of, feedback_of, header_of, seed_of

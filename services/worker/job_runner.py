@@ -17,22 +17,12 @@ from cortex_common.errors import (
     UnavailableError,
 )
 from cortex_common.logging import get_logger
-from cortex_common.pb.v1 import coordinator_pb2
+from cortex_common.network.messages import TrainingMetrics, WorkResult
+from cortex_common.network.work import Assignment, Failed, WorkKey
 from cortex_common.rpc.retry import backoff
 from services.worker import metrics
-from services.worker.domain import (
-    Assignment,
-    Failed,
-    Finished,
-    Held,
-    Outcome,
-    WorkKey,
-    forget_old,
-    is_finished,
-    next_work,
-)
+from services.worker.domain import Finished, Held, Outcome, forget_old, is_finished, next_work
 from services.worker.execution import Execution, Surroundings
-from services.worker.wire import activity_to_proto, report_to_proto
 from services.worker.workbench import Workbench
 
 _log = get_logger(__name__)
@@ -45,7 +35,7 @@ _HOPELESS = (InvalidArgumentError, ForbiddenError, NotFoundError, PreconditionEr
 class Reports(Protocol):
     """Takes reports to the coordinator."""
 
-    async def report(self, request: coordinator_pb2.ReportRequest, *, is_urgent: bool) -> bool:
+    async def report(self, report: TrainingMetrics | WorkResult, *, is_urgent: bool) -> bool:
         """Deliver one; False when the assignment is no longer wanted.
 
         Raises:
@@ -53,7 +43,7 @@ class Reports(Protocol):
         """
 
 
-async def deliver(reports: Reports, request: coordinator_pb2.ReportRequest, clock: Clock) -> bool:
+async def deliver(reports: Reports, report: WorkResult, clock: Clock) -> bool:
     """Report until it is heard; False when the assignment is no longer wanted.
 
     Raises:
@@ -62,11 +52,11 @@ async def deliver(reports: Reports, request: coordinator_pb2.ReportRequest, cloc
 
     async def once() -> bool:
         try:
-            return await reports.report(request, is_urgent=True)
+            return await reports.report(report, is_urgent=True)
         except (UnavailableError, *_HOPELESS):
             raise
         except CortexError as error:
-            _log.warning("report_failed", assignment_id=request.assignment_id, reason=error.message)
+            _log.warning("report_failed", assignment_id=report.place.assignment_id, reason=error.message)
             raise UnavailableError(error.message) from error
 
     return await backoff(clock)(once)
@@ -182,17 +172,16 @@ class JobRunner:
                 continue
             outcome = self._finished[assignment.key].outcome
             if not isinstance(outcome, Held):
-                task = asyncio.create_task(self._deliver(assignment, outcome))
+                task = asyncio.create_task(self._deliver(assignment, WorkResult(assignment.place, outcome)))
                 self._deliveries[name] = task
                 task.add_done_callback(partial(self._delivery_over, name))
 
     def _delivery_over(self, name: str, _task: asyncio.Task[None]) -> None:
         self._deliveries.pop(name, None)
 
-    async def _deliver(self, assignment: Assignment, outcome: Outcome) -> None:
-        request = report_to_proto(assignment, outcome)
+    async def _deliver(self, assignment: Assignment, result: WorkResult) -> None:
         try:
-            wanted = await deliver(self._reports, request, self._around.clock)
+            wanted = await deliver(self._reports, result, self._around.clock)
         except CortexError as error:
             _log.warning("report_refused", reason=error.message, **_facts(assignment))
             wanted = True
@@ -204,9 +193,8 @@ class JobRunner:
         """Pass on what is being done, about once a second; nobody misses what is lost."""
         while (assignment := self._latest(key)) is not None:
             self._activity_changed.clear()
-            request = activity_to_proto(assignment, *self._activity)
             try:
-                if not await self._reports.report(request, is_urgent=False):
+                if not await self._reports.report(TrainingMetrics(assignment.place, *self._activity), is_urgent=False):
                     self._drop(assignment.assignment_id)
             except UnavailableError:
                 pass

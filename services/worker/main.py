@@ -14,15 +14,16 @@ from cortex_common.identity import Role
 from cortex_common.ids import NodeName
 from cortex_common.lifecycle import run_service, write_ready_file
 from cortex_common.logging import configure_logging, get_logger
-from cortex_common.network.heartbeat import NodeReport, heartbeat_forever
-from cortex_common.pb.v1 import coordinator_pb2
-from cortex_common.rpc.channel import open_channel
+from cortex_common.network.bridge import Connected, Disconnected, TenzroBridge
+from cortex_common.network.grpc_transport import GrpcTransport, Peers
+from cortex_common.network.heartbeat import NodeReport
+from cortex_common.network.messages import Assignments, Hello
 from cortex_common.settings import load_settings
 from cortex_common.telemetry.collectors import publish_node
 from cortex_common.telemetry.metrics import cortex_version, publish_build_info
 from cortex_common.telemetry.ops_server import ops_server
 from cortex_common.telemetry.resources import probe_resources
-from services.worker.client import AggregatorChannels, CoordinatorLine
+from services.worker import metrics
 from services.worker.execution import Surroundings
 from services.worker.residuals import sweep_daily
 from services.worker.settings import WorkerSettings
@@ -38,7 +39,7 @@ class RunningWorker:
     incarnation: str
     metrics_port: int
     supervisor: Supervisor
-    line: CoordinatorLine
+    bridge: TenzroBridge
 
 
 async def run(
@@ -63,18 +64,17 @@ async def run(
     publish_build_info("worker")
     publish_node(settings.tls, settings.cache_dir, clock)
     incarnation, started_s = uuid.uuid4().hex, clock.wall_s()
-    attend = coordinator_pb2.AttendRequest(
-        worker=settings.name, region=settings.region, incarnation=incarnation, slots=settings.slots
-    )
-    line = CoordinatorLine(settings.coordinator, settings.tls, attend, clock)
-    channels = AggregatorChannels(settings.tls)
-    supervisor = Supervisor(settings, Surroundings(settings.network, NodeName(settings.name), channels, clock), line)
+    hello = Hello(settings.name, settings.region, incarnation, settings.slots)
+    peers = Peers(settings.coordinator, settings.discovery)
+    bridge = TenzroBridge(GrpcTransport(hello, peers, settings.tls, clock), clock)
+    supervisor = Supervisor(settings, Surroundings(settings.network, NodeName(settings.name), bridge, clock), bridge)
+    _route(bridge, supervisor)
 
     def node() -> NodeReport:
         return _node(settings, supervisor, incarnation, started_s)
 
     def readiness() -> tuple[bool, str]:
-        return (True, supervisor.activity) if line.is_open else (False, f"no line to {settings.coordinator}")
+        return (True, supervisor.activity) if bridge.is_open else (False, f"no line to {bridge.what}")
 
     try:
         async with (
@@ -83,29 +83,28 @@ async def run(
         ):
             work = [
                 tasks.create_task(supervisor.run()),
-                tasks.create_task(line.attend_forever(supervisor.take)),
+                tasks.create_task(bridge.run()),
                 tasks.create_task(sweep_daily(settings.state_dir / "residuals", clock)),
             ]
-            tasks.create_task(
-                heartbeat_forever(
-                    lambda: open_channel(settings.discovery, settings.tls, Role.DISCOVERY),
-                    node,
-                    clock,
-                    stop,
-                    what=f"discovery at {settings.discovery}",
-                )
-            )
+            tasks.create_task(bridge.announce_forever(node, stop))
             if settings.ready_file is not None:
                 facts = {"name": settings.name, "service": "worker", "address": "", "metrics_port": ops.port}
                 write_ready_file(settings.ready_file, facts)
             if started is not None:
-                started.set_result(RunningWorker(incarnation, ops.port, supervisor, line))
+                started.set_result(RunningWorker(incarnation, ops.port, supervisor, bridge))
             await stop.wait()
             for task in work:
                 task.cancel()
     finally:
-        await line.close()
-        await channels.close()
+        await bridge.close()
+
+
+def _route(bridge: TenzroBridge, supervisor: Supervisor) -> None:
+    """What comes from the network goes to the supervisor."""
+    bridge.on(Connected, lambda _: supervisor.on_new_line())
+    bridge.on(Connected, lambda _: metrics.ATTENDED.set(1))
+    bridge.on(Disconnected, lambda _: metrics.ATTENDED.set(0))
+    bridge.on(Assignments, supervisor.take)
 
 
 def main(config: Path | None) -> int:

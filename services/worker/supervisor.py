@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from cortex_common.errors import CortexError
 from cortex_common.ids import JobId
 from cortex_common.logging import get_logger
-from cortex_common.pb.v1 import coordinator_pb2
+from cortex_common.network.messages import Assignments, WorkResult
+from cortex_common.network.work import Assignment, Failed, Place
 from services.worker import metrics
-from services.worker.domain import Assignment, Failed, plan_jobs
+from services.worker.domain import plan_jobs
 from services.worker.execution import Surroundings
 from services.worker.job_runner import JobRunner, Reports, deliver
 from services.worker.settings import WorkerSettings
 from services.worker.slots import TrainerSlot
-from services.worker.wire import assignment_from_proto, refusal_to_proto, report_to_proto
 from services.worker.workbench import Workbench
 
 _log = get_logger(__name__)
@@ -31,7 +30,7 @@ class Supervisor:
         self._free = [TrainerSlot(settings.threads, settings.device) for _ in range(settings.slots)]
         self._jobs: dict[JobId, tuple[TrainerSlot, JobRunner]] = {}
         self._wanted: list[Assignment] = []
-        self._refusals: dict[str, coordinator_pb2.ReportRequest] = {}
+        self._refusals: dict[str, tuple[Place, str]] = {}
         self._refused_ids: set[str] = set()
         self._is_new_line = False
         self._changed = asyncio.Event()
@@ -46,19 +45,18 @@ class Supervisor:
         """What this worker does, in words fit for a status page."""
         return "; ".join(runner.activity for _, runner in self._jobs.values()) or "idle"
 
-    def take(self, assignments: Sequence[coordinator_pb2.Assignment], is_new_line: bool) -> None:
-        """The newest list of everything wanted."""
-        self._wanted = []
+    def take(self, message: Assignments) -> None:
+        """The newest list of everything wanted. What was not understood is not the job's fault, and refused."""
+        self._wanted = list(message.assignments)
         self._refusals = {}
-        for proto in assignments:
-            try:
-                self._wanted.append(assignment_from_proto(proto))
-            except CortexError as error:
-                self._refusals[proto.assignment_id] = refusal_to_proto(proto, error.message)
-        if is_new_line:
-            self._refused_ids.clear()
-        self._is_new_line = self._is_new_line or is_new_line
+        for each in message.unreadable:
+            self._refuse_later(each.place, each.reason)
         self._changed.set()
+
+    def on_new_line(self) -> None:
+        """The line to the coordinator is new: what was reported before may have been lost."""
+        self._refused_ids.clear()
+        self._is_new_line = True
 
     async def run(self) -> None:
         """Follow what is wanted until cancelled; then end every trainer."""
@@ -91,7 +89,7 @@ class Supervisor:
         metrics.JOBS.set(len(self._jobs))
         busy = f"no free slot on this worker ({self._settings.slots} of {self._settings.slots} have a job)"
         for assignment in plan.refused:
-            self._refusals[assignment.assignment_id] = report_to_proto(assignment, Failed(busy, False))
+            self._refuse_later(assignment.place, busy)
         self._refuse(runners)
 
     async def _end(self, job: JobId) -> None:
@@ -103,18 +101,21 @@ class Supervisor:
         self._free.append(slot)
         _log.info("job_left", job_id=job)
 
+    def _refuse_later(self, place: Place, reason: str) -> None:
+        self._refusals[place.assignment_id] = (place, reason)
+
     def _refuse(self, tasks: asyncio.TaskGroup) -> None:
-        for assignment_id, request in self._refusals.items():
+        for assignment_id, (place, reason) in self._refusals.items():
             if assignment_id not in self._refused_ids:
                 self._refused_ids.add(assignment_id)
-                _log.warning("assignment_refused", assignment_id=assignment_id, reason=request.failed.reason)
-                tasks.create_task(self._deliver(request))
+                _log.warning("assignment_refused", assignment_id=assignment_id, reason=reason)
+                tasks.create_task(self._deliver(WorkResult(place, Failed(reason, False))))
 
-    async def _deliver(self, request: coordinator_pb2.ReportRequest) -> None:
+    async def _deliver(self, refusal: WorkResult) -> None:
         try:
-            await deliver(self._reports, request, self._around.clock)
+            await deliver(self._reports, refusal, self._around.clock)
         except CortexError as error:
-            _log.warning("report_refused", assignment_id=request.assignment_id, reason=error.message)
+            _log.warning("report_refused", assignment_id=refusal.place.assignment_id, reason=error.message)
 
     async def _close(self) -> None:
         for _, runner in self._jobs.values():

@@ -6,9 +6,9 @@ import numpy as np
 
 from cortex_common.codec import WeightCompressor, rounding_seed
 from cortex_common.ids import NodeName
+from cortex_common.network.work import Assignment
 from cortex_common.security.encryption import EncryptionManager, ObjectHeader, ObjectKind
 from cortex_common.tensors import ChunkRange, Manifest, chunk_count
-from services.worker.domain import Assignment
 from services.worker.residuals import Feedback, Kept, ResidualStore, kept_header
 from services.worker.workbench import Workbench
 

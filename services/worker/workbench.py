@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cortex_common.network.work import Assignment
 from cortex_common.tensors import Arena, Manifest, ManifestLimits
-from services.worker.domain import Assignment
 from services.worker.settings import WorkerSettings
 from services.worker.shared_arena import SharedArena
 from services.worker.slots import TrainerSlot

@@ -90,6 +90,29 @@ def node_to_proto(report: NodeReport) -> common_pb2.Node:
     return node
 
 
+class Announcer(Protocol):
+    """Takes a node's heartbeats; `what` names the peer for people."""
+
+    what: str
+
+    async def beat(self, node: NodeReport) -> float:
+        """Send one heartbeat; seconds until the next is due.
+
+        Raises:
+            CortexError: it was not taken.
+        """
+
+    async def leave(self, node: NodeReport) -> None:
+        """Say goodbye.
+
+        Raises:
+            CortexError: nobody listened.
+        """
+
+    async def close(self) -> None:
+        """Give the connection up; the next heartbeat opens another."""
+
+
 async def heartbeat_forever(
     channel_factory: ChannelFactory,
     node: Callable[[], NodeReport],
@@ -99,10 +122,7 @@ async def heartbeat_forever(
     what: str = "discovery",
     seed: int | None = None,
 ) -> None:
-    """Announce this node until `stop` is set, then leave.
-
-    Discovery says how often. While it is away, attempts go on: after 0.5 s, then ever more seldom
-    up to its last interval.
+    """Announce this node to discovery until `stop` is set, then leave.
 
     Args:
         channel_factory: Opens a channel to discovery; asked again after a failure, so that a renewed certificate
@@ -113,7 +133,30 @@ async def heartbeat_forever(
         what: Who is called, for logs: "discovery at 127.0.0.1:50052".
         seed: Of the jitter (±10 %) that keeps nodes from beating in step.
     """
-    line = _Line(channel_factory, node, what)
+    await announce_forever(GrpcAnnouncer(channel_factory, what), node, clock, stop, seed=seed)
+
+
+async def announce_forever(
+    announcer: Announcer,
+    node: Callable[[], NodeReport],
+    clock: Clock,
+    stop: asyncio.Event,
+    *,
+    seed: int | None = None,
+) -> None:
+    """Announce a node until `stop` is set, then leave.
+
+    Discovery says how often. While it is away, attempts go on: after 0.5 s, then ever more seldom
+    up to its last interval.
+
+    Args:
+        announcer: Takes the heartbeats.
+        node: The node as it is now.
+        clock: Does the waiting.
+        stop: Ends it.
+        seed: Of the jitter (±10 %) that keeps nodes from beating in step.
+    """
+    line = _Line(announcer, node)
     jitter = random.Random(seed)  # noqa: S311 - spreads load, guards nothing
     try:
         while not stop.is_set():
@@ -122,60 +165,81 @@ async def heartbeat_forever(
                 break
         await line.leave()
     finally:
-        await line.close()
+        await announcer.close()
 
 
 class _Line:
-    """The connection to discovery and what is known of its state."""
+    """What is known of the way to discovery."""
 
-    def __init__(self, channel_factory: ChannelFactory, node: Callable[[], NodeReport], what: str) -> None:
-        self._factory = channel_factory
+    def __init__(self, announcer: Announcer, node: Callable[[], NodeReport]) -> None:
+        self._announcer = announcer
         self._node = node
-        self._what = what
-        self._channel: grpc.aio.Channel | None = None
         self._interval_s = 3.0
         self._failures = 0
         self._reason = ""
 
     async def beat(self) -> float:
         """Send one heartbeat; seconds until the next."""
-        request = discovery_pb2.HeartbeatRequest(node=node_to_proto(self._node()))
         try:
-            with calling(self._what):
-                answer = await self._stub().Heartbeat(request, timeout=_CALL_TIMEOUT_S)
+            due_s = await self._announcer.beat(self._node())
         except CortexError as error:
             return await self._failed(error)
         if self._failures or not self._reason:
-            _log.info("discovery_reached", discovery=self._what, after_failures=self._failures)
+            _log.info("discovery_reached", discovery=self._announcer.what, after_failures=self._failures)
         self._failures, self._reason = 0, "reached"
-        self._interval_s = min(max(answer.heartbeat_s, _SHORTEST_S), _LONGEST_S)
+        self._interval_s = min(max(due_s, _SHORTEST_S), _LONGEST_S)
         return self._interval_s
 
     async def leave(self) -> None:
         """Say goodbye, if anybody listens."""
         if self._failures or not self._reason:
             return
-        report = self._node()
-        request = discovery_pb2.LeaveRequest(name=report.name, incarnation=report.incarnation)
         try:
-            with calling(self._what):
-                await self._stub().Leave(request, timeout=_LEAVE_TIMEOUT_S)
+            await self._announcer.leave(self._node())
         except CortexError as error:
-            _log.info("discovery_not_told", discovery=self._what, reason=str(error))
+            _log.info("discovery_not_told", discovery=self._announcer.what, reason=str(error))
+
+    async def _failed(self, error: CortexError) -> float:
+        await self._announcer.close()
+        self._failures += 1
+        if str(error) != self._reason:
+            self._reason = str(error)
+            _log.warning("discovery_away", discovery=self._announcer.what, reason=self._reason)
+        return min(_FIRST_RETRY_S * 2.0 ** min(self._failures - 1, 16), self._interval_s)
+
+
+class GrpcAnnouncer:
+    """Heartbeats as RPCs of discovery; `metadata` goes along with each."""
+
+    def __init__(
+        self,
+        channel_factory: ChannelFactory,
+        what: str,
+        metadata: Callable[[], Sequence[tuple[str, str | bytes]]] = tuple,
+    ) -> None:
+        self.what = what
+        self._factory = channel_factory
+        self._metadata = metadata
+        self._channel: grpc.aio.Channel | None = None
+
+    async def beat(self, node: NodeReport) -> float:
+        """Renew the node's lease."""
+        request = discovery_pb2.HeartbeatRequest(node=node_to_proto(node))
+        with calling(self.what):
+            answer = await self._stub().Heartbeat(request, timeout=_CALL_TIMEOUT_S, metadata=tuple(self._metadata()))
+        return answer.heartbeat_s
+
+    async def leave(self, node: NodeReport) -> None:
+        """End the node's lease."""
+        request = discovery_pb2.LeaveRequest(name=node.name, incarnation=node.incarnation)
+        with calling(self.what):
+            await self._stub().Leave(request, timeout=_LEAVE_TIMEOUT_S, metadata=tuple(self._metadata()))
 
     async def close(self) -> None:
         """Give the connection up."""
         if self._channel is not None:
             channel, self._channel = self._channel, None
             await channel.close()
-
-    async def _failed(self, error: CortexError) -> float:
-        await self.close()
-        self._failures += 1
-        if str(error) != self._reason:
-            self._reason = str(error)
-            _log.warning("discovery_away", discovery=self._what, reason=self._reason)
-        return min(_FIRST_RETRY_S * 2.0 ** min(self._failures - 1, 16), self._interval_s)
 
     def _stub(self) -> discovery_pb2_grpc.DiscoveryServiceAsyncStub:
         if self._channel is None:
