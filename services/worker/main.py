@@ -101,7 +101,6 @@ async def run(
 
 def _route(bridge: TenzroBridge, supervisor: Supervisor) -> None:
     """What comes from the network goes to the supervisor."""
-    bridge.on(Connected, lambda _: supervisor.on_new_line())
     bridge.on(Connected, lambda _: metrics.ATTENDED.set(1))
     bridge.on(Disconnected, lambda _: metrics.ATTENDED.set(0))
     bridge.on(Assignments, supervisor.take)

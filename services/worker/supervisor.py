@@ -47,16 +47,14 @@ class Supervisor:
 
     def take(self, message: Assignments) -> None:
         """The newest list of everything wanted. What was not understood is not the job's fault, and refused."""
+        if message.is_first:
+            self._refused_ids.clear()
+            self._is_new_line = True
         self._wanted = list(message.assignments)
         self._refusals = {}
         for each in message.unreadable:
             self._refuse_later(each.place, each.reason)
         self._changed.set()
-
-    def on_new_line(self) -> None:
-        """The line to the coordinator is new: what was reported before may have been lost."""
-        self._refused_ids.clear()
-        self._is_new_line = True
 
     async def run(self) -> None:
         """Follow what is wanted until cancelled; then end every trainer."""

@@ -26,7 +26,7 @@ _ACTIVITY_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """Not on the wire: a line is open. What was said on an older one may have been lost."""
+    """Not on the wire: a line is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class TenzroBridge:
     ```python
     bridge = TenzroBridge(GrpcTransport(hello, peers, tls, clock), clock)      # or WebSocketTransport(url, …)
     bridge.on(Assignments, lambda message: plan(message.assignments))
-    bridge.on(Connected, lambda _: say_everything_again())
+    bridge.on(Connected, lambda _: print("connected"))
     line = asyncio.create_task(bridge.run())
     wanted = await bridge.report(WorkResult(assignment.place, outcome), is_urgent=True)
     receipt = await push_update(lambda: bridge.to(assignment.aggregator_address), header, encode, encryption)

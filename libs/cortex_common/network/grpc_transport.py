@@ -82,9 +82,10 @@ class GrpcTransport:
         async with open_channel(self._peers.coordinator, self._tls, Role.COORDINATOR, clock=self._clock) as channel:
             stub: coordinator_pb2_grpc.AssignmentServiceAsyncStub = coordinator_pb2_grpc.AssignmentServiceStub(channel)
             with calling(self.what):
-                request = wire.attend_request(self._hello)
+                request, is_first = wire.attend_request(self._hello), True
                 async for response in stub.Attend(request, metadata=tuple(self._metadata())):
-                    deliver(wire.assignments_from_proto(response))
+                    deliver(wire.assignments_from_proto(response, is_first=is_first))
+                    is_first = False
 
     async def ask(self, message: m.FromNode, *, timeout_s: float, waits: bool) -> m.ToNode:
         """Reports; what else a node may ask has RPCs of its own."""

@@ -191,19 +191,24 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Assignments:
-    """ASSIGNMENTS: everything wanted of the node now; work that is missing is to be dropped. Comes at each change."""
+    """ASSIGNMENTS: everything wanted of the node now; work that is missing is to be dropped. Comes at each change.
+
+    Attributes:
+        unreadable: What this side did not understand: to be refused.
+        is_first: The coordinator is reached anew: it may not know what was reported before, report it again.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     assignments: tuple[Assignment, ...]
     unreadable: tuple[Unreadable, ...] = ()
+    is_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatAck:
-    """HEARTBEAT_ACK: the lease holds for `lease_s`; the next heartbeat is due in `heartbeat_s`."""
+    """HEARTBEAT_ACK: the lease is renewed; the next heartbeat is due in `heartbeat_s`."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-    lease_s: float
     heartbeat_s: float
 
 

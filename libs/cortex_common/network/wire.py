@@ -21,7 +21,7 @@ def attend_request(hello: m.Hello) -> coordinator_pb2.AttendRequest:
     )
 
 
-def assignments_from_proto(response: coordinator_pb2.AttendResponse) -> m.Assignments:
+def assignments_from_proto(response: coordinator_pb2.AttendResponse, *, is_first: bool = False) -> m.Assignments:
     """Everything wanted; what this version does not understand is among the unreadable ones."""
     read: list[w.Assignment] = []
     unreadable: list[w.Unreadable] = []
@@ -31,7 +31,7 @@ def assignments_from_proto(response: coordinator_pb2.AttendResponse) -> m.Assign
         except CortexError as error:
             place = w.Place(proto.assignment_id, proto.job_id, proto.round, proto.seat)
             unreadable.append(w.Unreadable(place, error.message))
-    return m.Assignments(tuple(read), tuple(unreadable))
+    return m.Assignments(tuple(read), tuple(unreadable), is_first)
 
 
 def assignment_from_proto(proto: coordinator_pb2.Assignment) -> w.Assignment:

@@ -9,6 +9,14 @@ import pytest
 from cortex.cli.interrupt import Interrupt
 
 
+@pytest.fixture(autouse=True)
+def signals_are_heeded():
+    """A shell that runs the tests in the background has them start with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_items_of_another_thread_come_in_order_and_end():
     with Interrupt() as interrupt:
         assert list(interrupt.read(lambda put: [put(n) for n in range(3)] and None)) == [0, 1, 2]
