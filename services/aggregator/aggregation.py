@@ -21,7 +21,6 @@ from cortex_common.errors import (
 from cortex_common.ids import JobId, KeyId, NodeName, RoundNumber
 from cortex_common.logging import get_logger
 from cortex_common.security.encryption import DataKey, EncryptionManager
-from cortex_common.transfer import Receipt
 from cortex_common.transfer.warming import CodecWarmer
 from cortex_common.validation import ValidationManager
 from services.aggregator import metrics
@@ -39,7 +38,7 @@ from services.aggregator.domain import (
     check_terms,
 )
 from services.aggregator.folding import Folder
-from services.aggregator.forwarding import Forwarder
+from services.aggregator.forwarding import Forwarded, Forwarder
 from services.aggregator.holdings import Holdings
 from services.aggregator.pruning import droppable, is_settled
 from services.aggregator.receiving import Receiver
@@ -83,7 +82,7 @@ class WeightAggregator:
         self._relay = Relay(versions, channels, validation, clock)
         self.holdings = Holdings(name, versions, self._relay, self._rounds)
         self._sealing: dict[RoundKey, asyncio.Task[Version]] = {}
-        self._forwarding: dict[RoundKey, SharedWork[Receipt]] = {}
+        self._forwarding: dict[RoundKey, SharedWork[Forwarded]] = {}
         self._job_keys: dict[JobId, set[KeyId]] = {}
         self._stopping = False
         self._erasing: set[asyncio.Task[None]] = set()
@@ -133,7 +132,7 @@ class WeightAggregator:
         """
         self._check(terms)
         await self._raise_fence(terms.key.job_id, terms.fence)
-        base = (await self.holdings.base(terms)).manifest if terms.base_sha256 else None
+        base = await self.holdings.layout(terms) if terms.base_sha256 else None
         self._keep_key(terms.key.job_id, data_key)
         live = self._rounds.get(terms.key)
         if live is None:
@@ -145,6 +144,7 @@ class WeightAggregator:
             await self._stored(lambda: self._store.save(live.stored()))
         live.data_key, live.base = data_key, base
         self._warmer.want(WeightCompressor.from_wire(terms.codec, terms.codec_options))
+        self._warmer.want(WeightCompressor.from_wire(terms.download_codec, terms.download_options))
         live.changed.fire()
         await self._retire(terms.key)
         self._gauge()
@@ -192,7 +192,7 @@ class WeightAggregator:
 
     async def forward(
         self, key: RoundKey, fence: int, contributions: Sequence[Contribution], data_key: DataKey | None
-    ) -> Receipt:
+    ) -> Forwarded:
         """Freeze the list and push its mean one tier up; idempotent, and asked again it goes on.
 
         Raises:
@@ -289,13 +289,14 @@ class WeightAggregator:
         self._gauge()
         return version
 
-    async def _forward(self, live: LiveRound, listed: tuple[Contribution, ...]) -> Receipt:
+    async def _forward(self, live: LiveRound, listed: tuple[Contribution, ...]) -> Forwarded:
         await self._close(live)
         await self._save_closed(live)
+        live.relayed_bytes += self._relay.take_relayed(live.terms.model_job_id)
         receipt = await self._forwarder.forward(live, listed)
         key = live.terms.key
         log.info("round_forwarded", job_id=key.job_id, round=key.round, updates=len(listed), bytes=receipt.size_bytes)
-        return receipt
+        return Forwarded(receipt, live.relayed_bytes)
 
     async def _close(self, live: LiveRound) -> None:
         """No update comes in from now on."""
@@ -311,6 +312,7 @@ class WeightAggregator:
     def _check(self, terms: RoundTerms) -> None:
         check_terms(terms, self._settings.max_seats)
         WeightCompressor.from_wire(terms.codec, terms.codec_options)
+        WeightCompressor.from_wire(terms.download_codec, terms.download_options)
         create_strategy(terms.strategy, terms.strategy_options)
 
     async def _raise_fence(self, job_id: JobId, fence: int) -> None:

@@ -22,6 +22,7 @@ from cortex_common.storage import BlobWriter
 from cortex_common.tensors import ChunkRange, Float32s, Int64s, Manifest, ModelDigest, iter_chunks
 from cortex_common.transfer.content import chunk_digest, content_digest
 from cortex_common.validation import sum_of_squares
+from services.aggregator.deltas import DeltaFold
 from services.aggregator.means import MeanOfUpdates
 from services.aggregator.sealed import Plaintext, SealedChunks, SealedSource
 from services.aggregator.states import StateFold, StatePlan
@@ -43,28 +44,57 @@ class FoldPlan:
     header: ObjectHeader
     """Of the new version, fresh, without its digest."""
     state: StatePlan | None = None
-    """Of the outer optimiser, when the strategy keeps one; never in round 0."""
+    """Of the outer optimiser, when there is one to read or to write; never in round 0."""
+    delta: ObjectHeader | None = None
+    """Of the delta that the version travels as, fresh; never in round 0, and never without a state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Facts of a sealed blob."""
+
+    sizes: tuple[int, ...]
+    content_sha256: Sha256Hex
 
 
 @dataclass(frozen=True, slots=True)
 class FoldResult:
-    """What came out: the header with the digest, and facts of the sealed blob."""
+    """What came out: the version's header with its digest, and facts of the sealed blobs."""
 
     header: ObjectHeader
-    sizes: tuple[int, ...]
-    content_sha256: Sha256Hex
+    values: Written
+    state: Written
+    delta: Written
     update_norm: float
-    state_sizes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FoldTargets:
+    """Where sealed chunks go: the version's, its outer state's, its delta's."""
+
+    values: BlobWriter
+    state: BlobWriter | None = None
+    delta: BlobWriter | None = None
 
 
 @dataclass(slots=True)
 class _Scratch:
-    """Buffers of one chunk in work; `state` holds the S state vectors one after the other."""
+    """Buffers of one chunk in work; `state` holds the state vectors one after the other."""
 
     values_n: Float32s
+    target_n: Float32s
     sum_n: NDArray[np.float64]
     state: Float32s
     plain: Plaintext = field(default_factory=Plaintext)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sealed:
+    """One chunk of everything a fold writes."""
+
+    values: bytes
+    state: bytes
+    delta: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +102,27 @@ class _Done:
     """One chunk of the new version."""
 
     numbers: Float32s | Int64s
-    sealed: bytes
-    digest: bytes
+    sealed: _Sealed
     square: float
-    state: bytes
     scratch: _Scratch
+
+
+class _Output:
+    """Writes the sealed chunks of one object in order."""
+
+    def __init__(self, target: BlobWriter | None) -> None:
+        self._target = target
+        self._sizes: list[int] = []
+        self._digests: list[bytes] = []
+
+    def take(self, sealed: bytes) -> None:
+        if self._target is not None and sealed:
+            self._target.write(sealed)
+            self._sizes.append(len(sealed))
+            self._digests.append(chunk_digest(sealed))
+
+    def written(self) -> Written:
+        return Written(tuple(self._sizes), Sha256Hex(content_digest(self._digests).hex()))
 
 
 class BatchProcessor:
@@ -93,10 +139,8 @@ class BatchProcessor:
         self.leads.shutdown()
         self._pool.shutdown()
 
-    def fold(
-        self, plan: FoldPlan, encryption: EncryptionManager, target: BlobWriter, state_target: BlobWriter | None = None
-    ) -> FoldResult:
-        """Write the next version's sealed chunks to `target`, its outer state's to `state_target`.
+    def fold(self, plan: FoldPlan, encryption: EncryptionManager, targets: FoldTargets) -> FoldResult:
+        """Write the next version's sealed chunks, its outer state's, and its delta's.
 
         Raises:
             CorruptError: an update, the base or its state does not open.
@@ -104,23 +148,17 @@ class BatchProcessor:
         """
         work = _Fold(plan, encryption)
         digest = ModelDigest(plan.manifest)
-        sizes: list[int] = []
-        state_sizes: list[int] = []
-        digests: list[bytes] = []
+        values, state, delta = _Output(targets.values), _Output(targets.state), _Output(targets.delta)
         square = 0.0
         for done in self._in_order(work):
             digest.update(done.numbers)
-            target.write(done.sealed)
-            sizes.append(len(done.sealed))
-            digests.append(done.digest)
+            values.take(done.sealed.values)
+            state.take(done.sealed.state)
+            delta.take(done.sealed.delta)
             square += done.square
-            if state_target is not None and done.state:
-                state_target.write(done.state)
-                state_sizes.append(len(done.state))
             work.give_back(done.scratch)
-        content = Sha256Hex(content_digest(digests).hex())
         header = replace(plan.header, model_sha256=digest.hexdigest())
-        return FoldResult(header, tuple(sizes), content, float(np.sqrt(square)), tuple(state_sizes))
+        return FoldResult(header, values.written(), state.written(), delta.written(), float(np.sqrt(square)))
 
     def _in_order(self, work: _Fold) -> Iterator[_Done]:
         """Chunks in order; while one is written the threads work on the next."""
@@ -149,6 +187,7 @@ class _Fold:
         self._updates = MeanOfUpdates(plan.updates, plan.weights, encryption)
         self._base = None if plan.base is None else SealedSource(plan.base, encryption)
         self._state = None if plan.state is None else StateFold(plan.state, plan.strategy, encryption)
+        self._delta = None if plan.delta is None else DeltaFold(plan.delta, encryption)
         self._sealer = encryption.sealer(plan.header)
         self._out = WeightCompressor.create("none", lz4="off")
         self._free: list[_Scratch] = []
@@ -162,48 +201,57 @@ class _Fold:
         if self._free:
             return self._free.pop()
         size = min(self._plan.header.chunk_elements, max(self._plan.manifest.elements, 1))
-        slots = self._plan.strategy.slots if self._state else 0
-        return _Scratch(np.empty(size, np.float32), np.empty(size, np.float64), np.empty(slots * size, np.float32))
+        rows = self._state.rows if self._state else 0
+        return _Scratch(
+            np.empty(size, np.float32),
+            np.empty(size if self._delta else 0, np.float32),
+            np.empty(size, np.float64),
+            np.empty(rows * size, np.float32),
+        )
 
     def give_back(self, scratch: _Scratch) -> None:
         self._free.append(scratch)
 
     def chunk(self, part: ChunkRange, scratch: _Scratch) -> _Done:
-        square, state = 0.0, b""
-        numbers: Float32s | Int64s
         if part.is_counters:
             numbers = self._counters(part, scratch)
-            payload = self._out.encode_counters(numbers)
-        else:
-            numbers, square, state = self._values(part, scratch)
-            payload = self._encoded(numbers, part)
-        sealed = self._sealer.seal(part.index, payload)
-        return _Done(numbers, sealed, chunk_digest(sealed), square, state, scratch)
-
-    def _encoded(self, values_n: Float32s, part: ChunkRange) -> bytes | bytearray:
+            values = self._sealer.seal(part.index, self._out.encode_counters(numbers))
+            delta = self._delta.counters(part, numbers) if self._delta else b""
+            return _Done(numbers, _Sealed(values, b"", delta), 0.0, scratch)
+        out_n, square = scratch.values_n[: part.elements], 0.0
+        state = delta = b""
         try:
-            return self._out.encode(values_n)
+            if self._base is None:
+                self._first.values(part, out_n, scratch.plain)
+                square = sum_of_squares(out_n)
+            else:
+                square, state, delta = self._step(part, out_n, scratch)
+            payload = self._out.encode(out_n)
         except InvalidArgumentError as error:
             raise PreconditionError(
                 f"the updates add up to values that are not finite (elements {part.start} to {part.stop - 1})"
             ) from error
+        return _Done(out_n, _Sealed(self._sealer.seal(part.index, payload), state, delta), square, scratch)
 
-    def _values(self, part: ChunkRange, scratch: _Scratch) -> tuple[Float32s, float, bytes]:
-        """The next values, the squares of the mean summed, and the sealed state."""
-        out_n = scratch.values_n[: part.elements]
-        if self._base is None:
-            self._first.values(part, out_n, scratch.plain)
-            return out_n, sum_of_squares(out_n), b""
+    def _step(self, part: ChunkRange, out_n: Float32s, scratch: _Scratch) -> tuple[float, bytes, bytes]:
+        """Write the next values; the squares of the mean summed, the sealed state, the sealed delta."""
+        assert self._base is not None  # noqa: S101  only round 0 has none
         mean_n = scratch.sum_n[: part.elements]
         self._updates.mean(part, mean_n, scratch.plain)
         self._base.values(part, out_n, scratch.plain)
         square = sum_of_squares(mean_n)
         if self._state is None:
             self._plan.strategy.step(out_n, mean_n, _NO_STATE, out_n)
-            return out_n, square, b""
-        state_Sn = self._state.read(part, scratch.state, scratch.plain)
-        self._plan.strategy.step(out_n, mean_n, state_Sn, out_n)
-        return out_n, square, self._state.seal(part, state_Sn)
+            return square, b"", b""
+        state = self._state.read(part, scratch.state, scratch.plain)
+        target_n = out_n if self._delta is None else scratch.target_n[: part.elements]
+        self._plan.strategy.step(out_n, mean_n, state, target_n)
+        delta, residual_n = b"", self._state.residual(state)
+        if residual_n is not None:
+            target_n += residual_n
+            if self._delta is not None:
+                delta = self._delta.apply(part, out_n, target_n, residual_n)
+        return square, self._state.seal(part, state), delta
 
     def _counters(self, part: ChunkRange, scratch: _Scratch) -> Int64s:
         """Integers are taken by maximum, over the base too."""

@@ -76,6 +76,9 @@ class RoundTerms:
     strategy_options: str
     chunk_elements: int
     upstream: Upstream | None = None
+    download_codec: str = "none"
+    download_options: str = ""
+    """In which the version this round makes is a delta from its base."""
 
     @property
     def model_job_id(self) -> JobId:
@@ -96,6 +99,8 @@ class RoundTerms:
             self.strategy,
             self.strategy_options,
             self.chunk_elements,
+            self.download_codec,
+            self.download_options,
         )
 
 

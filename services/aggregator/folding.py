@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 from cortex_common.clock import Clock
+from cortex_common.codec import WeightCompressor
 from cortex_common.errors import UnavailableError
 from cortex_common.ids import NodeName, SeatIndex
 from cortex_common.security.encryption import EncryptionManager, ObjectHeader, ObjectKind
 from cortex_common.tensors import Manifest
 from services.aggregator import metrics
-from services.aggregator.batches import BatchProcessor, FoldPlan, FoldResult
+from services.aggregator.batches import BatchProcessor, FoldPlan, FoldResult, FoldTargets, Written
+from services.aggregator.deltas import delta_header
 from services.aggregator.domain import Contribution, RoundTerms
 from services.aggregator.rounds import LiveRound
 from services.aggregator.states import StatePlan, check_state, state_header
 from services.aggregator.strategies import OuterStrategy, create_strategy
 from services.aggregator.uploads import in_thread
-from services.aggregator.versions import OuterState, Version, VersionStore
+from services.aggregator.versions import SealedPart, Version, VersionStore
 
 
 class Folder:
@@ -64,42 +67,41 @@ class Folder:
         base = self._base(live)
         manifest = base.manifest if base else Manifest.from_json(spools[0].header.manifest)
         header = self._header(live, spools[0].header, manifest)
-        reader, state = None, None
+        reader, state, delta = None, None, None
         if base is not None:
             check_base(base, terms, strategy)
             reader = self._versions.open(base)
             files.callback(reader.close)
-            state = self._state(base, header, strategy, files)
-        return FoldPlan(manifest, reader, spools, [each.weight for each in listed], strategy, header, state)
+            codec = WeightCompressor.from_wire(terms.download_codec, terms.download_options)
+            delta = delta_header(header, base.sha256, codec)
+            state = self._state(base, state_header(header, strategy, has_residual=delta is not None), files)
+        return FoldPlan(manifest, reader, spools, [each.weight for each in listed], strategy, header, state, delta)
 
-    def _state(
-        self, base: Version, header: ObjectHeader, strategy: OuterStrategy, files: ExitStack
-    ) -> StatePlan | None:
+    def _state(self, base: Version, target: ObjectHeader | None, files: ExitStack) -> StatePlan | None:
         """The state to go on from and the one to write."""
-        target = state_header(header, strategy)
-        if target is None:
-            return None
         former = self._versions.open_state(base)
         if former is not None:
             files.callback(former.close)
-        return StatePlan(target, former)
+        return StatePlan(target, former) if target is not None or former is not None else None
 
     def _written(self, plan: FoldPlan, listed: tuple[Contribution, ...], sequence: int) -> Version:
         """Blobs first, facts last: a version exists once its facts do."""
         state = plan.state.header if plan.state else None
-        with self._versions.draft(plan.header, state) as draft:
-            result: FoldResult = self._processor.fold(plan, self._encryption, draft.values, draft.state)
+        with self._versions.draft(plan.header, state, plan.delta) as draft:
+            targets = FoldTargets(draft.values, draft.state, draft.delta)
+            result: FoldResult = self._processor.fold(plan, self._encryption, targets)
             version = Version(
                 header=result.header,
-                sizes=result.sizes,
-                content_sha256=result.content_sha256,
+                sizes=result.values.sizes,
+                content_sha256=result.values.content_sha256,
                 blob=draft.blob,
                 file_bytes=plan.manifest.file_bytes,
                 update_norm=result.update_norm,
                 contributions=listed,
                 sequence=sequence,
                 created_s=self._clock.wall_s(),
-                state=OuterState(state, result.state_sizes, draft.state_blob) if state else None,
+                state=_part(state, result.state, draft.state_blob),
+                delta=_part(_named(plan.delta, result.header.model_sha256), result.delta, draft.delta_blob),
             )
             draft.commit(version)
         return version
@@ -133,6 +135,15 @@ class Folder:
         if not live.terms.base_sha256:
             return None
         return self._versions.by_sha256(live.terms.key.job_id, live.terms.base_sha256)
+
+
+def _part(header: ObjectHeader | None, written: Written, blob: str) -> SealedPart | None:
+    return SealedPart(header, written.sizes, blob, written.content_sha256) if header is not None else None
+
+
+def _named(delta: ObjectHeader | None, model_sha256: str) -> ObjectHeader | None:
+    """A delta says which version it gives; that is known at its end."""
+    return replace(delta, model_sha256=model_sha256) if delta is not None else None
 
 
 def check_base(base: Version, terms: RoundTerms, strategy: OuterStrategy) -> None:

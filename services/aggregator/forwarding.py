@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from cortex_common.clock import Clock
 from cortex_common.errors import PreconditionError
@@ -14,6 +14,14 @@ from services.aggregator.client import Channels
 from services.aggregator.domain import Contribution, Upstream
 from services.aggregator.means import MeanOfUpdates
 from services.aggregator.rounds import LiveRound
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """What came of it: the upper aggregator's receipt, and the bytes of versions fetched from there for the round."""
+
+    receipt: Receipt
+    relayed_bytes: int
 
 
 class Forwarder:

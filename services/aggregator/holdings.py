@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cortex_common.errors import NotFoundError
+from cortex_common.errors import CorruptError, NotFoundError
 from cortex_common.ids import JobId, NodeName, RoundNumber
 from cortex_common.logging import get_logger
+from cortex_common.tensors import Manifest
 from services.aggregator.domain import RoundKey, RoundTerms, Upstream
 from services.aggregator.folding import check_base
 from services.aggregator.relaying import Relay
 from services.aggregator.rounds import LiveRound
 from services.aggregator.strategies import create_strategy
 from services.aggregator.uploads import in_thread
-from services.aggregator.versions import Version, VersionStore
+from services.aggregator.versions import SealedPart, Version, VersionStore
 
 log = get_logger(__name__)
+_FETCHES = 4
+"""One that somebody else had begun for another part, one of one's own, and the same again for a copy that went bad."""
 
 
 class Holdings:
@@ -29,44 +32,54 @@ class Holdings:
         self._relay = relay
         self._rounds = rounds
 
-    async def model(self, job_id: JobId, sha256: str, number: RoundNumber) -> Version:
-        """A version to send.
+    async def model(self, job_id: JobId, sha256: str, held_sha256: str, number: RoundNumber) -> SealedPart:
+        """What to send to who wants a version and holds another one: a delta, or all of it.
 
         Raises:
             NotFoundError: it is not here, nor above.
         """
-        return await self._find(job_id, sha256, number, self._above(job_id))
+        above = self._above(job_id)
+        for _ in range(_FETCHES):
+            try:
+                version = self._versions.by_sha256(job_id, sha256)
+            except NotFoundError:
+                if above is None:
+                    raise
+                version = await self._relay.fetch(above, sha256, held_sha256, number)
+            part = await self._sound_part(version, held_sha256)
+            if part is not None:
+                return part
+            if above is None or version.header.sender == self._name:
+                raise CorruptError(f"{version.what} has lost its blob")
+            # What there is of it does not help this caller: the delta from another version, or a copy that went bad.
+            await self._relay.fetch(above, sha256, held_sha256, number)
+        raise CorruptError(f"version {sha256[:12]} of job {job_id} does not stay whole on this disk")
 
-    async def base(self, terms: RoundTerms) -> Version:
-        """The version a round starts from.
+    async def layout(self, terms: RoundTerms) -> Manifest:
+        """The layout of the version a round starts from, which a region need not have yet: its workers will ask for it.
 
         Raises:
-            NotFoundError: it is not here, nor above.
+            NotFoundError: it is not here, nor anything of its job above.
             PreconditionError: it was made with another strategy.
         """
-        version = await self._find(terms.model_job_id, terms.base_sha256, terms.key.round, terms.upstream)
+        job_id = terms.model_job_id
         if terms.upstream is None:
+            version = self._versions.by_sha256(job_id, terms.base_sha256)
             check_base(version, terms, create_strategy(terms.strategy, terms.strategy_options))
-        return version
+            return version.manifest
+        copies = self._versions.of_job(job_id)
+        if not copies:
+            return (await self._relay.fetch(terms.upstream, terms.base_sha256, "", terms.key.round)).manifest
+        return copies[-1].manifest
 
-    async def _find(self, job_id: JobId, sha256: str, number: RoundNumber, above: Upstream | None) -> Version:
-        try:
-            version = self._versions.by_sha256(job_id, sha256)
-        except NotFoundError:
-            if above is None:
-                raise
-            return await self._relay.fetch(above, sha256, number)
-        if above is None or version.header.sender == self._name:
-            return version
-        return await self._whole(version, above, number)
-
-    async def _whole(self, copy: Version, above: Upstream, number: RoundNumber) -> Version:
-        """A copy with all its bytes: one that lost some is fetched again from where it came."""
-        if await in_thread(lambda: self._versions.is_whole(copy)):
-            return copy
-        log.error("copy_damaged", job_id=copy.header.job_id, round=copy.header.round, sha256=copy.sha256)
-        await in_thread(lambda: self._versions.delete(copy))
-        return await self._relay.fetch(above, copy.sha256, number)
+    async def _sound_part(self, version: Version, held_sha256: str) -> SealedPart | None:
+        """What suits the caller and has all its bytes on the disk."""
+        for part in filter(None, (self._versions.delta_from(version, held_sha256), version.whole)):
+            if await in_thread(lambda part=part: self._versions.is_whole(part)):  # type: ignore[misc]
+                return part
+            header = part.header
+            log.error("part_damaged", job_id=header.job_id, round=header.round, part=header.kind, blob=part.blob)
+        return None
 
     def _above(self, job_id: JobId) -> Upstream | None:
         """Where copies of a job's versions come from: the newest round knows best."""

@@ -1,4 +1,4 @@
-"""Relay: a region's copy of the root's version, fetched once and served to all its workers.
+"""Relay: a region's copy of the root's version, whole or as a delta, fetched once and served to all its workers.
 
 The copy is stored as it came, sealed: no key is needed here, and workers verify the digest after opening it.
 """
@@ -18,7 +18,7 @@ from cortex_common.tensors import Manifest
 from cortex_common.transfer import ChunkFrame, HeaderFrame, TrailerFrame
 from cortex_common.transfer.content import chunk_digest, content_digest
 from cortex_common.transfer.frames import Frame
-from cortex_common.transfer.pull import pull_frames, pull_request
+from cortex_common.transfer.pull import check_offer, pull_frames, pull_request
 from cortex_common.transfer.retrying import until_through
 from cortex_common.validation import ValidationManager
 from services.aggregator import metrics
@@ -26,7 +26,7 @@ from services.aggregator.client import Channels
 from services.aggregator.domain import Upstream
 from services.aggregator.sharing import SharedWork
 from services.aggregator.uploads import in_thread
-from services.aggregator.versions import Version, VersionStore
+from services.aggregator.versions import SealedPart, Version, VersionStore
 
 log = get_logger(__name__)
 
@@ -40,11 +40,13 @@ class Relay:
         self.validation = validation
         self.clock = clock
         self._running: dict[tuple[JobId, str], _Download] = {}
+        self._relayed: dict[JobId, int] = {}
 
-    async def fetch(self, upstream: Upstream, sha256: str, number: RoundNumber) -> Version:
-        """The version, durable here. The download goes on when the caller gives up, for the next who asks.
+    async def fetch(self, upstream: Upstream, sha256: str, held_sha256: str, number: RoundNumber) -> Version:
+        """The version, durable here: as a delta if there is one from the version held, otherwise whole.
 
-        Asked again while it runs, it goes on from where the upper aggregator is now.
+        The download goes on when the caller gives up, for the next who asks. Who asks while it runs gets what it
+        fetches, from where the upper aggregator is now, whether that suits or not: ask again.
 
         Raises:
             PreconditionError, UnavailableError: it was stopped meanwhile.
@@ -54,7 +56,7 @@ class Relay:
         key = (upstream.job_id, sha256)
         download = self._running.get(key)
         if download is None:
-            download = self._running[key] = _Download(self, upstream, sha256, number)
+            download = self._running[key] = _Download(self, upstream, sha256, held_sha256, number)
             download.work.task.add_done_callback(lambda _: self._running.pop(key, None))
         download.upstream = upstream
         return await download.work.result()
@@ -63,6 +65,15 @@ class Relay:
         """End the downloads of a job; whoever waits for one gets the error."""
         for work in [download.work for (job, _), download in self._running.items() if job == job_id]:
             await work.stop(error)
+
+    def count(self, job_id: JobId, size: int) -> None:
+        """Account bytes fetched."""
+        metrics.BYTES_RELAYED.inc(size)
+        self._relayed[job_id] = self._relayed.get(job_id, 0) + size
+
+    def take_relayed(self, job_id: JobId) -> int:
+        """Bytes of a job's versions fetched since this was asked last."""
+        return self._relayed.pop(job_id, 0)
 
     def close(self) -> None:
         """Give up downloads under way."""
@@ -73,13 +84,15 @@ class Relay:
 class _Download:
     """One version on its way; keeps the chunks it has between attempts."""
 
-    def __init__(self, relay: Relay, upstream: Upstream, sha256: str, number: RoundNumber) -> None:
+    def __init__(self, relay: Relay, upstream: Upstream, sha256: str, held_sha256: str, number: RoundNumber) -> None:
+        self._count = relay.count
         self._versions = relay.versions
         self._channels = relay.channels
         self._validation = relay.validation
         self._clock = relay.clock
         self.upstream = upstream
         self._sha256 = sha256
+        self._held_sha256 = held_sha256
         self._number = number
         self._header: ObjectHeader | None = None
         self._blob = ""
@@ -95,7 +108,9 @@ class _Download:
             self._start_again()
 
     async def attempt(self) -> Version:
-        request = pull_request(self.upstream.job_id, self._sha256, len(self._sizes), self._number)
+        request = pull_request(
+            self.upstream.job_id, self._sha256, len(self._sizes), self._number, held_sha256=self._held_sha256
+        )
         what = f"fetching a model of job {self.upstream.job_id} from {self.upstream.aggregator}"
         frames = pull_frames(self._channels.to(self.upstream.address), request, what)
         try:
@@ -116,16 +131,13 @@ class _Download:
             await in_thread(lambda sealed=frame.sealed: target.write(sealed))  # type: ignore[misc]
             self._sizes.append(len(frame.sealed))
             self._digests.append(chunk_digest(frame.sealed))
-            metrics.BYTES_RELAYED.inc(len(frame.sealed))
+            self._count(first.header.job_id, len(frame.sealed))
         return await in_thread(lambda: self._finished(first.header, target, frame))
 
     def _target_for(self, frame: HeaderFrame) -> BlobWriter:
         """Where the rest of the object goes; another object begins anew."""
         header = frame.header
-        if header.kind is not ObjectKind.MODEL or header.model_sha256 != self._sha256:
-            raise CorruptError(f"asked for model {self._sha256}, was offered {header.model_sha256 or header.kind}")
-        if header.job_id != self.upstream.job_id:
-            raise CorruptError(f"asked for a model of job {self.upstream.job_id}, was offered one of {header.job_id}")
+        check_offer(header, self.upstream.job_id, self._sha256, self._held_sha256)
         self._validation.read_manifest(header.manifest)
         if self._header is not None and self._header.object_id != header.object_id:
             raise CorruptError("the version was sealed anew in the middle of a download")
@@ -141,11 +153,24 @@ class _Download:
         if content != trailer.content_sha256:
             raise CorruptError("the downloaded version's chunks are not those its sender announced")
         target.commit()
+        part = SealedPart(header, tuple(self._sizes), self._blob, Sha256Hex(content.hex()))
+        return self._committed(part)
+
+    def _committed(self, part: SealedPart) -> Version:
+        """The copy with this part, beside what is here of the same version already."""
+        header = part.header
+        known = self._versions.of_round(header.job_id, header.round)
+        if known is not None and (known.sha256, known.header.attempt) != (self._sha256, header.attempt):
+            known = None
+        delta = part if header.kind is ObjectKind.DELTA else known.delta if known else None
+        whole = part if header.kind is ObjectKind.MODEL else known.whole if known else None
+        shown = whole or part
         version = Version(
-            header=header,
-            sizes=tuple(self._sizes),
-            content_sha256=Sha256Hex(content.hex()),
-            blob=self._blob,
+            header=shown.header,
+            sizes=whole.sizes if whole else (),
+            content_sha256=whole.content_sha256 if whole else Sha256Hex(""),
+            blob=whole.blob if whole else "",
+            delta=delta,
             file_bytes=Manifest.from_json(header.manifest).file_bytes,
             update_norm=0.0,
             contributions=(),
@@ -157,7 +182,8 @@ class _Download:
         except PreconditionError:
             self._versions.erase((self._blob,))
             raise
-        log.info("version_relayed", job_id=header.job_id, round=header.round, sha256=version.sha256)
+        facts = {"sha256": version.sha256, "part": header.kind, "bytes": sum(part.sizes)}
+        log.info("version_relayed", job_id=header.job_id, round=header.round, **facts)
         return version
 
     def _start_again(self) -> None:

@@ -73,6 +73,8 @@ class LiveRound:
     base: Manifest | None = None
     seats: dict[SeatIndex, SeatState] = field(default_factory=dict)
     bytes_down: int = 0
+    relayed_bytes: int = 0
+    """A region's: of versions fetched from above since the round forwarded before."""
     changed: Signal = field(default_factory=Signal)
     outgoing: tuple[tuple[Contribution, ...], ObjectHeader] | None = None
     """A region's: the list being forwarded, and as which object, so that its upload goes on when asked for again."""

@@ -16,7 +16,7 @@ from cortex_common.transfer import ChunkFrame, HeaderFrame, TrailerFrame, frame_
 from cortex_common.transfer.wire import receipt_to_proto
 from services.aggregator.aggregation import WeightAggregator
 from services.aggregator.uploads import in_thread
-from services.aggregator.versions import Version, VersionReader
+from services.aggregator.versions import PartReader, SealedPart
 from services.aggregator.wire import (
     answer_to_proto,
     contributions_from_proto,
@@ -70,10 +70,12 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
         self, request: aggregator_pb2.ForwardRoundRequest, context: Any
     ) -> aggregator_pb2.ForwardRoundResponse:
         """Push the mean of a frozen list one tier up."""
-        receipt = await self._aggregator.forward(
+        done = await self._aggregator.forward(
             key_from_proto(request), request.fence, contributions_from_proto(request), sealing_key_from_proto(request)
         )
-        return aggregator_pb2.ForwardRoundResponse(receipt=receipt_to_proto(receipt))
+        return aggregator_pb2.ForwardRoundResponse(
+            receipt=receipt_to_proto(done.receipt), relayed_bytes=done.relayed_bytes
+        )
 
     async def AbortRound(
         self, request: aggregator_pb2.AbortRoundRequest, context: Any
@@ -115,28 +117,29 @@ class WeightServicer:
             yield answer_to_proto(answer)
 
     async def pull_model(self, request: aggregator_pb2.PullModelRequest, context: Any) -> AsyncIterator[bytes]:
-        """Send one version, sealed as it lies on the disk."""
-        job_id = JobId(request.job_id)
-        version = await self._aggregator.holdings.model(job_id, request.sha256, RoundNumber(request.round))
-        chunks = version.header.chunks
+        """Send one version, whole or as a delta, sealed as it lies on the disk."""
+        number = RoundNumber(request.round)
+        holdings = self._aggregator.holdings
+        part = await holdings.model(JobId(request.job_id), request.sha256, request.held_sha256, number)
+        chunks = part.header.chunks
         first = chunks if request.held_sha256 == request.sha256 else request.first_chunk
         if first > chunks:
             raise InvalidArgumentError(f"first_chunk {first}: the version has {chunks} chunks")
-        yield frame_to_bytes(HeaderFrame(version.header, first))
+        yield frame_to_bytes(HeaderFrame(part.header, first))
         if first < chunks:
-            async for frame in self._chunks(version, first, RoundNumber(request.round)):
+            async for frame in self._chunks(part, first, number):
                 yield frame
-        yield frame_to_bytes(TrailerFrame(chunks, bytes.fromhex(version.content_sha256)))
+        yield frame_to_bytes(TrailerFrame(chunks, bytes.fromhex(part.content_sha256)))
 
-    async def _chunks(self, version: Version, first: int, number: RoundNumber) -> AsyncIterator[bytes]:
-        reader = await in_thread(lambda: self._aggregator.versions.open(version))
+    async def _chunks(self, part: SealedPart, first: int, number: RoundNumber) -> AsyncIterator[bytes]:
+        reader = await in_thread(lambda: self._aggregator.versions.open_part(part))
         try:
-            for index in range(first, version.header.chunks):
+            for index in range(first, part.header.chunks):
                 yield await in_thread(lambda index=index: _frame(reader, index))  # type: ignore[misc]
-                self._aggregator.count_download(version.header.job_id, number, version.sizes[index])
+                self._aggregator.count_download(part.header.job_id, number, part.sizes[index])
         finally:
             reader.close()
 
 
-def _frame(reader: VersionReader, index: int) -> bytes:
+def _frame(reader: PartReader, index: int) -> bytes:
     return frame_to_bytes(ChunkFrame(index, reader.read(index)))

@@ -1,4 +1,4 @@
-"""Model versions: a sealed blob each, the outer optimiser's state beside it; the facts that make it one come last."""
+"""Model versions: sealed blobs (the version whole, as a delta, its outer state), and the facts that come last."""
 
 from __future__ import annotations
 
@@ -24,17 +24,26 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class OuterState:
-    """The sealed state beside a version. `sizes` are the lengths of its sealed chunks."""
+class SealedPart:
+    """One sealed object of a version. `sizes` are the lengths of its sealed chunks."""
 
     header: ObjectHeader
     sizes: tuple[int, ...]
     blob: str
+    content_sha256: Sha256Hex
+
+    @property
+    def what(self) -> str:
+        """For errors."""
+        return f"the {self.header.kind.value} of round {self.header.round} of job {self.header.job_id}"
 
 
 @dataclass(frozen=True)
 class Version:
-    """One version. `sizes` are the lengths of its sealed chunks; `sequence` the last receipt's of its round."""
+    """One version. `sizes` are the lengths of its sealed chunks; `sequence` the last receipt's of its round.
+
+    A region's copy may hold the delta only: then `blob` and `sizes` are empty, and the header is the delta's.
+    """
 
     header: ObjectHeader
     sizes: tuple[int, ...]
@@ -45,7 +54,18 @@ class Version:
     contributions: tuple[Contribution, ...]
     sequence: int
     created_s: float
-    state: OuterState | None = None
+    state: SealedPart | None = None
+    delta: SealedPart | None = None
+
+    @property
+    def whole(self) -> SealedPart | None:
+        """All of it, exactly; None in a copy that holds the delta only."""
+        return SealedPart(self.header, self.sizes, self.blob, self.content_sha256) if self.blob else None
+
+    @property
+    def what(self) -> str:
+        """For errors."""
+        return f"version {self.sha256[:12]} of round {self.header.round} of job {self.header.job_id}"
 
     @property
     def sha256(self) -> Sha256Hex:
@@ -70,7 +90,8 @@ class Version:
     @property
     def blobs(self) -> frozenset[str]:
         """Names of everything it consists of."""
-        return frozenset({self.blob, self.state.blob} if self.state else {self.blob})
+        parts = (self.whole, self.state, self.delta)
+        return frozenset(part.blob for part in parts if part is not None)
 
 
 class VersionStore:
@@ -117,9 +138,11 @@ class VersionStore:
         for name in names:
             self._blobs.delete(name)
 
-    def draft(self, header: ObjectHeader, state: ObjectHeader | None = None) -> Draft:
-        """Begin a version, with a state beside it or without."""
-        return Draft(self, header, state)
+    def draft(
+        self, header: ObjectHeader, state: ObjectHeader | None = None, delta: ObjectHeader | None = None
+    ) -> Draft:
+        """Begin a version, with a state and a delta beside it or without."""
+        return Draft(self, header, state, delta)
 
     def commit(self, version: Version, parts: Sequence[BlobWriter] = ()) -> None:
         """Make a version count: of its blobs, `parts` become durable with it, the others must be so already.
@@ -159,11 +182,11 @@ class VersionStore:
             self._versions.pop(job_id, None)
             self._changing.pop(job_id, None)
 
-    def is_whole(self, version: Version) -> bool:
-        """Whether a version's blob is there with all its bytes; what they are shows when they are opened."""
+    def is_whole(self, part: SealedPart) -> bool:
+        """Whether a blob is there with all its bytes; what they are shows when they are opened."""
         try:
-            with self._blobs.open(version.blob) as blob:
-                return blob.size == sum(version.sizes)
+            with self._blobs.open(part.blob) as blob:
+                return blob.size == sum(part.sizes)
         except NotFoundError:
             return False
 
@@ -188,26 +211,37 @@ class VersionStore:
                 return version
         raise missing_version(job_id, sha256, [each.header.round for each in versions])
 
+    def delta_from(self, wanted: Version, held_sha256: str) -> SealedPart | None:
+        """What gives the numbers of a version to who holds that one: its delta, or that of another with its digest."""
+        for version in self.of_job(wanted.header.job_id):
+            delta = version.delta
+            if version.sha256 == wanted.sha256 and delta is not None and delta.header.base_sha256 == held_sha256:
+                return delta
+        return None
+
     def all(self) -> Iterator[Version]:
         """Every version."""
         for versions in self._versions.values():
             yield from versions.values()
 
-    def open(self, version: Version) -> VersionReader:
-        """Read a version's sealed chunks."""
-        what = f"version {version.sha256[:12]}"
-        return VersionReader(version.header, version.sizes, self._blobs.open(version.blob), what)
+    def open(self, version: Version) -> PartReader:
+        """Read a version's sealed chunks. NotFoundError: only its delta is here."""
+        if version.whole is None:
+            raise NotFoundError(f"{version.what} is here as a delta only")
+        return self.open_part(version.whole)
 
-    def open_state(self, version: Version) -> VersionReader | None:
+    def open_part(self, part: SealedPart) -> PartReader:
+        """Read the sealed chunks of one object."""
+        return PartReader(part, self._blobs.open(part.blob))
+
+    def open_state(self, version: Version) -> PartReader | None:
         """Read the sealed chunks of a version's outer state; None if it has none. CorruptError: it is gone."""
         if version.state is None:
             return None
-        what = f"the outer state of version {version.sha256[:12]}"
         try:
-            blob = self._blobs.open(version.state.blob)
+            return self.open_part(version.state)
         except NotFoundError as error:
-            raise CorruptError(f"{what} is gone: {error.message}") from error
-        return VersionReader(version.state.header, version.state.sizes, blob, what)
+            raise CorruptError(f"the outer state of {version.what} is gone: {error.message}") from error
 
     def _set_aside(self, name: str, reason: str) -> None:
         log.error("damaged_file_set_aside", path=self._blobs.set_aside(name), reason=reason)
@@ -219,11 +253,15 @@ class VersionStore:
 class Draft:
     """A version being written: nothing of it stays unless its block reaches `commit`."""
 
-    def __init__(self, versions: VersionStore, header: ObjectHeader, state: ObjectHeader | None) -> None:
+    def __init__(
+        self, versions: VersionStore, header: ObjectHeader, state: ObjectHeader | None, delta: ObjectHeader | None
+    ) -> None:
         self._versions = versions
         self._keep = False
         self.state: BlobWriter | None
+        self.delta: BlobWriter | None
         self.state_blob, self.state = versions.create(state) if state else ("", None)
+        self.delta_blob, self.delta = versions.create(delta) if delta else ("", None)
         self.blob, self.values = versions.create(header)
 
     def __enter__(self) -> Self:
@@ -232,37 +270,37 @@ class Draft:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for writer in filter(None, (self.values, self.state)):
+        for writer in filter(None, (self.values, self.state, self.delta)):
             writer.__exit__(kind, error, trace)
         if not self._keep:
-            self._versions.erase(filter(None, (self.blob, self.state_blob)))
+            self._versions.erase(filter(None, (self.blob, self.state_blob, self.delta_blob)))
 
     def commit(self, version: Version) -> None:
-        """Blobs first, facts last: the version and its state exist once the facts do."""
+        """Blobs first, facts last: the version, its state and its delta exist once the facts do."""
         # Unless the store says that it is full, the facts may be on the disk afterwards: what they name must stay.
         self._keep = True
         try:
-            self._versions.commit(version, list(filter(None, (self.state, self.values))))
+            self._versions.commit(version, list(filter(None, (self.state, self.delta, self.values))))
         except (OverloadedError, PreconditionError):
             self._keep = False
             raise
 
 
-class VersionReader:
-    """Sealed chunks of one version, or of its outer state; threads may share it."""
+class PartReader:
+    """Sealed chunks of one object; threads may share it."""
 
-    def __init__(self, header: ObjectHeader, sizes: Sequence[int], blob: BlobReader, what: str) -> None:
-        self.header = header
-        self._sizes = sizes
-        self._offsets = (0, *accumulate(sizes))
+    def __init__(self, part: SealedPart, blob: BlobReader) -> None:
+        self.header = part.header
+        self._part = part
+        self._offsets = (0, *accumulate(part.sizes))
         self._blob = blob
-        self._what = what
 
     def read(self, index: int) -> bytes:
         """Sealed chunk `index`. CorruptError: the blob is cut short."""
-        sealed = self._blob.read_at(self._offsets[index], self._sizes[index])
-        if len(sealed) != self._sizes[index]:
-            raise CorruptError(f"{self._what}: its blob is cut short at chunk {index}")
+        size = self._part.sizes[index]
+        sealed = self._blob.read_at(self._offsets[index], size)
+        if len(sealed) != size:
+            raise CorruptError(f"{self._part.what}: its blob is cut short at chunk {index}")
         return sealed
 
     def close(self) -> None:
@@ -278,8 +316,8 @@ def _to_facts(version: Version) -> dict[str, Any]:
     facts = {name: value for name, value in vars(version).items() if name in Version.__dataclass_fields__}
     facts["header"] = version.header.to_facts()
     facts["contributions"] = [asdict(each) for each in version.contributions]
-    if version.state is not None:
-        facts["state"] = {**asdict(version.state), "header": version.state.header.to_facts()}
+    for name, part in (("state", version.state), ("delta", version.delta)):
+        facts[name] = {**asdict(part), "header": part.header.to_facts()} if part is not None else None
     return facts
 
 
@@ -290,7 +328,8 @@ def _read(blobs: BlobStore, name: str) -> Version:
         facts = json.loads(data)
         facts["header"] = ObjectHeader.from_facts(facts["header"])
         facts["sizes"] = tuple(facts["sizes"])
-        facts["state"] = _read_state(facts.get("state"))
+        for part in ("state", "delta"):
+            facts[part] = _read_part(facts.get(part))
         facts["contributions"] = tuple(
             Contribution(
                 SeatIndex(each["seat"]),
@@ -308,7 +347,8 @@ def _read(blobs: BlobStore, name: str) -> Version:
     return version
 
 
-def _read_state(facts: Mapping[str, Any] | None) -> OuterState | None:
+def _read_part(facts: Mapping[str, Any] | None) -> SealedPart | None:
     if facts is None:
         return None
-    return OuterState(ObjectHeader.from_facts(facts["header"]), tuple(facts["sizes"]), facts["blob"])
+    header, content = ObjectHeader.from_facts(facts["header"]), Sha256Hex(facts.get("content_sha256", ""))
+    return SealedPart(header, tuple(facts["sizes"]), facts["blob"], content)

@@ -36,6 +36,8 @@ def terms_from_proto(spec: aggregator_pb2.RoundSpec) -> tuple[RoundTerms, DataKe
         strategy_options=spec.strategy_options,
         chunk_elements=spec.chunk_elements,
         upstream=_upstream(spec.upstream) if spec.HasField("upstream") else None,
+        download_codec=spec.download_codec or "none",
+        download_options=spec.download_options,
     )
     return terms, data_key_from_proto(spec.data_key)
 

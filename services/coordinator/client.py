@@ -33,6 +33,14 @@ class Progress:
     received: Mapping[SeatIndex, float]
 
 
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """What the upper aggregator accepted of a tier, and the bytes of versions the tier fetched from there for it."""
+
+    contribution: Contribution
+    relayed_bytes: int
+
+
 class AggregatorPort(Protocol):
     """What the coordinator asks of aggregators."""
 
@@ -45,8 +53,8 @@ class AggregatorPort(Protocol):
     async def seal_round(self, address: str, order: SealOrder) -> AggregatedVersion:
         """Fold the list into the next version."""
 
-    async def forward_round(self, address: str, order: SealOrder) -> Contribution:
-        """Push the list's mean one tier up; what the upper aggregator accepted."""
+    async def forward_round(self, address: str, order: SealOrder) -> Forwarded:
+        """Push the list's mean one tier up."""
 
     async def clean(self, address: str, job_id: JobId, fence: int, keep: Sequence[int], *, ended: bool) -> None:
         """Erase versions and spool of a job but these rounds' versions; once it has ended, what is open too."""
@@ -79,11 +87,11 @@ class AggregatorClient:
             answer = await self._rounds(address).SealRound(wire.seal_request(order), timeout=_SEAL_S)
         return wire.aggregated_of(answer)
 
-    async def forward_round(self, address: str, order: SealOrder) -> Contribution:
-        """Push the list's mean one tier up; what the upper aggregator accepted."""
+    async def forward_round(self, address: str, order: SealOrder) -> Forwarded:
+        """Push the list's mean one tier up."""
         with calling(f"aggregator at {address}"):
             answer = await self._rounds(address).ForwardRound(wire.forward_request(order), timeout=_SEAL_S)
-        return wire.contribution_of(answer.receipt)
+        return Forwarded(wire.contribution_of(answer.receipt), answer.relayed_bytes)
 
     async def clean(self, address: str, job_id: JobId, fence: int, keep: Sequence[int], *, ended: bool) -> None:
         """Erase versions and spool of a job but these rounds' versions; once it has ended, what is open too."""

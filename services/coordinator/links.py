@@ -21,7 +21,7 @@ from cortex_common.errors import (
     InvalidArgumentError,
     PreconditionError,
 )
-from services.coordinator.client import AggregatorPort, Progress
+from services.coordinator.client import AggregatorPort, Forwarded, Progress
 from services.coordinator.domain.seen import Activity, AggregatedVersion, Seen
 from services.coordinator.orders import Leftover, RoundOrder, SealOrder
 
@@ -91,10 +91,11 @@ class Links:
                 forwarded = await asyncio.gather(*calls)
             finally:
                 keeper.cancel()
-            listed = tuple(sorted(forwarded, key=lambda entry: entry.seat))
+            listed = tuple(sorted((each.contribution for each in forwarded), key=lambda entry: entry.seat))
+            crossed = {int(each.contribution.seat): _crossed_bytes(each) for each in forwarded}
             order = SealOrder(root.job_id, root.round, root.attempt, root.fence, listed, root.data_key)
             made = await self._aggregators.seal_round(addresses[-1](), order)
-            return replace(made, forwarded_bytes={int(entry.seat): entry.size_bytes for entry in listed})
+            return replace(made, crossed_bytes=crossed)
 
         await self._until_made(make, root.round, observe)
 
@@ -171,6 +172,10 @@ class Links:
     async def _rest(self, wait_s: float) -> float:
         await self._clock.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads reconnects
         return min(wait_s * 2, _LONGEST_WAIT_S)
+
+
+def _crossed_bytes(tier: Forwarded) -> int:
+    return tier.contribution.size_bytes + tier.relayed_bytes
 
 
 def _opened(order: RoundOrder, seen: Seen) -> Seen:

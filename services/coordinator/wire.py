@@ -27,6 +27,7 @@ def open_request(order: RoundOrder) -> aggregator_pb2.OpenRoundRequest:
     """Open this round."""
     compression, aggregation = order.spec.compression, order.spec.aggregation
     plain = order.is_plain or order.round == 0
+    download_codec, download_options = order.spec.download_of(order.round)
     return aggregator_pb2.OpenRoundRequest(
         round=aggregator_pb2.RoundSpec(
             job_id=order.job_id,
@@ -42,6 +43,8 @@ def open_request(order: RoundOrder) -> aggregator_pb2.OpenRoundRequest:
             chunk_elements=order.chunk_elements,
             data_key=data_key_to_proto(order.data_key),
             upstream=_upstream(order.upstream) if order.upstream else None,
+            download_codec=download_codec,
+            download_options=_canonical(download_options),
         )
     )
 

@@ -33,7 +33,7 @@ from services.worker.client import newest_channel
 from services.worker.domain import Held, Outcome
 from services.worker.failures import FeedbackLostError, TrainerEndedError, WorkFailedError
 from services.worker.trainer_process import Answer
-from services.worker.updates import DeltaEncoder, codec_of, feedback_of, header_of, seed_of
+from services.worker.updates import DeltaEncoder, codec_of, download_codec_of, feedback_of, header_of, seed_of
 from services.worker.workbench import Lesson, Workbench, both
 
 _log = get_logger(__name__)
@@ -148,6 +148,7 @@ class Execution:
     async def _ready(self, *, with_data: bool) -> None:
         """Network and data in the trainer, the base version in the arena: both at the same time."""
         self._around.warmer.want(codec_of(self._current()))
+        self._around.warmer.want(download_codec_of(self._current()))
         prepare = asyncio.create_task(self._bench.prepare(self._current(), with_data=with_data))
         pull = asyncio.create_task(self._pull())
         self._tell("loading data" if with_data else "pulling", 0.0, {})
@@ -161,7 +162,7 @@ class Execution:
             )
 
     async def _pull(self) -> int:
-        """Fetch the base version, unless it is held; bytes received."""
+        """Fetch the base version, unless it is held: whole, or what makes it of the one held. Bytes received."""
         assignment = self._current()
         wanted = assignment.base_sha256
         if not wanted:
@@ -174,7 +175,7 @@ class Execution:
                 newest_channel(self._channel),
                 assignment.job_id,
                 Sha256Hex(wanted),
-                "",
+                self._bench.held_sha256,
                 EncryptionManager(assignment.data_key),
                 self._bench.allocate,
                 assignment.round,

@@ -65,6 +65,12 @@ def codec_of(assignment: Assignment) -> WeightCompressor:
     return WeightCompressor.create(compression.codec, compression.options, compression.lz4)
 
 
+def download_codec_of(assignment: Assignment) -> WeightCompressor:
+    """How versions travel that are deltas."""
+    download = assignment.spec.compression.download
+    return WeightCompressor.create(download.codec, download.options)
+
+
 def seed_of(assignment: Assignment) -> tuple[int, ...]:
     """What tells this update from all others."""
     return (assignment.spec.training.seed, assignment.round, assignment.seat)

@@ -97,7 +97,7 @@ class Workbench:
         return Manifest.from_json(str(answer["manifest"]).encode(), self.limits)
 
     def allocate(self, manifest: Manifest) -> Arena:
-        """Memory for this layout, the old one when it fits; the base arena is about to be overwritten."""
+        """Memory for this layout, the old one with its numbers when it fits; they are about to be changed."""
         self.held_sha256 = ""
         if self.manifest is None or self.manifest.sha256 != manifest.sha256:
             self._forget_memory()

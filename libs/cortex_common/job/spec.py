@@ -200,8 +200,21 @@ class AggregationSpec(Section):
     grace: Seconds = 5.0
 
 
+class DownloadSpec(Section):
+    """How a new version travels to workers that hold the one before it.
+
+    With a codec other than none it travels as a delta in this codec (`options` as for updates) and is what that delta
+    gives; what the codec leaves out goes into the next one. Every `resync_every` rounds, and in the last, the version
+    is exact instead, and travels whole.
+    """
+
+    codec: CodecName = "none"
+    options: Annotated[Options, AfterValidator(_options_of_the_codec)] = {}
+    resync_every: Count = 50
+
+
 class CompressionSpec(Section):
-    """How updates travel.
+    """How updates travel, and with `download` how versions do.
 
     `options` of each codec, with their defaults:
         none, bf16: no options.
@@ -214,6 +227,7 @@ class CompressionSpec(Section):
     options: Annotated[Options, AfterValidator(_options_of_the_codec)] = {}
     error_feedback: StrictBool | None = None
     lz4: Literal["auto", "on", "off"] = "auto"
+    download: DownloadSpec = DownloadSpec()
 
     @model_validator(mode="before")
     @classmethod
@@ -288,6 +302,12 @@ class JobSpec(Section):
     compression: CompressionSpec = CompressionSpec()
     privacy: PrivacySpec = PrivacySpec()
     placement: PlacementSpec = PlacementSpec()
+
+    def download_of(self, round_number: int) -> tuple[CodecName, Options]:
+        """Codec and options of the delta as which the version of a round travels; none: it is exact, and goes whole."""
+        download = self.compression.download
+        is_exact = round_number % download.resync_every == 0 or round_number >= self.training.rounds
+        return ("none", {}) if is_exact else (download.codec, download.options)
 
     @model_validator(mode="after")
     def _stopping_metric_is_measured(self) -> Self:

@@ -21,6 +21,8 @@ class ObjectKind(StrEnum):
 
     UPDATE = "update"
     MODEL = "model"
+    DELTA = "delta"
+    """A model as the change from the version in `base_sha256`."""
     STATE = "state"
     """What an outer optimiser carries to the next round; rests beside a version and never travels."""
     RESIDUAL = "residual"

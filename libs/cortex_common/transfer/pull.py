@@ -1,11 +1,15 @@
-"""Fetching a model version: straight into the caller's arena, resumed after a cut, proven by its digest."""
+"""Fetching a model version: straight into the caller's arena, resumed after a cut, proven by its digest.
+
+Who holds another version may be sent the delta from that: each chunk is added to the numbers held, in place. Whatever
+goes wrong with it, the version is fetched whole.
+"""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -19,7 +23,7 @@ from cortex_common.security.encryption import TAG_BYTES, EncryptionManager, Obje
 from cortex_common.tensors import Arena, Manifest, ManifestLimits, ModelDigest, chunk_count, chunk_range
 from cortex_common.transfer.frames import ChunkFrame, Frame, HeaderFrame, TrailerFrame, frame_from_bytes
 from cortex_common.transfer.push import Progress
-from cortex_common.transfer.retrying import transferring, until_through
+from cortex_common.transfer.retrying import on_thread, transferring, until_through
 
 PULL_METHOD = "/cortex.v1.WeightService/PullModel"
 
@@ -53,9 +57,10 @@ async def pull_model(
         channel: To the aggregator that holds it.
         job_id: Whose model.
         sha256: Digest of the version.
-        held_sha256: Digest of the version the caller has; when equal, no chunk travels.
+        held_sha256: Digest of the version the caller has, empty for none; when equal, no chunk travels.
         encryption: Holds the job's data key.
-        allocate: Gives the arena the numbers go to; called once per object, before the first chunk.
+        allocate: Gives the arena the numbers go to, which holds the numbers of the version the caller has; called once
+            per object, before the first chunk. From then on the arena holds no version until this returns.
         round: Round the download counts for.
         on_progress: Told after each chunk.
         limits: Largest layout to accept.
@@ -102,9 +107,27 @@ async def pull_frames(
         call.cancel()
 
 
-def pull_request(job_id: JobId, sha256: str, first_chunk: int, number: RoundNumber) -> aggregator_pb2.PullModelRequest:
+def pull_request(
+    job_id: JobId, sha256: str, first_chunk: int, number: RoundNumber, held_sha256: str = ""
+) -> aggregator_pb2.PullModelRequest:
     """Ask for a version from a chunk on; the bytes count for round `number`."""
-    return aggregator_pb2.PullModelRequest(job_id=job_id, sha256=sha256, first_chunk=first_chunk, round=number)
+    return aggregator_pb2.PullModelRequest(
+        job_id=job_id, sha256=sha256, held_sha256=held_sha256, first_chunk=first_chunk, round=number
+    )
+
+
+def check_offer(header: ObjectHeader, job_id: str, sha256: str, held_sha256: str) -> None:
+    """An object on offer gives the version asked for.
+
+    Raises:
+        CorruptError: it gives another one, or is the delta from one that is not held.
+    """
+    if header.kind not in (ObjectKind.MODEL, ObjectKind.DELTA) or header.model_sha256 != sha256:
+        raise CorruptError(f"asked for model {sha256}, was offered {header.model_sha256 or header.kind}")
+    if header.job_id != job_id:
+        raise CorruptError(f"asked for a model of job {job_id}, was offered one of {header.job_id}")
+    if header.kind is ObjectKind.DELTA and header.base_sha256 != held_sha256:
+        raise CorruptError(f"model {sha256} was offered as the delta from {header.base_sha256}, which is not held")
 
 
 class _Intake:
@@ -137,7 +160,10 @@ class _Intake:
             self._digest.update(self.arena.counters)
         else:
             target = self.arena.values[part.start : part.stop]
-            self._codec.decode(plain, part.elements, target)
+            if self.header.kind is ObjectKind.DELTA:
+                self._codec.decode_add(plain, target, 1.0)
+            else:
+                self._codec.decode(plain, part.elements, target)
             self._digest.update(target)
         self.next += 1
 
@@ -177,6 +203,8 @@ class _Pull:
                 return await self._receive(frames)
         except CorruptError:
             self._intake = None
+            # A delta may have been added in part: the numbers held are no version any more.
+            self._request.held_sha256 = ""
             raise
 
     async def _receive(self, frames: AsyncIterator[Frame]) -> PullResult:
@@ -188,7 +216,7 @@ class _Pull:
             return PullResult(first.header, manifest, None, self._bytes)
         intake = self._intake_for(first, manifest)
         while isinstance(frame := await anext(frames), ChunkFrame):
-            await asyncio.to_thread(intake.take, frame)
+            await on_thread(partial(intake.take, frame))
             self._bytes += len(frame.sealed)
             if self._progress:
                 self._progress(intake.next, intake.header.chunks)
@@ -197,12 +225,8 @@ class _Pull:
 
     def _checked(self, header: ObjectHeader) -> Manifest:
         """The layout of the version asked for, after every limit has been checked."""
-        if header.kind is not ObjectKind.MODEL or header.model_sha256 != self._request.sha256:
-            raise CorruptError(
-                f"asked for model {self._request.sha256}, was offered {header.model_sha256 or header.kind}"
-            )
-        if header.job_id != self._request.job_id:
-            raise CorruptError(f"asked for a model of job {self._request.job_id}, was offered one of {header.job_id}")
+        request = self._request
+        check_offer(header, request.job_id, request.sha256, request.held_sha256)
         manifest = Manifest.from_json(header.manifest, self._limits)
         shape = (manifest.sha256, manifest.elements, manifest.counters)
         chunks = chunk_count(manifest.elements, manifest.counters, header.chunk_elements)
@@ -214,7 +238,6 @@ class _Pull:
         intake = self._intake
         if intake is None or replace(intake.header, manifest=b"") != replace(frame.header, manifest=b""):
             if frame.first_chunk:
-                self._intake = None
                 raise CorruptError("the version was sealed anew in the middle of a download")
             opener = self._encryption.opener(frame.header)
             intake = self._intake = _Intake(frame.header, manifest, self._allocate(manifest), opener)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -16,7 +17,7 @@ from cortex_common.tensors import ChunkRange, chunk_range
 from cortex_common.transfer.content import chunk_digest, content_digest
 from cortex_common.transfer.frames import ChunkFrame, HeaderFrame, TrailerFrame, frame_to_bytes
 from cortex_common.transfer.receipt import PushResult, Receipt
-from cortex_common.transfer.retrying import Patience, transferring, until_through
+from cortex_common.transfer.retrying import Patience, on_thread, transferring, until_through
 from cortex_common.transfer.wire import receipt_from_proto
 
 PUSH_METHOD = "/cortex.v1.WeightService/PushUpdate"
@@ -116,13 +117,14 @@ class _Push:
         if first > total:
             raise CorruptError(f"the aggregator wants to resume at chunk {first} of {total}")
         while len(self._digests) < first:
-            await self._on_thread(len(self._digests))
-        ahead = asyncio.create_task(self._on_thread(first)) if first < total else None
+            await on_thread(partial(self._frame, len(self._digests)))
+        ahead = asyncio.create_task(on_thread(partial(self._frame, first))) if first < total else None
         try:
             for index in range(first, total):
                 assert ahead is not None  # noqa: S101 - one frame is always on its way here
                 frame = await asyncio.shield(ahead)
-                ahead = asyncio.create_task(self._on_thread(index + 1)) if index + 1 < total else None
+                following = partial(self._frame, index + 1)
+                ahead = asyncio.create_task(on_thread(following)) if index + 1 < total else None
                 await _write(call, frame)
                 self.bytes_up += len(frame)
                 if self._patience:
@@ -132,15 +134,6 @@ class _Push:
         finally:
             if ahead is not None:
                 await asyncio.wait((ahead,))
-
-    async def _on_thread(self, index: int) -> bytes:
-        """`_frame`, whose end is waited for even when cancelled: what it reads may be given up next."""
-        making = asyncio.create_task(asyncio.to_thread(self._frame, index))
-        try:
-            return await asyncio.shield(making)
-        except asyncio.CancelledError:
-            await asyncio.wait((making,))
-            raise
 
     def _frame(self, index: int) -> bytes:
         """Encode, seal and remember one chunk; runs on another thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -29,6 +30,16 @@ def transferring(what: str) -> Iterator[None]:
         if error.code() in _TRANSPORT_FAULTS and not error.trailing_metadata():
             raise UnavailableError(f"{what}: the stream broke ({error.details()})") from error
         raise error_from_rpc(error, what) from error
+
+
+async def on_thread(work: Callable[[], T]) -> T:
+    """Do it on another thread, whose end is waited for even when cancelled: what it uses may be given up next."""
+    doing = asyncio.create_task(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        await asyncio.wait((doing,))
+        raise
 
 
 class Patience:

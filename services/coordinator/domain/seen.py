@@ -114,14 +114,14 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class AggregatedVersion:
-    """The aggregator's answer to a sealed round; `forwarded_bytes` is what each tier sent up for it."""
+    """The aggregator's answer to a sealed round; `crossed_bytes` is what went to and from each tier for it."""
 
     sha256: str
     manifest_sha256: str
     parameters: int
     size_bytes: int
     update_norm: float
-    forwarded_bytes: Mapping[int, int] = field(default_factory=dict)
+    crossed_bytes: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from cortex_common.ids import NodeName, SeatIndex
 from services.coordinator.domain.job import Job, Tier, UsedTier
@@ -49,20 +49,19 @@ def with_used(job: Job) -> tuple[UsedTier, ...]:
     return (*job.used, *(each for each in now if (each.transfer_id, each.aggregator) not in known))
 
 
-def bytes_between_regions(job: Job, forwarded: dict[int, int], model_bytes: int, world: World) -> int:
+def bytes_between_regions(job: Job, crossed: Mapping[int, int], world: World) -> int:
     """Payload of the round, up and down, that crossed from one region to another.
 
     Args:
         job: Sealed, its contributions with the workers' reports.
-        forwarded: Bytes each tier sent to the root.
-        model_bytes: Size of a version.
+        crossed: Bytes that went between each tier and the root.
         world: Knows the regions.
     """
     root = world.aggregators.get(job.aggregator or NodeName(""))
     home = root.region if root else ""
     if job.tiers:
         away = [index for index, tier in enumerate(job.tiers) if _region_of(tier, world) != home]
-        return sum(forwarded.get(index, 0) + model_bytes for index in away)
+        return sum(crossed.get(index, 0) for index in away)
     total = 0
     for entry in job.sealed:
         worker = world.workers.get(entry.worker)

@@ -56,6 +56,7 @@ class Cluster:
     codec: str = "none"
     strategy: str = "fedavg"
     strategy_options: str = "{}"
+    download: str = "none"
     address: str = ""
     _channels: list[grpc.aio.Channel] = field(default_factory=list)
     _stop: asyncio.Event | None = None
@@ -110,6 +111,7 @@ class Cluster:
             strategy_options=self.strategy_options,
             chunk_elements=self.chunk_elements,
             data_key=data_key_to_proto(self.key),
+            download_codec=self.download if number else "none",
         )
 
     async def open(self, number: int, base: str = "", seats: int = 1, attempt: int = 0) -> None:
@@ -172,6 +174,12 @@ class Cluster:
         return await pull_model(
             self.channel(Role.WORKER, worker), JOB, sha256, held, self.encryption, Arena.zeros, RoundNumber(number)
         )
+
+    async def next_version(self, number: int, base: str, update: Arena) -> str:
+        """A round of one update to its end; the version's digest."""
+        await self.open(number, base)
+        pushed = await self.push(self.header(number, base), update)
+        return (await self.seal(number, [pushed.receipt])).version.sha256
 
     async def first_version(self, arena: Arena, manifest: Manifest = MANIFEST) -> str:
         """Round 0 to its end; the version's digest."""

@@ -106,12 +106,17 @@ async def test_a_root_that_has_not_reopened_the_round_is_told_and_forwarding_goe
 
 
 class CutLink(Link):
-    """A link that can be cut."""
+    """A link that can be cut; `broke` is set once a connection has felt it."""
 
     is_cut = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.broke = asyncio.Event()
+
     async def carry(self, size: int, direction: str) -> float:
         if self.is_cut:
+            self.broke.set()
             raise ConnectionResetError
         return await super().carry(size, direction)
 

@@ -122,6 +122,10 @@ class ScriptedWorker:
         self._site = site
         self._value = value
         self._incarnation = incarnation
+        self._arena: Arena | None = None
+        self._held = ""
+        self.pulled: list[tuple[int, str, int]] = []
+        """Round, kind of object and bytes of each version fetched."""
         self.done: list[str] = []
         self.refuse: str | None = None
         self.idle = asyncio.Event()
@@ -190,12 +194,23 @@ class ScriptedWorker:
         self.done.append(assignment.assignment_id)
 
     async def _pull(self, assignment: coordinator_pb2.Assignment) -> None:
-        """The version to evaluate, from the aggregator named: `pull_model` verifies its digest."""
+        """The version to evaluate, from the aggregator named, into the memory of the last: `pull_model` verifies it."""
         tls = self._site.tls_of(Role.WORKER, self.name)
         encryption = EncryptionManager(data_key_from_proto(assignment.data_key))
         async with open_channel(assignment.aggregator_address, tls, Role.AGGREGATOR, bulk=True) as channel:
             base = assignment.base.sha256
-            await pull_model(channel, assignment.job_id, base, "", encryption, Arena.zeros, assignment.round)
+            held = self._held
+            pulled = await pull_model(
+                channel, assignment.job_id, base, held, encryption, self._memory, assignment.round
+            )
+        self._held = base
+        self.pulled.append((assignment.round, str(pulled.header.kind), pulled.bytes_down))
+
+    def _memory(self, manifest: Manifest) -> Arena:
+        self._held = ""
+        if self._arena is None or self._arena.values.size != manifest.elements:
+            self._arena = Arena.zeros(manifest)
+        return self._arena
 
     async def _push(self, assignment: coordinator_pb2.Assignment) -> Any:
         encryption = EncryptionManager(data_key_from_proto(assignment.data_key))

@@ -18,7 +18,7 @@ from cortex_common.pb.v1 import coordinator_pb2 as pb
 from cortex_common.pb.v1 import coordinator_pb2_grpc
 from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.errors import calling
-from tests.integration.coordinator.harness import ScriptedWorker, Site, site, working
+from tests.integration.coordinator.harness import LARGE, ScriptedWorker, Site, site, working
 from tests.waiting import eventually
 
 
@@ -90,6 +90,29 @@ async def test_a_job_runs_to_its_end_and_its_model_is_the_mean_of_the_updates(co
         events = [e.event.name async for e in stub.WatchEvents(pb.WatchEventsRequest(job_id=job_id, follow=True))]
         assert events[0] == "job_submitted"
         assert events[-1] == "job_completed"
+
+
+async def test_versions_travel_as_deltas_between_exact_ones_through_a_restart_of_the_aggregator(cortex):
+    workers = [ScriptedWorker(cortex, name, value, manifest=LARGE) for name, value in (("w1", 1.0), ("w2", 3.0))]
+    await announce(cortex, "w1", "w2")
+    async with working(*workers), cortex.jobs() as stub:
+        download = {"codec": "topk", "options": {"density": 0.1}, "resync_every": 4}
+        job_id = await submit(stub, job(training={"rounds": 7}, compression={"download": download}))
+        await until(stub, job_id, JobPhase.TRAINING, round_number=3)
+        await cortex.stop("aggregator")
+        await cortex.start("aggregator")
+        status = await until(stub, job_id, JobPhase.COMPLETED, JobPhase.FAILED)
+        assert status.status is JobPhase.COMPLETED, status.error
+        answers = [answer async for answer in stub.DownloadModel(pb.DownloadModelRequest(job_id=job_id))]
+    whole = 4 * LARGE.elements
+    for worker in workers:
+        pulled = {number: (kind, size) for number, kind, size in worker.pulled}
+        assert [kind for kind, _ in pulled.values()] == ["model", *["delta"] * 2, "model", *["delta"] * 2, "model"]
+        assert all(size < 0.15 * whole for kind, size in pulled.values() if kind == "delta")
+    # Nine numbers in ten waited in the residual; the last version has them all.
+    weights = load_safetensors(b"".join(answer.data for answer in answers))["w"]
+    assert len(np.unique(weights)) == 1
+    assert weights[0, 0] in (1 + 7 * 2, 3 + 7 * 2)
 
 
 async def test_a_job_survives_restarts_of_coordinator_aggregator_and_discovery(cortex):

@@ -134,7 +134,7 @@ class Network:
         )
 
     async def open_round(
-        self, number: int, workers: list[str], base: str = "", attempt: int = 0, codec: str = "none"
+        self, number: int, workers: list[str], base: str = "", attempt: int = 0, codec: str = "none", download: str = ""
     ) -> None:
         options = WeightCompressor.create(codec, {}).options_json if codec != "none" else ""
         await self.rounds.OpenRound(
@@ -152,6 +152,7 @@ class Network:
                     strategy_options="",
                     chunk_elements=DEFAULT_CHUNK_ELEMENTS,
                     data_key=data_key_to_proto(self.key),
+                    download_codec=download,
                 )
             )
         )
@@ -201,7 +202,10 @@ class Network:
         if not self.base:
             self.base = await self.first_version(digits_job())
         self.round += 1
-        await self.open_round(self.round, ["w1"], self.base, codec=spec.compression.codec)
+        compression = spec.compression
+        await self.open_round(
+            self.round, ["w1"], self.base, codec=compression.codec, download=compression.download.codec
+        )
         return await self.hand_out(spec, **work)
 
     async def hand_out(self, spec: JobSpec, **work: Any) -> coordinator_pb2.Assignment:

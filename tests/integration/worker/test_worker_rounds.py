@@ -35,6 +35,29 @@ async def test_a_worker_initialises_trains_and_evaluates(network: Network) -> No
     assert accuracies[0] < accuracies[-1]
 
 
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_a_version_reaches_who_holds_its_base_as_a_delta(network: Network, is_restarted: bool) -> None:
+    """A worker that left the job and comes back holds nothing, gets all of it, and trains from the same numbers."""
+    job = digits_job({"codec": "int8", "download": {"codec": "int8"}})
+    downloads = []
+    for number in range(3):
+        train = await network.next_round(job)
+        trained = await network.coordinator.report_on(train, "trained")
+        downloads.append(trained.trained.bytes_down)
+        network.base = await network.seal(network.round, trained)
+        if number == 1 and is_restarted:
+            (slot, _) = next(iter(network.main.supervisor._jobs.values()))
+            trainer = await slot.trainer()
+            await network.coordinator.assign("w1")
+            await trainer.ended
+    # An exact round at the end: nothing is left out that would come into the rounds of other tests.
+    trained = await network.coordinator.report_on(await network.next_round(digits_job()), "trained")
+    network.base = await network.seal(network.round, trained)
+    whole = 4 * 2_410
+    assert downloads[1] < 0.4 * whole
+    assert downloads[2] > whole if is_restarted else downloads[2] < 0.4 * whole
+
+
 async def test_no_local_steps_leave_the_version_as_it_is(network: Network) -> None:
     train = await network.next_round(digits_job(local_steps=0))
     assert await network.seal(network.round, await network.coordinator.report_on(train, "trained")) == network.base

@@ -20,7 +20,7 @@ from cortex_common.storage import DirectoryBlobStore
 from cortex_common.tensors import Arena, Manifest, TensorKind, chunk_count, chunk_ranges, model_sha256
 from cortex_common.transfer import Receipt
 from services.aggregator import domain
-from services.aggregator.batches import BatchProcessor, FoldPlan
+from services.aggregator.batches import BatchProcessor, FoldPlan, FoldTargets
 from services.aggregator.domain import Contribution, RoundKey, RoundTerms
 from services.aggregator.spool import SeatSpool
 from services.aggregator.store import DirectoryRoundStore, StoredRound
@@ -98,10 +98,10 @@ def fold(manifest: Manifest, base: Memory, updates: list[Memory], weights: list[
     target, processor = Memory(manifest), BatchProcessor(threads)
     plan = FoldPlan(manifest, base, updates, weights, create_strategy("fedavg", "{}"), target.header)
     try:
-        result = processor.fold(plan, CRYPT, target)  # type: ignore[arg-type]
+        result = processor.fold(plan, CRYPT, FoldTargets(target))  # type: ignore[arg-type]
     finally:
         processor.close()
-    assert result.sizes == tuple(len(chunk) for chunk in target.chunks)
+    assert result.values.sizes == tuple(len(chunk) for chunk in target.chunks)
     return target.decoded(manifest), result
 
 

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from cortex_common.errors import CorruptError, OverloadedError, PreconditionError
+from cortex_common.ids import Sha256Hex
 from cortex_common.security.encryption import ObjectHeader, ObjectKind
 from cortex_common.storage import BlobWriter, DirectoryBlobStore
 from cortex_common.tensors import Arena, Manifest, TensorKind
-from services.aggregator.batches import BatchProcessor, FoldPlan
+from services.aggregator.batches import BatchProcessor, FoldPlan, FoldTargets
 from services.aggregator.states import StatePlan, check_state, state_header
 from services.aggregator.strategies import create_strategy
-from services.aggregator.versions import OuterState, Version, VersionStore
+from services.aggregator.versions import SealedPart, Version, VersionStore
 from tests.unit.dataplane.test_fold import CRYPT, Memory, version_of
 
 STATEFUL = ["fedavgm", "diloco", "fedadam", "fedyogi", "fedadagrad"]
@@ -46,10 +47,10 @@ def next_link(name: str, base: Link, updates: list[Memory], threads: int = 2) ->
     state, processor = sealed(header), BatchProcessor(threads)
     plan = FoldPlan(MANIFEST, base.version, updates, [1.0, 3.0], strategy, target.header, StatePlan(header, base.state))
     try:
-        result = processor.fold(plan, CRYPT, target, state)  # type: ignore[arg-type]
+        result = processor.fold(plan, CRYPT, FoldTargets(target, state))  # type: ignore[arg-type]
     finally:
         processor.close()
-    assert result.state_sizes == tuple(len(chunk) for chunk in state.chunks)
+    assert result.state.sizes == tuple(len(chunk) for chunk in state.chunks)
     assert len(state.chunks) == header.chunks == len(target.chunks) - 1
     return Link(target, state)
 
@@ -141,7 +142,7 @@ def test_memory_does_not_grow_with_the_model(name: str) -> None:
         )
         processor = BatchProcessor(2)
         tracemalloc.start()
-        processor.fold(plan, CRYPT, Counting(), Counting())  # type: ignore[arg-type]
+        processor.fold(plan, CRYPT, FoldTargets(Counting(), Counting()))  # type: ignore[arg-type]
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         processor.close()
@@ -196,7 +197,8 @@ def drafted(versions: VersionStore, number: int) -> Version:
         draft.values.write(b"abc")
         assert draft.state is not None
         draft.state.write(b"wxyz")
-        version = replace(version, header=header, blob=draft.blob, state=OuterState(state, (4,), draft.state_blob))
+        kept = SealedPart(state, (4,), draft.state_blob, Sha256Hex("5" * 64))
+        version = replace(version, header=header, blob=draft.blob, state=kept)
         draft.commit(version)
     return version
 
@@ -230,7 +232,7 @@ def test_a_state_that_is_gone_is_named(tmp_path: Path) -> None:
     version = drafted(versions, 2)
     assert version.state
     blobs.delete(version.state.blob)
-    with pytest.raises(CorruptError, match="the outer state of version 222222222222 is gone"):
+    with pytest.raises(CorruptError, match="the outer state of version 222222222222 of round 2 of job job-1 is gone"):
         versions.open_state(version)
     assert versions.open_state(version_of(1, "x.blob", "11" * 32)) is None
 

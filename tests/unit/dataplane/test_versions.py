@@ -56,16 +56,16 @@ def test_deleting_a_version_that_was_replaced_spares_the_one_that_counts(store: 
     newer = version(store, 1, 1, "newer")
     store.delete(older)
     assert store.of_round(JOB, RoundNumber(1)) == newer
-    assert store.is_whole(newer)
+    assert store.is_whole(newer.whole)
 
 
 def test_a_blob_that_is_gone_or_short_is_noticed(store: VersionStore, tmp_path: Path) -> None:
     made = version(store, 1, 0, "sha")
-    assert store.is_whole(made)
+    assert store.is_whole(made.whole)
     (tmp_path / made.blob).write_bytes(b"seal")
-    assert not store.is_whole(made)
+    assert not store.is_whole(made.whole)
     (tmp_path / made.blob).unlink()
-    assert not store.is_whole(made)
+    assert not store.is_whole(made.whole)
 
 
 def live(number: int, base: str, phase: Phase, attempt: int = 0, upstream: bool = False) -> LiveRound:

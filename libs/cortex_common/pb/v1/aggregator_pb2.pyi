@@ -98,6 +98,8 @@ class RoundSpec(_message.Message):
     CHUNK_ELEMENTS_FIELD_NUMBER: _builtins.int
     DATA_KEY_FIELD_NUMBER: _builtins.int
     UPSTREAM_FIELD_NUMBER: _builtins.int
+    DOWNLOAD_CODEC_FIELD_NUMBER: _builtins.int
+    DOWNLOAD_OPTIONS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     round: _builtins.int
     attempt: _builtins.int
@@ -109,6 +111,11 @@ class RoundSpec(_message.Message):
     strategy: _builtins.str
     strategy_options: _builtins.str
     chunk_elements: _builtins.int
+    download_codec: _builtins.str
+    """How the version this round makes travels to who holds its base: as a delta in this codec, and the version is what
+    the delta gives. "none" or empty: the version is exact, and travels whole.
+    """
+    download_options: _builtins.str
     @_builtins.property
     def seats(self) -> _containers.RepeatedCompositeFieldContainer[Global___Seat]: ...
     @_builtins.property
@@ -133,10 +140,12 @@ class RoundSpec(_message.Message):
         chunk_elements: _builtins.int = ...,
         data_key: _common_pb2.DataKey | None = ...,
         upstream: Global___Upstream | None = ...,
+        download_codec: _builtins.str = ...,
+        download_options: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["data_key", b"data_key", "upstream", b"upstream"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_sha256", b"base_sha256", "chunk_elements", b"chunk_elements", "codec", b"codec", "codec_options", b"codec_options", "data_key", b"data_key", "fence", b"fence", "job_id", b"job_id", "round", b"round", "seats", b"seats", "strategy", b"strategy", "strategy_options", b"strategy_options", "upstream", b"upstream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_sha256", b"base_sha256", "chunk_elements", b"chunk_elements", "codec", b"codec", "codec_options", b"codec_options", "data_key", b"data_key", "download_codec", b"download_codec", "download_options", b"download_options", "fence", b"fence", "job_id", b"job_id", "round", b"round", "seats", b"seats", "strategy", b"strategy", "strategy_options", b"strategy_options", "upstream", b"upstream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -395,6 +404,9 @@ class ForwardRoundResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RECEIPT_FIELD_NUMBER: _builtins.int
+    RELAYED_BYTES_FIELD_NUMBER: _builtins.int
+    relayed_bytes: _builtins.int
+    """Bytes of versions fetched from there since the round forwarded before."""
     @_builtins.property
     def receipt(self) -> _transfer_pb2.Receipt:
         """The upper aggregator's."""
@@ -403,10 +415,11 @@ class ForwardRoundResponse(_message.Message):
         self,
         *,
         receipt: _transfer_pb2.Receipt | None = ...,
+        relayed_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt", "relayed_bytes", b"relayed_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -592,9 +605,9 @@ class PullModelRequest(_message.Message):
     job_id: _builtins.str
     sha256: _builtins.str
     held_sha256: _builtins.str
-    """Digest of the version the caller holds; equal to `sha256` means send nothing."""
+    """Digest of the version the caller holds, whole; equal to `sha256` means send nothing."""
     first_chunk: _builtins.int
-    """Resume a broken download here."""
+    """Resume a broken download here; the rest of the request must be the same."""
     round: _builtins.int
     """Round the download counts for in the byte accounting."""
     def __init__(

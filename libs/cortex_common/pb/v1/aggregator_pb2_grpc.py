@@ -366,7 +366,8 @@ class WeightServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PullModel(self, request, context):
-        """Downloads a version. Header and trailer only, when the caller holds it already. NOT_FOUND: no such version here.
+        """Downloads a version: as a delta when there is one from the version the caller holds, otherwise whole; the header says
+        which. Header and trailer only, when the caller holds it already. NOT_FOUND: no such version here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -165,7 +165,9 @@ class WeightServiceStub:
     DATA_LOSS: a chunk does not open or the digest is wrong; send again. RESOURCE_EXHAUSTED: no room in the spool.
     """
     PullModel: _grpc.UnaryStreamMultiCallable[_aggregator_pb2.PullModelRequest, _aggregator_pb2.PullModelResponse]
-    """Downloads a version. Header and trailer only, when the caller holds it already. NOT_FOUND: no such version here."""
+    """Downloads a version: as a delta when there is one from the version the caller holds, otherwise whole; the header says
+    which. Header and trailer only, when the caller holds it already. NOT_FOUND: no such version here.
+    """
 
 @_typing.type_check_only
 class WeightServiceAsyncStub(WeightServiceStub):
@@ -180,7 +182,9 @@ class WeightServiceAsyncStub(WeightServiceStub):
     DATA_LOSS: a chunk does not open or the digest is wrong; send again. RESOURCE_EXHAUSTED: no room in the spool.
     """
     PullModel: _aio.UnaryStreamMultiCallable[_aggregator_pb2.PullModelRequest, _aggregator_pb2.PullModelResponse]  # type: ignore[assignment]
-    """Downloads a version. Header and trailer only, when the caller holds it already. NOT_FOUND: no such version here."""
+    """Downloads a version: as a delta when there is one from the version the caller holds, otherwise whole; the header says
+    which. Header and trailer only, when the caller holds it already. NOT_FOUND: no such version here.
+    """
 
 class WeightServiceServicer(metaclass=_abc_1.ABCMeta):
     """For workers (and whoever may read a model)."""
@@ -204,6 +208,8 @@ class WeightServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _aggregator_pb2.PullModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_aggregator_pb2.PullModelResponse], _abc.AsyncIterator[_aggregator_pb2.PullModelResponse]]:
-        """Downloads a version. Header and trailer only, when the caller holds it already. NOT_FOUND: no such version here."""
+        """Downloads a version: as a delta when there is one from the version the caller holds, otherwise whole; the header says
+        which. Header and trailer only, when the caller holds it already. NOT_FOUND: no such version here.
+        """
 
 def add_WeightServiceServicer_to_server(servicer: WeightServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

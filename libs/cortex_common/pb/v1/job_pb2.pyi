@@ -459,12 +459,15 @@ class CompressionSpec(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     ERROR_FEEDBACK_FIELD_NUMBER: _builtins.int
     LZ4_FIELD_NUMBER: _builtins.int
+    DOWNLOAD_FIELD_NUMBER: _builtins.int
     codec: _builtins.str
     error_feedback: _builtins.bool
     lz4: _builtins.str
     """auto | on | off"""
     @_builtins.property
     def options(self) -> _struct_pb2.Struct: ...
+    @_builtins.property
+    def download(self) -> Global___DownloadSpec: ...
     def __init__(
         self,
         *,
@@ -472,10 +475,11 @@ class CompressionSpec(_message.Message):
         options: _struct_pb2.Struct | None = ...,
         error_feedback: _builtins.bool | None = ...,
         lz4: _builtins.str | None = ...,
+        download: Global___DownloadSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_codec", b"_codec", "_error_feedback", b"_error_feedback", "_lz4", b"_lz4", "codec", b"codec", "error_feedback", b"error_feedback", "lz4", b"lz4", "options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_codec", b"_codec", "_error_feedback", b"_error_feedback", "_lz4", b"_lz4", "codec", b"codec", "download", b"download", "error_feedback", b"error_feedback", "lz4", b"lz4", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_codec", b"_codec", "_error_feedback", b"_error_feedback", "_lz4", b"_lz4", "codec", b"codec", "error_feedback", b"error_feedback", "lz4", b"lz4", "options", b"options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_codec", b"_codec", "_error_feedback", b"_error_feedback", "_lz4", b"_lz4", "codec", b"codec", "download", b"download", "error_feedback", b"error_feedback", "lz4", b"lz4", "options", b"options"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__codec: _TypeAlias = _typing.Literal["codec"]  # noqa: Y015
     _WhichOneofArgType__codec: _TypeAlias = _typing.Literal["_codec", b"_codec"]  # noqa: Y015
@@ -491,6 +495,43 @@ class CompressionSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lz4) -> _WhichOneofReturnType__lz4 | None: ...
 
 Global___CompressionSpec: _TypeAlias = CompressionSpec  # noqa: Y015
+
+@_typing.final
+class DownloadSpec(_message.Message):
+    """How a new version travels to workers that hold the one before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODEC_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    RESYNC_EVERY_FIELD_NUMBER: _builtins.int
+    codec: _builtins.str
+    """none: whole."""
+    resync_every: _builtins.int
+    """Every so many rounds the version is exact, and travels whole. So it is in the last round."""
+    @_builtins.property
+    def options(self) -> _struct_pb2.Struct: ...
+    def __init__(
+        self,
+        *,
+        codec: _builtins.str | None = ...,
+        options: _struct_pb2.Struct | None = ...,
+        resync_every: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_codec", b"_codec", "_resync_every", b"_resync_every", "codec", b"codec", "options", b"options", "resync_every", b"resync_every"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_codec", b"_codec", "_resync_every", b"_resync_every", "codec", b"codec", "options", b"options", "resync_every", b"resync_every"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__codec: _TypeAlias = _typing.Literal["codec"]  # noqa: Y015
+    _WhichOneofArgType__codec: _TypeAlias = _typing.Literal["_codec", b"_codec"]  # noqa: Y015
+    _WhichOneofReturnType__resync_every: _TypeAlias = _typing.Literal["resync_every"]  # noqa: Y015
+    _WhichOneofArgType__resync_every: _TypeAlias = _typing.Literal["_resync_every", b"_resync_every"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__codec) -> _WhichOneofReturnType__codec | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resync_every) -> _WhichOneofReturnType__resync_every | None: ...
+
+Global___DownloadSpec: _TypeAlias = DownloadSpec  # noqa: Y015
 
 @_typing.final
 class PrivacySpec(_message.Message):

@@ -28,6 +28,8 @@ class _ObjectKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ObjectKind
     """A worker's change against the base version (local - base). In round 0 the base is zero."""
     OBJECT_KIND_MODEL: _ObjectKind.ValueType  # 2
     """A whole model version."""
+    OBJECT_KIND_DELTA: _ObjectKind.ValueType  # 3
+    """A model version as the change from the one in base_sha256: added to that, it gives exactly the version."""
 
 class ObjectKind(_ObjectKind, metaclass=_ObjectKindEnumTypeWrapper):
     """What a sealed object holds."""
@@ -37,6 +39,8 @@ OBJECT_KIND_UPDATE: ObjectKind.ValueType  # 1
 """A worker's change against the base version (local - base). In round 0 the base is zero."""
 OBJECT_KIND_MODEL: ObjectKind.ValueType  # 2
 """A whole model version."""
+OBJECT_KIND_DELTA: ObjectKind.ValueType  # 3
+"""A model version as the change from the one in base_sha256: added to that, it gives exactly the version."""
 Global___ObjectKind: _TypeAlias = ObjectKind  # noqa: Y015
 
 @_typing.final
@@ -128,13 +132,13 @@ class TransferHeader(_message.Message):
     chunks: _builtins.int
     manifest_sha256: _builtins.str
     base_sha256: _builtins.str
-    """Digest of the version the update was computed against; empty in round 0 and for a model."""
+    """Digest of the version an update was computed against, or a delta is added to; empty in round 0 and for a model."""
     model_sha256: _builtins.str
-    """Digest of the model's safetensors file; only for a model. Known once the last chunk is sealed, so not bound into the
+    """Digest of the model's safetensors file; only for a model or a delta. Known once the last chunk is sealed, so not bound into the
     key: the receiver checks it against what it opened.
     """
     manifest: _builtins.bytes
-    """The layout itself, canonical JSON: sent in round 0 and with a model, empty otherwise."""
+    """The layout itself, canonical JSON: sent in round 0, with a model and with a delta, empty otherwise."""
     weight: _builtins.float
     """Weight of the update in the mean: examples trained on."""
     first_chunk: _builtins.int
