@@ -16,7 +16,7 @@ from cortex_common.network.heartbeat import NodeReport, heartbeat_forever
 from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.server import Running, serving
 from cortex_common.settings import load_settings
-from cortex_common.storage import DirectoryBlobStore
+from cortex_common.storage import BlobStore, DirectoryBlobStore
 from cortex_common.telemetry.collectors import publish_node
 from cortex_common.telemetry.metrics import cortex_version, publish_build_info
 from cortex_common.telemetry.ops_server import ops_server
@@ -84,7 +84,7 @@ async def _aggregating(
         settings,
         identity.name,
         DirectoryRoundStore(settings.state_dir),
-        VersionStore(DirectoryBlobStore(settings.state_dir / "versions")),
+        VersionStore(await asyncio.to_thread(_version_blobs, settings)),
         validation,
         processor,
         channels,
@@ -97,6 +97,16 @@ async def _aggregating(
         await aggregator.close()
         await channels.close()
         processor.close()
+
+
+def _version_blobs(settings: AggregatorSettings) -> BlobStore:
+    if settings.versions is None:
+        return DirectoryBlobStore(settings.state_dir / "versions")
+    # Only who wants an object store needs its client.
+    from cortex_common.storage.remote import S3Access, S3BlobStore
+
+    keys = (settings.s3_key_file, settings.s3_secret_file)
+    return S3BlobStore(settings.versions, S3Access(settings.s3_endpoint, settings.s3_region, *keys))
 
 
 async def _beat(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from cortex_common.settings import ServiceSettings
@@ -22,6 +24,16 @@ class AggregatorSettings(ServiceSettings):
     """An upload that sends nothing for so long is ended; it can be resumed."""
     forward_patience_s: float = Field(default=20.0, gt=0)
     """Forwarding a round is given up, to be asked for again, when nothing got through to the upper one for so long."""
+    versions: str | None = None
+    """Where model versions are kept: s3://bucket/prefix, this aggregator's own; a folder in `state_dir` by default."""
+    s3_endpoint: str | None = Field(default=None, pattern=r"^https?://")
+    """URL of the object store; Amazon's by default."""
+    s3_region: str | None = None
+    """As the object store names it."""
+    s3_key_file: Path | None = None
+    """Holds the access key's id; by default what the machine offers is taken (AWS_* variables, instance roles)."""
+    s3_secret_file: Path | None = None
+    """Holds the access key's secret."""
     fold_threads: int = Field(default=2, ge=1, le=64)
     """Chunks folded at a time."""
     progress_every_s: float = Field(default=0.25, gt=0)

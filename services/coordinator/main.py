@@ -161,7 +161,7 @@ async def _serve(
 @asynccontextmanager
 async def _store(settings: CoordinatorSettings) -> AsyncIterator[StoreThread[Store]]:
     url = settings.database or sqlite_url(settings.state_dir / "coordinator.db")
-    opened: Store = await asyncio.to_thread(lambda: SqlStore(open_engine(url)))
+    opened: Store = await asyncio.to_thread(lambda: SqlStore(open_engine(url, settings.database_password_file)))
     thread = StoreThread(opened)
     try:
         yield thread

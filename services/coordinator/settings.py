@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from cortex_common.settings import ServiceSettings
@@ -9,11 +11,17 @@ from services.coordinator.domain.seen import Rules
 
 
 class CoordinatorSettings(ServiceSettings):
-    """What the coordinator needs to know, read once at start. `database` is an SQLAlchemy URL; SQLite by default."""
+    """What the coordinator needs to know, read once at start.
+
+    Attributes:
+        database: An SQLAlchemy URL, `postgresql://…` for one; SQLite in `state_dir` by default.
+        database_password_file: Holds the database's password, which then is not in the URL.
+    """
 
     port: int = Field(default=50051, ge=0, le=65535)
     discovery: str = "127.0.0.1:50052"
     database: str | None = None
+    database_password_file: Path | None = None
     lease_s: float = Field(default=10.0, gt=0)
     gather_s: float = Field(default=5.0, ge=0)
     report_s: float = Field(default=2.0, ge=0)

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Connection, Engine, Row, delete, desc, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from cortex_common.errors import ConflictError, CorruptError
 from cortex_common.ids import JobId, NodeName, SeatIndex, Sha256Hex
@@ -33,13 +34,17 @@ class SqlStore:
         migrate(engine, "services.coordinator:migrations")
 
     def acquire(self, holder: str, now_s: float) -> int:
-        """Become the writer; gives the new epoch."""
+        """Become the writer; gives the new epoch, or raises ConflictError when another did at this very moment."""
         with self._engine.begin() as db:
             current = db.execute(select(LEASE.c.epoch).where(LEASE.c.id == 1).with_for_update()).scalar()
             epoch = (current or 0) + 1
             values = {"epoch": epoch, "holder": holder, "acquired_s": now_s}
             if current is None:
-                db.execute(insert(LEASE).values(id=1, **values))
+                # No row to lock yet: of two that are first, one is.
+                try:
+                    db.execute(insert(LEASE).values(id=1, **values))
+                except IntegrityError:
+                    raise ConflictError("another coordinator has just taken the lease") from None
             else:
                 db.execute(update(LEASE).where(LEASE.c.id == 1).values(**values))
         return epoch
@@ -153,7 +158,8 @@ def _readable(state: str) -> Job | None:
 
 
 def _check_epoch(db: Connection, epoch: int) -> None:
-    current = db.execute(select(LEASE.c.epoch).where(LEASE.c.id == 1)).scalar()
+    # Shared lock (where the database has any): nobody takes the lease between this look and the commit.
+    current = db.execute(select(LEASE.c.epoch).where(LEASE.c.id == 1).with_for_update(read=True)).scalar()
     if current != epoch:
         raise ConflictError(f"epoch {epoch} is over: another coordinator writes with epoch {current}")
 

@@ -21,7 +21,7 @@ from cortex_common.telemetry.resources import probe_resources
 from services.discovery.service import NodeDiscoveryService
 from services.discovery.servicer import FULL_NAME, DiscoveryServicer
 from services.discovery.settings import DiscoverySettings
-from services.discovery.store import FileSnapshotStore
+from services.discovery.store import FileSnapshotStore, SnapshotStore
 from services.discovery.wire import announcement_from_proto
 
 log = get_logger(__name__)
@@ -41,8 +41,7 @@ async def run(
     identity = settings.identity(Role.DISCOVERY)
     publish_build_info("discovery")
     publish_node(settings.tls, settings.state_dir, clock)
-    store = FileSnapshotStore(settings.state_dir / "nodes.json")
-    service = NodeDiscoveryService.restore(settings.rules, clock, store)
+    service = NodeDiscoveryService.restore(settings.rules, clock, await asyncio.to_thread(_store, settings))
     attach = [DiscoveryServicer(service).attach]
     async with (
         ops_server(settings.metrics_host, settings.metrics_port, lambda: (not stop.is_set(), "")) as ops,
@@ -67,6 +66,16 @@ async def run(
         for task in background:
             task.cancel()
     await service.save()
+
+
+def _store(settings: DiscoverySettings) -> SnapshotStore:
+    if settings.database is None:
+        return FileSnapshotStore(settings.state_dir / "nodes.json")
+    # Only who wants a database needs SQLAlchemy.
+    from cortex_common.storage.sql import open_engine
+    from services.discovery.sql_store import SqlSnapshotStore
+
+    return SqlSnapshotStore(open_engine(settings.database, settings.database_password_file))
 
 
 def _reporter(settings: DiscoverySettings, identity: Identity, address: str, clock: Clock) -> Callable[[], NodeReport]:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from cortex_common.clock import Clock
-from cortex_common.errors import CorruptError, InvalidArgumentError, Violation
+from cortex_common.errors import CorruptError, InvalidArgumentError, UnavailableError, Violation
 from cortex_common.identity import Identity, Role
 from cortex_common.logging import get_logger
 from services.discovery import metrics
@@ -120,11 +120,11 @@ class NodeDiscoveryService:
             await self._first(self._unsaved, every_s)
 
     async def save(self) -> None:
-        """Write a snapshot; a disk that refuses costs only the memory of a restart, so it is reported and borne."""
+        """Write a snapshot; a disk or database that refuses costs only the memory of a restart, so it is borne."""
         memory = remembered(self._registry, self._clock.monotonic_s(), self._clock.wall_s())
         try:
             await asyncio.to_thread(self._store.save, memory)
-        except OSError as error:
+        except (OSError, UnavailableError) as error:
             metrics.SNAPSHOT_FAILURES.inc()
             log.warning(
                 "snapshot_failed", reason=str(error), effect="after a restart nodes appear with their heartbeats"

@@ -30,7 +30,7 @@ class SnapshotStore(Protocol):
         """Replace the snapshot.
 
         Raises:
-            OSError: it could not be written; the previous one is untouched.
+            OSError, UnavailableError: it could not be written; the previous one is untouched.
         """
 
 

@@ -165,10 +165,19 @@ class DirectoryBlobStore:
             sync_directory(path.parent)
 
     def _path(self, name: str) -> Path:
-        parts = name.rstrip("/").split("/")
-        if any(part in ("", ".", "..") or "\0" in part for part in parts) or name.endswith(_TEMPORARY):
-            raise InvalidArgumentError(f"blob name {name!r}; allowed are relative paths without '..'")
-        return self._root.joinpath(*parts)
+        return self._root.joinpath(*checked_parts(name))
+
+
+def checked_parts(name: str) -> list[str]:
+    """The parts of a blob's name, or of a folder's with or without its last '/'.
+
+    Raises:
+        InvalidArgumentError: it leads out of the store, or is one that unfinished blobs have.
+    """
+    parts = name.rstrip("/").split("/")
+    if any(part in ("", ".", "..") or "\0" in part for part in parts) or name.endswith(_TEMPORARY):
+        raise InvalidArgumentError(f"blob name {name!r}; allowed are relative paths without '..'")
+    return parts
 
 
 class _FileWriter:

@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 
 from cortex_common.errors import CorruptError
-from cortex_common.identity import Role
-from cortex_common.ids import NodeName
-from services.discovery.domain import Announcement, Remembered
+from cortex_common.storage.sql import open_engine, sqlite_url
+from services.discovery.sql_store import SqlSnapshotStore
 from services.discovery.store import FileSnapshotStore, MemorySnapshotStore
-
-NODES = (
-    Remembered(Announcement(NodeName("w1"), Role.WORKER, "eu", "", "i1", b"\x00\xff\n"), 12.5, None),
-    Remembered(Announcement(NodeName("a1"), Role.AGGREGATOR, "us", "h:1", "i2", b""), 1.0, 2.0),
-)
+from services.discovery.tables import METADATA, REVISION_TABLE
+from tests.conformance.snapshot_store import NODES, SnapshotStoreConformance
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(params=["memory", "file", "sqlite"])
 def store(request, tmp_path):
-    return MemorySnapshotStore() if request.param == "memory" else FileSnapshotStore(tmp_path / "a" / "nodes.json")
+    return {
+        "memory": MemorySnapshotStore,
+        "file": lambda: FileSnapshotStore(tmp_path / "a" / "nodes.json"),
+        "sqlite": lambda: SqlSnapshotStore(open_engine(sqlite_url(tmp_path / "nodes.db"))),
+    }[request.param]()
 
 
-def test_an_unwritten_store_is_empty(store):
-    assert store.load() == ()
+class TestStores(SnapshotStoreConformance):
+    """Those that need no server."""
 
 
-def test_what_was_saved_is_loaded(store):
+def test_the_migrations_give_the_table_the_code_uses(tmp_path):
+    engine = open_engine(sqlite_url(tmp_path / "nodes.db"))
+    SqlSnapshotStore(engine)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": REVISION_TABLE})
+        assert compare_metadata(context, METADATA) == []
+
+
+def test_a_row_of_an_unknown_role_is_corrupt(tmp_path):
+    engine = open_engine(sqlite_url(tmp_path / "nodes.db"))
+    store = SqlSnapshotStore(engine)
     store.save(NODES)
-    assert store.load() == NODES
-
-
-def test_the_last_snapshot_counts(store):
-    store.save(NODES)
-    store.save(NODES[:1])
-    assert store.load() == NODES[:1]
-    store.save(())
-    assert store.load() == ()
+    with engine.begin() as db:
+        db.exec_driver_sql("UPDATE discovery_node SET role = 'king'")
+    with pytest.raises(CorruptError, match="discovery_node"):
+        store.load()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"nodes": [{"name": "x"}]}', '{"nodes": [], "more": 1}'])

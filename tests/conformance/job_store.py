@@ -1,0 +1,112 @@
+"""What every store of the coordinator does; a test module inherits it and gives the fixture `store`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cortex_common.errors import ConflictError
+from cortex_common.ids import JobId
+from cortex_common.job.status import RoundReport
+from services.coordinator.domain.job import Note, Stage
+from tests.unit.coordinator.jobs import collecting, new_job, trained, update, version
+
+NOTE = Note("job_submitted", 0, "by ann")
+
+
+class JobStoreConformance:
+    """The suite."""
+
+    def test_a_job_comes_back_as_it_was(self, store):
+        epoch = store.acquire("me", 1.0)
+        job = new_job()
+        assert store.insert(job, None, NOTE, epoch, 1.0) == job.id
+        assert store.get(job.id) == job
+        assert store.unfinished() == [job]
+        assert store.get(JobId("other")) is None
+
+    def test_the_same_request_is_the_same_job(self, store):
+        epoch = store.acquire("me", 1.0)
+        job = new_job()
+        store.insert(job, "r1", NOTE, epoch, 1.0)
+        assert store.insert(replace(job, id=JobId("j2")), "r1", NOTE, epoch, 1.0) == job.id
+        assert store.find_request("r1") == job.id
+        assert store.find_request("r2") is None
+        assert store.get(JobId("j2")) is None
+
+    def test_every_step_of_a_round_is_kept(self, store):
+        epoch = store.acquire("me", 1.0)
+        job = collecting("a", "b")
+        store.insert(job, None, NOTE, epoch, 1.0)
+        entries = (replace(update(0, "a"), trained=trained("a", train_loss=0.5)), update(1, "b"))
+        sealed = replace(job, stage=Stage.SEALED, sealed=entries)
+        store.commit(job, sealed, [Note("round_sealed", 1, "2 updates")], epoch, 2.0)
+        assert store.get(job.id) == sealed
+        assert store.contributions(job.id, 1) == [update(0, "a"), update(1, "b")]
+
+        tested = replace(sealed, stage=Stage.TESTING, version=version(1), pending=RoundReport(round=1))
+        store.commit(sealed, tested, [], epoch, 3.0)
+        report = RoundReport(round=1, metrics={"test_accuracy": 0.5})
+        better = replace(version(1), metrics={"test_accuracy": 0.5})
+        done = replace(tested, stage=Stage.GATHERING, round=2, version=better, history=(report,), pending=None)
+        store.commit(tested, done, [Note("round_closed", 1, "ok")], epoch, 4.0)
+        assert store.get(job.id) == done
+        assert [stored.version for stored in store.versions(job.id)] == [better]
+        assert [(event.sequence, event.name) for event in store.events(job.id, 0, 10)] == [
+            (1, "job_submitted"),
+            (2, "round_sealed"),
+            (3, "round_closed"),
+        ]
+        assert [event.sequence for event in store.events(job.id, 2, 10)] == [3]
+        assert store.newest(10) == [replace(done, history=())]
+
+    def test_a_list_given_up_is_replaced_by_that_of_the_next_attempt(self, store):
+        epoch = store.acquire("me", 1.0)
+        job = collecting("a", "b")
+        store.insert(job, None, NOTE, epoch, 1.0)
+        sealed = replace(job, stage=Stage.SEALED, sealed=(update(0, "a"), update(1, "b")))
+        store.commit(job, sealed, [], epoch, 2.0)
+        again = replace(job, attempt=2)
+        store.commit(sealed, again, [], epoch, 2.0)
+        store.commit(again, replace(again, stage=Stage.SEALED, sealed=(update(0, "c"),)), [], epoch, 2.0)
+        assert [entry.worker for entry in store.contributions(job.id, 1)] == ["c"]
+
+    def test_pruned_versions_are_gone(self, store):
+        epoch = store.acquire("me", 1.0)
+        before = collecting("a")
+        store.insert(before, None, NOTE, epoch, 1.0)
+        for number in (1, 2, 3):
+            after = replace(before, version=version(number))
+            store.commit(before, after, [], epoch, 1.0)
+            before = after
+        store.prune_versions(before.id, frozenset({1, 3}), epoch)
+        assert [stored.version.round for stored in store.versions(before.id)] == [1, 3]
+
+    def test_an_ended_job_cannot_be_changed(self, store):
+        epoch = store.acquire("me", 1.0)
+        job = collecting("a")
+        store.insert(job, None, NOTE, epoch, 1.0)
+        cancelled = replace(job, stage=Stage.CANCELLED)
+        store.commit(job, cancelled, [], epoch, 2.0)
+        with pytest.raises(ConflictError, match="ended"):
+            store.commit(job, replace(job, stage=Stage.COMPLETED), [], epoch, 3.0)
+        assert store.get(job.id) == cancelled
+        assert store.unfinished() == [cancelled], "until it is cleaned up"
+        store.commit(cancelled, replace(cancelled, cleaned=True), [], epoch, 4.0)
+        assert store.unfinished() == []
+
+    def test_a_coordinator_whose_epoch_is_over_cannot_write(self, store):
+        old = store.acquire("old", 1.0)
+        job = collecting("a")
+        store.insert(job, None, NOTE, old, 1.0)
+        new = store.acquire("new", 2.0)
+        assert new == old + 1
+        for write in (
+            lambda: store.commit(job, replace(job, round=2), [], old, 3.0),
+            lambda: store.insert(replace(job, id=JobId("j2")), None, NOTE, old, 3.0),
+            lambda: store.prune_versions(job.id, frozenset(), old),
+        ):
+            with pytest.raises(ConflictError, match="epoch 1 is over"):
+                write()
+        assert store.get(job.id) == job

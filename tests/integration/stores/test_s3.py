@@ -1,0 +1,86 @@
+"""The blob store on a real S3 server: the suite of the directory, and what only a server can do."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from cortex_common.errors import CorruptError, InvalidArgumentError, NotFoundError, UnavailableError
+from cortex_common.storage.remote import S3Access, S3BlobStore
+from tests.conformance.blob_store import BlobStoreConformance
+from tests.integration.stores.servers import free_port
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_server):
+    access = S3Access(s3_server.endpoint, "us-east-1", s3_server.key_file, s3_server.secret_file)
+    access.open().mkdir("tests")
+    return access
+
+
+@pytest.fixture
+def store(bucket):
+    return S3BlobStore(f"s3://tests/{uuid.uuid4().hex}", bucket)
+
+
+class TestS3(BlobStoreConformance):
+    """Objects."""
+
+
+def test_a_blob_larger_than_a_part_is_whole(store):
+    content = bytes(251) + bytes(range(251)) * (36 * 1024 * 1024 // 251)
+    with store.create("large") as writer:
+        writer.write(memoryview(content))
+        writer.commit()
+    with store.open("large") as reader:
+        assert reader.size == len(content)
+        assert reader.read_at(16 * 1024 * 1024 - 7, 14) == content[16 * 1024 * 1024 - 7 : 16 * 1024 * 1024 + 7]
+
+
+def test_an_upload_given_up_leaves_nothing(store):
+    with store.create("large") as writer:
+        writer.write(bytes(20 * 1024 * 1024))
+    assert list(store.names("")) == []
+
+
+def test_a_reader_never_mixes_two_blobs_of_one_name(store):
+    store.put("a", b"old!")
+    with store.open("a") as reader:
+        store.put("a", b"new!")
+        with pytest.raises(CorruptError, match="replaced"):
+            reader.read_at(0, 4)
+
+
+def test_stores_of_other_prefixes_are_not_seen(bucket, store):
+    store.put("a", b"x")
+    assert list(S3BlobStore(f"s3://tests/{uuid.uuid4().hex}", bucket).names("")) == []
+
+
+def test_a_server_that_is_away_is_told(tmp_path):
+    store = S3BlobStore("s3://tests/x", S3Access(f"http://127.0.0.1:{free_port()}", "us-east-1", *_keys(tmp_path)))
+    with pytest.raises(UnavailableError, match="does not answer"):
+        store.open("a")
+
+
+def test_wrong_keys_are_told(s3_server, tmp_path):
+    store = S3BlobStore("s3://tests/x", S3Access(s3_server.endpoint, "us-east-1", *_keys(tmp_path)))
+    with pytest.raises(UnavailableError, match="refuses"):
+        store.put("a", b"x")
+
+
+@pytest.mark.parametrize("url", ["tests/x", "file:///tmp", "s3://", "s3:///x", "s3://b/x?versionId=1"])
+def test_addresses_of_other_things_are_refused(url):
+    with pytest.raises(InvalidArgumentError, match="s3://bucket/prefix"):
+        S3BlobStore(url, S3Access())
+
+
+def test_a_missing_key_file_is_named(tmp_path):
+    with pytest.raises(NotFoundError, match="nowhere"):
+        S3BlobStore("s3://b/x", S3Access(key_file=tmp_path / "nowhere"))
+
+
+def _keys(folder):
+    (folder / "key").write_text("nobody")
+    (folder / "secret").write_text("wrong")
+    return folder / "key", folder / "secret"
