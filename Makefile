@@ -11,7 +11,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help install demo test check bench format proto
+.PHONY: help install demo test check bench format proto images up down lock e2e e2e-k8s
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,18 @@ check: install ## everything static, and the unit tests: format, ruff, mypy, imp
 
 bench: install ## what a round costs, on this machine: seconds, CPU-seconds, bytes, memory; about 20 minutes
 	@$(bin)/python -m benchmarks all
+
+images: ## build the five container images: cortex/<service>:0.1.0
+	@deploy/images
+
+up: ## the same system by docker compose (after `make images`): WORKERS=4, COMPOSE_PROFILES=grafana
+	@deploy/up
+
+down: ## stop what `make up` started; volumes stay
+	@docker compose --file deploy/docker-compose.yml --file deploy/docker-compose.scale.yml --profile '*' down
+
+lock: ## resolve the images' packages anew: deploy/requirements/*.txt
+	@docker run --rm --volume "$(CURDIR):/src" python:3.11-slim-bookworm python /src/deploy/lock.py
 
 format: install ## let ruff put the code in order
 	$(bin)/ruff format .

@@ -83,7 +83,9 @@ def _gather(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdi
     )
     waited_s = now.monotonic_s - seen.since_s
     enough = len(live) == len(seats) or (len(live) >= job.spec.placement.least and waited_s >= rules.gather_s)
-    aggregator = _aggregator_of(job, world) if job.aggregator else choose_aggregator(seats, world)
+    is_regional = job.spec.aggregation.topology == "regional"
+    root = choose_aggregator(seats, world, above_regions=is_regional)
+    aggregator = _aggregator_of(job, world) if job.aggregator else root
     if not enough or aggregator is None:
         if waited_s >= job.spec.aggregation.deadline * rules.attempts and not _is_queued(job, world):
             return fail(job, _nobody_came(job, len(live), aggregator is None, waited_s), now)

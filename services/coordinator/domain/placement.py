@@ -107,8 +107,21 @@ def spares(job: Job, world: World, seated: frozenset[NodeName], rules: Rules, no
     return iter([worker.name for worker in free])
 
 
-def choose_aggregator(seats: Iterable[NodeName | None], world: World) -> AggregatorView | None:
-    """A live aggregator, in the region with most seats if there is one."""
+def choose_aggregator(
+    seats: Iterable[NodeName | None], world: World, *, above_regions: bool = False
+) -> AggregatorView | None:
+    """A live aggregator, in the region with most seats if there is one.
+
+    Args:
+        seats: Who holds them.
+        world: Who is there.
+        above_regions: It sums up what the regions' own have summed; then one of a region without seats is better, if
+            there is one: it has nothing else to do.
+    """
     regions = Counter(world.workers[name].region for name in seats if name in world.workers and name is not None)
     live = [aggregator for aggregator in world.aggregators.values() if aggregator.is_live]
-    return min(live, key=lambda aggregator: (-regions[aggregator.region], aggregator.name), default=None)
+
+    def rank(aggregator: AggregatorView) -> tuple[bool, int, NodeName]:
+        return above_regions and regions[aggregator.region] > 0, -regions[aggregator.region], aggregator.name
+
+    return min(live, key=rank, default=None)

@@ -10,14 +10,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import until
 
 DEBIAN = Path("/usr/lib/postgresql")
 
@@ -132,19 +133,11 @@ def seaweed(folder: Path) -> Iterator[S3]:
     ]
     with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log, cwd=folder) as process:
         try:
-            wait_for(lambda: _answers(ports["s3"]) or process.poll() is not None)
+            until(lambda: _answers(ports["s3"]) or process.poll() is not None, 60)
             assert process.poll() is None, (folder / "log").read_text()[-2000:]
             yield S3(f"http://127.0.0.1:{ports['s3']}", folder / "key", folder / "secret")
         finally:
             process.terminate()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    """Return once it holds."""
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited too long"
-        time.sleep(0.05)
 
 
 def free_port() -> int:

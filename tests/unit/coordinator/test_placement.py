@@ -87,3 +87,16 @@ def test_the_aggregator_is_in_the_region_with_most_seats():
 def test_workers_discovery_has_not_told_of_yet_refuse_no_job():
     unknown = {NodeName("a"): worker("a", datasets={}, is_known=False)}
     assert admission(parse_job(document()), replace(world(), workers=unknown), DIGITS) == []
+
+
+def test_regions_are_summed_up_by_an_aggregator_that_has_no_workers_of_its_own():
+    us, eu, root = (
+        AggregatorView(NodeName(name), region, "x:1", is_live=True)
+        for name, region in (("a-us", "us"), ("b-eu", "eu"), ("c-root", "global"))
+    )
+    workers = {NodeName("a"): worker("a", region="us"), NodeName("b"): worker("b", region="eu")}
+    seats = list(workers)
+    network = World(workers, {each.name: each for each in (us, eu, root)})
+    assert choose_aggregator(seats, network, above_regions=True) == root
+    assert choose_aggregator(seats, network) == us
+    assert choose_aggregator(seats, World(workers, {us.name: us, eu.name: eu}), above_regions=True) == us
