@@ -163,8 +163,12 @@ class BatchProcessor:
     def _in_order(self, work: _Fold) -> Iterator[_Done]:
         """Chunks in order; while one is written the threads work on the next."""
         running: deque[Future[_Done]] = deque()
+        parts = list(work.parts())
+        if len(parts) == 1:
+            yield work.chunk(parts[0], work.take())
+            return
         try:
-            for part in work.parts():
+            for part in parts:
                 running.append(self._pool.submit(work.chunk, part, work.take()))
                 if len(running) > self._threads:
                     yield running.popleft().result()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -132,18 +132,21 @@ class Receiver:
             yield replace(state.receipt, newly_accepted=False)
             return
         upload.check()
-        intake = await in_thread(lambda: self._prepare(live, state, header))
-        spool = intake.spool
-        yield Resume(intake.next)
+        intake = _Opening(lambda: self._prepare(live, state, header))
+        if state.spool is None:
+            # It is begun with the first chunk, on that one's thread.
+            self._require_room(live, header, 0)
+            yield Resume(0)
+        else:
+            yield Resume((await in_thread(intake.get)).next)
         try:
             trailer = await self._chunks(live, intake, upload)
-            digest = await in_thread(lambda: intake.finish(trailer))
-            upload.check()
+            spool, digest = intake.get().spool, intake.get().finish(trailer)
             receipt = self._receipt(header, spool, digest)
             await in_thread(lambda: spool.commit(receipt))
         except (OverloadedError, CorruptError) as error:
             # What a full disk or a wrong whole left behind helps nobody; a damaged chunk leaves good ones before it.
-            if isinstance(error, OverloadedError) or intake.complete:
+            if isinstance(error, OverloadedError) or intake.is_complete:
                 await in_thread(lambda: self._erase(state))
             raise
         state.receipt = receipt
@@ -153,13 +156,13 @@ class Receiver:
         log.info("update_accepted", job_id=key.job_id, round=key.round, seat=header.seat, worker=header.sender)
         yield receipt
 
-    async def _chunks(self, live: LiveRound, intake: Intake, upload: Upload) -> TrailerFrame:
+    async def _chunks(self, live: LiveRound, intake: _Opening, upload: Upload) -> TrailerFrame:
         while not isinstance(frame := await upload.next_frame(), TrailerFrame):
             if not isinstance(frame, ChunkFrame):
                 raise InvalidArgumentError(
                     "a second header in one upload; allowed after the first are chunks and a trailer"
                 )
-            await in_thread(lambda chunk=frame: intake.take(chunk))  # type: ignore[misc]
+            await in_thread(lambda chunk=frame: intake.get().take(chunk))  # type: ignore[misc]
             metrics.BYTES_UP.inc(len(frame.sealed))
             metrics.SPOOL_BYTES.inc(len(frame.sealed))
             self._tell_progress(live)
@@ -186,13 +189,16 @@ class Receiver:
         if state.spool is not None and state.spool.header != header:
             state.spool.erase()
             state.spool = None
-        held = state.spool.chunks if state.spool else 0
-        require_room(directory, payload_room(header, held), self._settings.disk_reserve_bytes)
+        self._require_room(live, header, state.spool.chunks if state.spool else 0)
         if state.spool is None:
             state.spool = SeatSpool.start(directory, header)
         intake = Intake(state.spool, self._encryption.opener(header), self._validation)
         intake.prove()
         return intake
+
+    def _require_room(self, live: LiveRound, header: ObjectHeader, held_chunks: int) -> None:
+        directory = self._store.directory(live.terms.key)
+        require_room(directory, payload_room(header, held_chunks), self._settings.disk_reserve_bytes)
 
     def _erase(self, state: SeatState) -> None:
         if state.spool is not None:
@@ -216,6 +222,25 @@ class Receiver:
     def _open_now(self, job_id: JobId) -> RoundKey | None:
         open_keys = [key for key, live in self._rounds.items() if key.job_id == job_id and live.phase is Phase.OPEN]
         return max(open_keys, key=lambda key: (key.round, key.attempt), default=None)
+
+
+class _Opening:
+    """An upload's intake, made by whoever needs it first."""
+
+    def __init__(self, make: Callable[[], Intake]) -> None:
+        self._make = make
+        self._made: Intake | None = None
+
+    def get(self) -> Intake:
+        """The intake; the first call may block."""
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all chunks are here."""
+        return self._made is not None and self._made.complete
 
 
 @contextmanager

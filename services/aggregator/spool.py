@@ -172,9 +172,10 @@ class SeatSpool:
         """Write at a position; nothing of it stays when the disk is full."""
         try:
             with reporting_full(self._directory, sum(map(len, parts))):
-                os.lseek(self._file, start, os.SEEK_SET)
-                for part in parts:
-                    write_fully(self._file, part)
+                written = os.pwritev(self._file, parts, start)
+                if written < sum(map(len, parts)):
+                    os.lseek(self._file, start + written, os.SEEK_SET)
+                    write_fully(self._file, b"".join(parts)[written:])
         except BaseException:
             os.ftruncate(self._file, start)
             raise

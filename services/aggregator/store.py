@@ -107,7 +107,11 @@ class DirectoryRoundStore:
 
     def erase(self, key: RoundKey) -> None:
         """Remove the round's folder. Not synced: nobody is told, and what a power cut brings back is retired again."""
-        shutil.rmtree(self.directory(key), ignore_errors=True)
+        directory = self.directory(key)
+        with suppress(OSError):
+            for path in directory.iterdir():
+                path.unlink()
+            directory.rmdir()
 
     def erase_job(self, job_id: JobId) -> None:
         """Remove the job's folder, also what was set aside."""

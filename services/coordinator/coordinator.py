@@ -346,7 +346,7 @@ class JobCoordinator:
                     included_round=job.included.get(worker),
                     base_seats=job.base_seats,
                 )
-                orders[worker] = (*orders.get(worker, ()), order)
+                orders[worker] = (*orders.get(worker, ()), tracked.resting(worker, order))
         return orders
 
     def _key_of(self, tracked: Tracked) -> DataKey | None:

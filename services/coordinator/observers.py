@@ -31,6 +31,7 @@ class Observers:
     def __init__(self, tensorboard_root: Path) -> None:
         self._root = tensorboard_root
         self._scalars: dict[JobId, ScalarLog] = {}
+        self._counted: Counter[JobPhase] | None = None
 
     def tensorboard_dir(self, job_id: JobId) -> str:
         """Where TensorBoard finds the job's scalars."""
@@ -68,6 +69,9 @@ class Observers:
     def jobs(self, jobs: Iterable[Job]) -> None:
         """All jobs in memory."""
         count = Counter(job.phase for job in jobs)
+        if count == self._counted:
+            return
+        self._counted = count
         for phase in JobPhase:
             if not phase.is_terminal:
                 _JOBS.labels(phase.value).set(count[phase])

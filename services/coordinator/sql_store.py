@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import Connection, Engine, Row, delete, desc, func, insert, select, update
+from sqlalchemy import Connection, Engine, Insert, Row, bindparam, delete, desc, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from cortex_common.errors import ConflictError, CorruptError
@@ -24,6 +24,18 @@ log = get_logger(__name__)
 
 _JOB = TypeAdapter(Job)
 _TERMINAL = [stage.value for stage in Stage if stage.is_terminal]
+
+# What each step of a round runs is built once: building a statement costs more than SQLite takes to carry it out.
+# Shared lock (where the database has any): nobody takes the lease between this look and the commit.
+_EPOCH = select(LEASE.c.epoch).where(LEASE.c.id == 1).with_for_update(read=True)
+_LAST_EVENT = select(func.max(EVENT.c.sequence)).where(EVENT.c.job_id == bindparam("job"))
+_OF_ROUND = (CONTRIBUTION.c.job_id == bindparam("job")) & (CONTRIBUTION.c.round == bindparam("of_round"))
+_DROP_CONTRIBUTIONS = delete(CONTRIBUTION).where(_OF_ROUND)
+_SET_JOB = update(JOB).where(JOB.c.id == bindparam("job")).values(revision=JOB.c.revision + 1)
+_SET_RUNNING_JOB = _SET_JOB.where(JOB.c.stage.not_in(_TERMINAL))
+_SET_ENDED_JOB = _SET_JOB.where(JOB.c.stage == bindparam("ended_as"))
+_ADD_ROUND, _ADD_EVENT, _ADD_CONTRIBUTION = insert(ROUND), insert(EVENT), insert(CONTRIBUTION)
+_ADD_VERSION = insert(VERSION)
 
 
 class SqlStore:
@@ -72,18 +84,16 @@ class SqlStore:
         """Replace `before` by `after`, with everything that follows from the difference, or raise ConflictError."""
         with self._engine.begin() as db:
             _check_epoch(db, epoch)
-            condition = (JOB.c.id == after.id) & JOB.c.stage.not_in(_TERMINAL)
+            row = _job_row(after) | {"job": after.id}
             if before.stage.is_terminal:
-                condition = (JOB.c.id == after.id) & (JOB.c.stage == after.stage.value)
-            changed = db.execute(update(JOB).where(condition).values(**_job_row(after), revision=JOB.c.revision + 1))
+                changed = db.execute(_SET_ENDED_JOB, row | {"ended_as": after.stage.value})
+            else:
+                changed = db.execute(_SET_RUNNING_JOB, row)
             if changed.rowcount != 1:
                 raise ConflictError(f"job {after.id} has ended already")
             _write_contributions(db, before, after)
             _write_version(db, before, after)
-            for report in after.history[len(before.history) :]:
-                text = report.model_dump_json()
-                row = {"job_id": after.id, "round": report.round, "attempt": report.attempt, "report": text}
-                db.execute(insert(ROUND).values(**row))
+            _add(db, _ADD_ROUND, [_report_row(after.id, report) for report in after.history[len(before.history) :]])
             _append(db, after.id, notes, epoch, now_s)
 
     def get(self, job_id: JobId) -> Job | None:
@@ -158,8 +168,7 @@ def _readable(state: str) -> Job | None:
 
 
 def _check_epoch(db: Connection, epoch: int) -> None:
-    # Shared lock (where the database has any): nobody takes the lease between this look and the commit.
-    current = db.execute(select(LEASE.c.epoch).where(LEASE.c.id == 1).with_for_update(read=True)).scalar()
+    current = db.execute(_EPOCH).scalar()
     if current != epoch:
         raise ConflictError(f"epoch {epoch} is over: another coordinator writes with epoch {current}")
 
@@ -176,6 +185,21 @@ def _job_row(job: Job) -> dict[str, Any]:
     }
 
 
+def _report_row(job_id: JobId, report: RoundReport) -> dict[str, Any]:
+    return {
+        "job_id": job_id,
+        "round": report.round,
+        "attempt": report.attempt,
+        "report": report.model_dump_json(),
+    }
+
+
+def _add(db: Connection, statement: Insert, rows: Sequence[dict[str, Any]]) -> None:
+    """Insert all rows at once, if there are any."""
+    if rows:
+        db.execute(statement, rows)
+
+
 def _with_history(db: Connection, job: Job) -> Job:
     wanted = select(ROUND.c.report).where(ROUND.c.job_id == job.id).order_by(ROUND.c.round)
     reports = db.execute(wanted).scalars().all()
@@ -183,22 +207,28 @@ def _with_history(db: Connection, job: Job) -> Job:
 
 
 def _append(db: Connection, job_id: JobId, notes: Sequence[Note], epoch: int, now_s: float) -> None:
-    last = db.execute(select(func.max(EVENT.c.sequence)).where(EVENT.c.job_id == job_id)).scalar() or 0
-    for sequence, note in enumerate(notes, start=last + 1):
-        row = {"job_id": job_id, "sequence": sequence, "at_s": now_s, "epoch": epoch}
-        db.execute(insert(EVENT).values(**row, name=note.name, round=note.round, message=note.message))
+    last = db.execute(_LAST_EVENT, {"job": job_id}).scalar() or 0
+    same = {"job_id": job_id, "at_s": now_s, "epoch": epoch}
+    rows = [
+        same | {"sequence": sequence, "name": note.name, "round": note.round, "message": note.message}
+        for sequence, note in enumerate(notes, start=last + 1)
+    ]
+    _add(db, _ADD_EVENT, rows)
 
 
 def _write_contributions(db: Connection, before: Job, after: Job) -> None:
     """The list as it is frozen; a list given up with its attempt is replaced by that of the next."""
     if after.stage is not Stage.SEALED or before.stage is Stage.SEALED:
         return
-    of_round = (CONTRIBUTION.c.job_id == after.id) & (CONTRIBUTION.c.round == after.round)
-    db.execute(delete(CONTRIBUTION).where(of_round))
-    for entry in after.sealed:
-        row = {"job_id": after.id, "round": after.round, "attempt": after.attempt, "seat": entry.seat}
-        row |= {"worker": entry.worker, "content_sha256": entry.content_sha256}
-        db.execute(insert(CONTRIBUTION).values(**row, weight=entry.weight, size_bytes=entry.size_bytes))
+    db.execute(_DROP_CONTRIBUTIONS, {"job": after.id, "of_round": after.round})
+    same = {"job_id": after.id, "round": after.round, "attempt": after.attempt}
+    rows = [
+        same
+        | {"seat": entry.seat, "worker": entry.worker, "content_sha256": entry.content_sha256}
+        | {"weight": entry.weight, "size_bytes": entry.size_bytes}
+        for entry in after.sealed
+    ]
+    _add(db, _ADD_CONTRIBUTION, rows)
 
 
 def _write_version(db: Connection, before: Job, after: Job) -> None:
@@ -213,7 +243,7 @@ def _write_version(db: Connection, before: Job, after: Job) -> None:
     row = {"job_id": after.id, "round": version.round, "sha256": version.sha256, "parameters": version.parameters}
     row |= {"manifest_sha256": version.manifest_sha256, "size_bytes": version.size_bytes, "metrics": metrics}
     row |= {"created_s": version.created_s, "aggregator": after.aggregator or "", "pruned": 0}
-    db.execute(insert(VERSION).values(**row))
+    _add(db, _ADD_VERSION, [row])
 
 
 def _version(row: Row[Any]) -> Version:

@@ -6,9 +6,11 @@ import asyncio
 import math
 from dataclasses import dataclass, field
 
-from cortex_common.ids import SeatIndex
+from cortex_common.ids import NodeName, SeatIndex
+from services.coordinator.domain.assignments import rests
 from services.coordinator.domain.job import Job, Stage
 from services.coordinator.domain.seen import Seen
+from services.coordinator.orders import Order
 from services.coordinator.signal import Signal
 
 LinkKey = tuple[object, ...]
@@ -24,6 +26,7 @@ class Tracked:
     link: asyncio.Task[None] | None = None
     link_key: LinkKey | None = None
     pruned_s: float = -math.inf
+    given: dict[NodeName, Order] = field(default_factory=dict)
 
     def replace_job(self, job: Job, now_s: float) -> None:
         """Take the job's next state; observations about a stage end with it."""
@@ -40,6 +43,14 @@ class Tracked:
         if job.stage is Stage.SEALED:
             return (job.stage, job.round, job.attempt)
         return (job.stage,) if job.stage.is_terminal and not job.cleaned else None
+
+    def resting(self, worker: NodeName, due: Order) -> Order:
+        """What to give a worker: what is due, or still its last order while it rests between two rounds."""
+        last = self.given.get(worker)
+        if last is not None and rests(self.job, worker, last.assignment, due.assignment):
+            return last
+        self.given[worker] = due
+        return due
 
     def seat_of(self, worker: str) -> SeatIndex | None:
         """The seat a worker holds."""

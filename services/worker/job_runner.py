@@ -27,6 +27,8 @@ from services.worker.workbench import Workbench
 
 _log = get_logger(__name__)
 
+_ACTIVITY_AFTER_S = 0.25
+"""Work that is over sooner is over before anybody reads of it."""
 _ACTIVITY_EVERY_S = 1.0
 # Saying the same again will not help; whatever else goes wrong at the coordinator may pass.
 _HOPELESS = (InvalidArgumentError, ForbiddenError, NotFoundError, PreconditionError)
@@ -191,6 +193,7 @@ class JobRunner:
 
     async def _tell_coordinator(self, key: WorkKey) -> None:
         """Pass on what is being done, about once a second; nobody misses what is lost."""
+        await self._around.clock.sleep(_ACTIVITY_AFTER_S)
         while (assignment := self._latest(key)) is not None:
             self._activity_changed.clear()
             try:

@@ -140,9 +140,8 @@ class TrainerProcess:
             try:
                 if descriptors:
                     socket.send_fds(self._connection, [header], list(descriptors))
-                else:
-                    await loop.sock_sendall(self._connection, header)
-                await loop.sock_sendall(self._connection, body)
+                    header = b""
+                await loop.sock_sendall(self._connection, header + body)
             except OSError:
                 return
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cortex_common.job.spec import JobSpec
 from cortex_common.network.work import Assignment
 from cortex_common.tensors import Arena, Manifest, ManifestLimits
 from services.worker.settings import WorkerSettings
@@ -24,6 +25,23 @@ class Lesson:
     base_sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a trainer has ready, and its answer: it need not be asked for the same again in every round."""
+
+    trainer: TrainerProcess
+    spec: JobSpec
+    seat: int
+    seats: int
+    with_data: bool
+    manifest: Manifest
+
+    def covers(self, trainer: TrainerProcess, assignment: Assignment, *, with_data: bool) -> bool:
+        """Whether that is what this assignment needs."""
+        place = (self.trainer, self.seat, self.seats) == (trainer, assignment.seat, assignment.seats)
+        return place and self.with_data >= with_data and self.spec == assignment.spec
+
+
 class Workbench:
     """Memory and trainer of one job. One piece of work at a time.
 
@@ -38,6 +56,7 @@ class Workbench:
         self._base: SharedArena | None = None
         self._result: SharedArena | None = None
         self._attached: TrainerProcess | None = None
+        self._prepared: Prepared | None = None
         self.manifest: Manifest | None = None
         self.held_sha256 = ""
         self.lesson: tuple[Lesson, Answer] | None = None
@@ -85,6 +104,9 @@ class Workbench:
             TrainerEndedError: it ended first.
         """
         trainer = await self._slot.trainer()
+        if self._prepared is not None and self._prepared.covers(trainer, assignment, with_data=with_data):
+            return self._prepared.manifest
+        self._prepared = None
         body: Mapping[str, object] = {
             "spec": assignment.spec.model_dump(mode="json"),
             "seat": assignment.seat,
@@ -94,7 +116,9 @@ class Workbench:
             "with_data": with_data,
         }
         answer = await trainer.ask("prepare", body)
-        return Manifest.from_json(str(answer["manifest"]).encode(), self.limits)
+        manifest = Manifest.from_json(str(answer["manifest"]).encode(), self.limits)
+        self._prepared = Prepared(trainer, assignment.spec, assignment.seat, assignment.seats, with_data, manifest)
+        return manifest
 
     def allocate(self, manifest: Manifest) -> Arena:
         """Memory for this layout, the old one with its numbers when it fits; they are about to be changed."""

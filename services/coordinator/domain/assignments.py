@@ -52,6 +52,20 @@ def assignments(job: Job, seen: Seen, world: World, rules: Rules, now_s: float) 
     return {name: _assignment(job, SeatIndex(seat), Work.HOLD) for seat, name in enumerate(job.seats) if name}
 
 
+def rests(job: Job, worker: NodeName, last: Assignment, due: Assignment) -> bool:
+    """Whether a worker keeps its last assignment, which it has done, instead of one that only says to hold.
+
+    The next one follows in a moment, and between two rounds a message that asks for nothing costs as much as one that
+    asks for work. Whoever's update does not count is told to stop.
+    """
+    if due.work is not Work.HOLD or last.work is not Work.TRAIN or last.seat != due.seat:
+        return False
+    if job.stage is Stage.SEALED:
+        counts = any((entry.seat, entry.worker) == (last.seat, worker) for entry in job.sealed)
+        return counts and (last.round, last.attempt) == (job.round, job.attempt)
+    return job.stage is Stage.COLLECTING and last.round == job.round - 1 == job.included.get(worker)
+
+
 def _assignment(job: Job, seat: SeatIndex, work: Work, retry: int = 0, slices: tuple[int, ...] = ()) -> Assignment:
     return Assignment(job.id, job.round, job.attempt, seat, len(job.seats), work, slices, retry)
 

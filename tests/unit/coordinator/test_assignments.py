@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cortex_common.ids import NodeName, SeatIndex
-from services.coordinator.domain.assignments import Work, assignments
+from services.coordinator.domain.assignments import Work, assignments, rests
 from services.coordinator.domain.explain import waiting_for
 from services.coordinator.domain.job import Stage
 from services.coordinator.domain.seen import Activity, Failure
-from tests.unit.coordinator.jobs import RULES, accepted, collecting, new_job, scores, seen, world
+from tests.unit.coordinator.jobs import RULES, accepted, collecting, new_job, scores, seen, update, world
 
 
 def given(job, observed, network, now_s=1000.0):
@@ -83,3 +83,18 @@ def test_the_status_says_when_the_aggregator_is_away():
 
 def test_an_ended_job_waits_for_nothing():
     assert waiting_for(replace(collecting("a"), stage=Stage.FAILED), seen(), world("a"), RULES, 1.0) is None
+
+
+def test_whoever_has_done_its_part_rests_on_its_assignment_until_the_next_and_a_straggler_is_told_to_stop():
+    job = replace(collecting("a", "b"), round=3)
+    trained = given(job, seen(open_seats=job.members), world("a", "b"))
+    sealed = replace(job, stage=Stage.SEALED, sealed=(update(SeatIndex(0), NodeName("a")),))
+    hold = given(sealed, seen(), world("a", "b"))
+    assert [rests(sealed, NodeName(name), trained[name], hold[name]) for name in ("a", "b")] == [True, False]
+    following = replace(collecting("a", "b"), round=4, included={NodeName("a"): 3})
+    hold = given(following, seen(), world("a", "b"))
+    assert [rests(following, NodeName(name), trained[name], hold[name]) for name in ("a", "b")] == [True, False]
+    gathering = replace(following, stage=Stage.GATHERING)
+    assert not rests(gathering, NodeName("a"), trained["a"], given(gathering, seen(), world("a", "b"))["a"])
+    again = replace(job, attempt=2)
+    assert not rests(again, NodeName("a"), trained["a"], given(again, seen(), world("a", "b"))["a"])
