@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from pydantic_settings.exceptions import SettingsError
 from cortex_common.errors import InvalidArgumentError, NotFoundError, PreconditionError, Violation
 from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.ids import NodeName
+from cortex_common.job.parse import violations_of
 from cortex_common.rpc.server import RpcSettings, join_address
 from cortex_common.security.certificates import certificate_of
 
@@ -23,28 +24,20 @@ PREFIX = "CORTEX_"
 NESTED = "__"
 # Read by the command line, the SDK or the test harness; allowed beside any service's own.
 KNOWN_ENVIRONMENT = frozenset(
-    PREFIX + name for name in ("CONFIG", "DIR", "ENDPOINT", "FAILPOINT", "CA", "CERTIFICATE", "KEY", "DATA_DIR")
+    PREFIX + name
+    for name in ("CONFIG", "DIR", "ENDPOINT", "DISCOVERY", "FAILPOINT", "CA", "CERTIFICATE", "KEY", "DATA_DIR")
 )
 _SERVICE_LINK = re.compile(r"CORTEX_\w+_(SERVICE_(HOST|PORT\w*)|PORT(_\w+)?)")
 
-_Settings = TypeVar("_Settings", bound="TlsSettings")
+_Settings = TypeVar("_Settings", bound="FileSettings")
 
 
-class TlsSettings(BaseSettings):
-    """Where a process finds its certificate."""
+class FileSettings(BaseSettings):
+    """What `load_settings` can fill: frozen, and an unknown key is a mistake."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_nested_delimiter=NESTED, extra="forbid", frozen=True, validate_default=True
     )
-
-    ca: Path
-    certificate: Path
-    key: Path
-
-    @property
-    def tls(self) -> TlsFiles:
-        """The three files."""
-        return TlsFiles(self.ca, self.certificate, self.key)
 
     @classmethod
     def settings_customise_sources(
@@ -57,6 +50,19 @@ class TlsSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments only: `load_settings` merges file and environment, so that tests are not touched by either."""
         return (init_settings,)
+
+
+class TlsSettings(FileSettings):
+    """Where a process finds its certificate."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+    @property
+    def tls(self) -> TlsFiles:
+        """The three files."""
+        return TlsFiles(self.ca, self.certificate, self.key)
 
 
 class ServiceSettings(TlsSettings):
@@ -128,7 +134,7 @@ def load_settings(
     try:
         settings = cls(**merged)
     except ValidationError as error:
-        violations += [_violation(cls, each, given) for each in error.errors()]
+        violations += [_with_variable(each, given) for each in violations_of(error, cls)]
     else:
         if not violations:
             return settings
@@ -152,7 +158,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _environment_source(cls: type[TlsSettings], environment: Mapping[str, str]) -> dict[str, Any]:
+def _environment_source(cls: type[FileSettings], environment: Mapping[str, str]) -> dict[str, Any]:
     """The variables as pydantic-settings reads them: nested by `__`, JSON for lists and mappings."""
     from pydantic_settings import EnvSettingsSource
 
@@ -171,7 +177,7 @@ def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _unknown_variables(cls: type[TlsSettings], environment: Mapping[str, str]) -> Iterator[Violation]:
+def _unknown_variables(cls: type[FileSettings], environment: Mapping[str, str]) -> Iterator[Violation]:
     known = {name.upper() for name in _variables(cls, PREFIX)}
     for name in sorted(environment):
         upper = name.upper()
@@ -192,12 +198,21 @@ def _variables(cls: type[BaseModel], prefix: str) -> Iterator[str]:
             yield from _variables(kind, prefix + name + NESTED)
 
 
-def _violation(cls: type[TlsSettings], error: Any, given: Mapping[str, Any]) -> Violation:
-    path = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return Violation(path, f"unknown key; allowed are {', '.join(sorted(cls.model_fields))}")
-    variable = PREFIX + NESTED.join(str(part) for part in error["loc"]).upper()
-    if error["type"] == "missing":
-        return Violation(path, f"is missing; set it in the file or as {variable}")
-    where = f" (from {variable})" if error["loc"] and error["loc"][0] in given else ""
-    return Violation(path, f"{error['input']!r}{where}: {error['msg'][:1].lower()}{error['msg'][1:]}")
+def _with_variable(violation: Violation, given: Mapping[str, Any]) -> Violation:
+    """The mistake, with the environment variable that made it, or could mend it."""
+    parts = violation.path.split(".")
+    variable = PREFIX + NESTED.join(parts).upper()
+    if violation.message.startswith("missing"):
+        return Violation(violation.path, f"is missing; set it in the file or as {variable}")
+    where = f" (from {variable})" if _is_given(parts, given) else ""
+    return Violation(violation.path, violation.message + where)
+
+
+def _is_given(parts: Sequence[str], given: Mapping[str, Any]) -> bool:
+    """Whether the environment set this."""
+    found: Any = given
+    for part in parts:
+        if not isinstance(found, Mapping) or part not in found:
+            return False
+        found = found[part]
+    return True

@@ -61,6 +61,9 @@ OptimizerName = Annotated[
 ]  # fmt: skip
 
 
+DeviceName = Annotated[StrictStr, AfterValidator(_device)]
+
+
 class Section(BaseModel):
     """Part of a job file: immutable, unknown keys are errors."""
 
@@ -134,7 +137,7 @@ class TrainingSpec(Section):
     rounds: Count = 5
     early_stopping: EarlyStoppingSpec | None = None
     checkpoint: CheckpointSpec = CheckpointSpec()
-    device: Annotated[StrictStr, AfterValidator(_device)] = "auto"
+    device: DeviceName = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: Seed = 0
 

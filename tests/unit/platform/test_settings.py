@@ -74,7 +74,7 @@ def test_all_mistakes_are_told_at_once(config: Callable[[str], Path]) -> None:
         load_settings(ExampleSettings, path, "example", environment)
     said = {violation.path: violation.message for violation in caught.value.violations}
     assert set(said) == {"key", "prot", "lease.misses", "port", "CORTEX_HOTS", "CORTEX_API_SERVICE_HOST"}
-    assert "unknown key; allowed are advertise, ca, certificate" in said["prot"]
+    assert "unknown key; did you mean 'port'?" in said["prot"]
     assert "CORTEX_KEY" in said["key"]
     assert "'high'" in said["port"]
     assert "CORTEX_PORT" in said["port"]

@@ -1,0 +1,1 @@
+"""A training node inside a person's own program."""

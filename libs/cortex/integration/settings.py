@@ -1,0 +1,216 @@
+"""The file `config.yaml` of a `CortexManager`: every key, its default, and what is allowed.
+
+The table in docs/manager.md is made from these classes (`python -m cortex.integration.reference`).
+"""
+
+from __future__ import annotations
+
+import binascii
+import math
+from base64 import b64decode
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StrictStr
+
+from cortex_common.errors import InvalidArgumentError
+from cortex_common.identity import Identity, Role
+from cortex_common.ids import NodeName
+from cortex_common.job.spec import (
+    DeviceName,
+    EarlyStoppingSpec,
+    ModelSpec,
+    NonNegative,
+    OptimizerName,
+    Options,
+    Positive,
+)
+from cortex_common.settings import FileSettings, load_settings
+
+KEY_BYTES = 32
+_NOT_A_KEY = "a secret (not shown) given; allowed: 32 bytes as base64, or null to have one generated"
+
+# Not the strict types of the job file: variables of the environment are text.
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Dimension = Annotated[int, Field(ge=1, le=10_000_000)]
+
+
+def _websocket_url(value: str) -> str:
+    scheme, separator, rest = value.partition("://")
+    if scheme not in ("ws", "wss") or not separator or not rest.strip("/"):
+        raise ValueError("allowed: ws://host:port or wss://host:port")
+    return value
+
+
+def _node_id(value: str) -> str:
+    try:
+        Identity("cortex", Role.WORKER, NodeName(value))
+    except InvalidArgumentError as error:
+        raise ValueError(f"allowed{error.message.partition(': allowed')[2].replace(' are', ':', 1)}") from None
+    return value
+
+
+def _key(value: SecretStr) -> SecretStr:
+    try:
+        size = len(b64decode(value.get_secret_value(), validate=True))
+    except (binascii.Error, ValueError):
+        raise ValueError(_NOT_A_KEY) from None
+    if size != KEY_BYTES:
+        raise ValueError(f"{_NOT_A_KEY}; these are {size} bytes")
+    return value
+
+
+class Section(BaseModel):
+    """A section of the file: immutable, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
+
+
+class NetworkSection(Section):
+    """Which network to join, and as whom."""
+
+    websocket_url: Annotated[StrictStr, AfterValidator(_websocket_url)] = Field(
+        "ws://localhost:8765", description="Where the network's gateway takes WebSocket nodes."
+    )
+    node_id: Annotated[StrictStr, AfterValidator(_node_id)] = Field(description="Name of this node in the network.")
+    region: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")] = Field(
+        "local", description="Region this node counts to: it exchanges weights with the aggregator there."
+    )
+    retry_attempts: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        3, description="How often to try to connect before giving up; also after a connection was lost."
+    )
+    connection_timeout: Annotated[Positive, Field(le=3600)] = Field(
+        30.0, description="Seconds each attempt may take until the network has welcomed this node."
+    )
+    token: SecretStr | None = Field(
+        None, description="Node token (`cortex token create --scope node`). If null: looked for, see above."
+    )
+    token_file: Path | None = Field(None, description="File with the node token, instead of `token`.")
+    ca: Path | None = Field(
+        None, description="PEM file of the authority behind a wss:// address; the system's ones if null."
+    )
+
+
+class EarlyStoppingSection(Section):
+    """Ends the training when the metric stops getting better, or has reached the target."""
+
+    metric: Literal["train_loss", "train_accuracy"] = Field("train_loss", description="What must get better.")
+    patience: Count = Field(3, description="Rounds without improvement that are borne.")
+    min_delta: NonNegative = Field(0.0, description="Smaller changes are no improvement.")
+    target: float | None = Field(None, description="Ends the training as soon as the metric has reached it.")
+
+
+class TrainingSection(Section):
+    """The network to train, and how. A running job with the same model is joined; else one is submitted."""
+
+    input_dim: Dimension = Field(description="Values of one input; inputs are flattened.")
+    hidden_dims: Annotated[tuple[Dimension, ...], Field(max_length=1000)] = Field(
+        (), description="Widths of the hidden layers."
+    )
+    output_dim: Dimension = Field(description="Classes.")
+    dropout_rate: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout between hidden layers.")
+    batch_size: Count = Field(32, description="Of workers in the same job; this node takes the DataLoader's batches.")
+    learning_rate: Positive = Field(0.001, description="Of the optimizer.")
+    optimizer: OptimizerName = Field("adam", description="A torch.optim name.")
+    optimizer_options: Options = Field({}, description="Further arguments of the optimizer, such as `momentum`.")
+    weight_decay: NonNegative = Field(0.0, description="Of the optimizer, where it has one.")
+    max_epochs: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        100, description="Passes over the DataLoader, in rounds of `epochs_per_round`."
+    )
+    epochs_per_round: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        1, description="Passes between two exchanges of weights."
+    )
+    early_stopping: EarlyStoppingSection | None = Field(None, description="Ends the training before `max_epochs`.")
+    nodes: Count = Field(1, description="How many nodes a job submitted by this program has places for.")
+    min_nodes: Count = Field(1, description="How many of them it needs to begin and go on.")
+    dataset: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = Field(
+        None,
+        description="Name under which this node's data is known: jobs over it train here. If null: `own-<input_dim>`.",
+    )
+    init_from: Path | None = Field(
+        None, description="A .safetensors file to start from (fine-tuning), when this program submits the job."
+    )
+    checkpoint_dir: Path | None = Field(
+        None, description="Where each round's model is written (`<job>-<round>.safetensors`); nowhere if null."
+    )
+    checkpoint_keep: Count = Field(3, description="How many of these files stay, the newest.")
+    device: DeviceName = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="fp32 or bf16 (autocast).")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Of the initial weights, dropout and rounding.")
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that make `max_epochs`."""
+        return math.ceil(self.max_epochs / self.epochs_per_round)
+
+    @property
+    def dataset_name(self) -> str:
+        """Under which this node's data is known."""
+        return self.dataset or f"own-{self.input_dim}"
+
+    @property
+    def model(self) -> ModelSpec:
+        """The network."""
+        return ModelSpec(
+            input_dim=self.input_dim,
+            hidden_dims=self.hidden_dims,
+            output_dim=self.output_dim,
+            dropout=self.dropout_rate,
+        )
+
+    @property
+    def stopping(self) -> EarlyStoppingSpec | None:
+        """When to end before the last round."""
+        return None if self.early_stopping is None else EarlyStoppingSpec(**self.early_stopping.model_dump())
+
+
+class SecuritySection(Section):
+    """Encryption of everything that leaves this node."""
+
+    enable_encryption: bool = Field(True, description="False is refused unless the network allows it.")
+    encryption_key: Annotated[SecretStr, AfterValidator(_key)] | None = Field(
+        None,
+        description="This node's private sealing key (X25519, 32 bytes as base64). If null, one is generated at the "
+        "first start, stored with mode 0600 in `<state_dir>/sealing.key`, and the log says where.",
+    )
+
+
+class MonitoringSection(Section):
+    """What this program tells about its training."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Of this program's log.")
+    enable_prometheus: bool = Field(True, description="Serve metrics for Prometheus.")
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        9090, description="Where, on 127.0.0.1; 0 takes any free port. A port that is taken is told and done without."
+    )
+    tensorboard_dir: Path | None = Field(None, description="Where TensorBoard scalars go; nowhere if null.")
+    progress_bar: bool | None = Field(None, description="Show one; if null, only on a terminal or in a notebook.")
+
+
+class ManagerSettings(FileSettings):
+    """The whole file."""
+
+    network: NetworkSection
+    training: TrainingSection
+    security: SecuritySection = Field(SecuritySection())
+    monitoring: MonitoringSection = Field(MonitoringSection())
+    state_dir: Path = Field(
+        Path(".cortex-node"),
+        description="What this node keeps across starts (key, updates that were not acknowledged), a folder a node_id.",
+    )
+
+    @property
+    def node_dir(self) -> Path:
+        """This node's own folder."""
+        return self.state_dir.expanduser().absolute() / self.network.node_id
+
+
+def load_manager_settings(config: Path, environment: Mapping[str, str] | None = None) -> ManagerSettings:
+    """Read a config.yaml; `CORTEX_<SECTION>__<KEY>` variables win over it.
+
+    Raises:
+        NotFoundError: the file cannot be read.
+        InvalidArgumentError: every mistake of file and environment at once.
+    """
+    return load_settings(ManagerSettings, config, "CortexManager", environment)

@@ -1,0 +1,142 @@
+"""config.yaml of a CortexManager: the contract's file, mistakes, the environment, and the documented table."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from pathlib import Path
+
+import pytest
+
+from cortex.integration.reference import table, with_table
+from cortex.integration.settings import ManagerSettings, load_manager_settings
+from cortex_common.errors import InvalidArgumentError, NotFoundError
+from tests.architecture.sources import ROOT
+
+CONTRACT = """\
+network:
+  websocket_url: "ws://localhost:8765"
+  node_id: "local_node_1"
+  retry_attempts: 3
+  connection_timeout: 30
+training:
+  input_dim: 784
+  hidden_dims: [512, 256]
+  output_dim: 10
+  batch_size: 32
+  learning_rate: 0.001
+  max_epochs: 100
+security:
+  enable_encryption: true
+  encryption_key: null  # Auto-generated if not provided
+monitoring:
+  log_level: "INFO"
+  metrics_port: 9090
+  enable_prometheus: true
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONTRACT)
+    return path
+
+
+def loaded(config: Path, **environment: str) -> ManagerSettings:
+    return load_manager_settings(config, environment)
+
+
+def test_the_contracts_file_is_understood_key_by_key(config: Path) -> None:
+    settings = loaded(config)
+    assert settings.network.websocket_url == "ws://localhost:8765"
+    assert (settings.network.node_id, settings.network.retry_attempts) == ("local_node_1", 3)
+    assert settings.network.connection_timeout == 30.0
+    model = settings.training.model
+    assert (model.kind, model.input_dim, model.hidden_dims, model.output_dim) == ("mlp", 784, (512, 256), 10)
+    assert (settings.training.batch_size, settings.training.learning_rate) == (32, 0.001)
+    assert settings.training.rounds == 100
+    assert settings.security.enable_encryption
+    assert settings.security.encryption_key is None
+    assert (settings.monitoring.log_level, settings.monitoring.metrics_port) == ("INFO", 9090)
+    assert settings.monitoring.enable_prometheus
+
+
+def test_all_mistakes_are_told_at_once_with_path_value_and_what_is_allowed(config: Path) -> None:
+    text = CONTRACT.replace("learning_rate: 0.001", "learning_rate: -1").replace("node_id:", "node_idd:")
+    text = text.replace('"ws://localhost:8765"', '"http://localhost"').replace("log_level: ", "log_level: LOUD#")
+    text = text.replace("[512, 256]", "[512, 0]").replace("encryption_key: null", "encryption_key: c2hvcnQ=")
+    config.write_text(text)
+    with pytest.raises(InvalidArgumentError) as caught:
+        loaded(config)
+    said = {violation.path: violation.message for violation in caught.value.violations}
+    assert set(said) == {
+        "network.websocket_url",
+        "network.node_id",
+        "network.node_idd",
+        "training.learning_rate",
+        "training.hidden_dims.1",
+        "security.encryption_key",
+        "monitoring.log_level",
+    }
+    assert said["training.learning_rate"] == "-1 given; allowed: greater than 0"
+    assert said["network.websocket_url"] == "'http://localhost' given; allowed: ws://host:port or wss://host:port"
+    assert "did you mean 'node_id'?" in said["network.node_idd"]
+    assert "CORTEX_NETWORK__NODE_ID" in said["network.node_id"]
+    assert "'DEBUG', 'INFO', 'WARNING' or 'ERROR'" in said["monitoring.log_level"]
+    assert "32 bytes as base64" in said["security.encryption_key"]
+    assert "c2hvcnQ" not in str(caught.value)
+
+
+def test_the_environment_wins_over_the_file(config: Path) -> None:
+    settings = loaded(
+        config,
+        CORTEX_NETWORK__NODE_ID="site-7",
+        CORTEX_NETWORK__RETRY_ATTEMPTS="9",
+        CORTEX_TRAINING__HIDDEN_DIMS="[8]",
+        CORTEX_MONITORING__ENABLE_PROMETHEUS="false",
+        CORTEX_SECURITY__ENCRYPTION_KEY=b64encode(bytes(32)).decode(),
+        CORTEX_DIR="/elsewhere",
+    )
+    assert (settings.network.node_id, settings.network.retry_attempts) == ("site-7", 9)
+    assert settings.network.websocket_url == "ws://localhost:8765"
+    assert settings.training.hidden_dims == (8,)
+    assert not settings.monitoring.enable_prometheus
+    assert settings.security.encryption_key is not None
+
+
+def test_a_misspelt_or_bad_variable_is_named(config: Path) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        loaded(config, CORTEX_NETWORK__NODEID="x", CORTEX_TRAINING__MAX_EPOCHS="many")
+    said = {violation.path: violation.message for violation in caught.value.violations}
+    assert "CORTEX_NETWORK__NODE_ID" in said["CORTEX_NETWORK__NODEID"]
+    assert "'many' given" in said["training.max_epochs"]
+    assert "CORTEX_TRAINING__MAX_EPOCHS" in said["training.max_epochs"]
+
+
+@pytest.mark.parametrize("name", ["", "Has Space", "UPPER", "a/b", "-x"])
+def test_a_node_id_must_survive_in_an_identity(config: Path, name: str) -> None:
+    config.write_text(CONTRACT.replace("local_node_1", name))
+    with pytest.raises(InvalidArgumentError, match=r"network\.node_id: .* given; allowed: 1 to 63 of a-z"):
+        loaded(config)
+
+
+def test_rounds_make_up_the_epochs(config: Path) -> None:
+    assert loaded(config, CORTEX_TRAINING__EPOCHS_PER_ROUND="7").training.rounds == 15
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"nowhere\.yaml"):
+        loaded(tmp_path / "nowhere.yaml")
+
+
+def test_secrets_are_not_shown(config: Path) -> None:
+    key = b64encode(bytes(range(32))).decode()
+    settings = loaded(config, CORTEX_SECURITY__ENCRYPTION_KEY=key, CORTEX_NETWORK__TOKEN="ctx_1_secret")
+    assert key not in repr(settings)
+    assert "secret" not in repr(settings.network)
+
+
+def test_the_table_of_settings_is_current() -> None:
+    document = (ROOT / "docs/manager.md").read_text()
+    assert with_table(document) == document, "run `python -m cortex.integration.reference docs/manager.md`"
+    assert all(f"`{key}`" in table() for key in ("network.node_id", "training.early_stopping.patience", "state_dir"))
