@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from tests.fakes import ManualClock
 # Tests say nothing about wall time: the machine may be busy.
 settings.register_profile("cortex", deadline=None)
 settings.load_profile("cortex")
+
+# A shell's background jobs are started with SIGINT ignored, their children too; tests press Ctrl-C as on a terminal.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NETWORK = "cortex"
 HOSTS = ("localhost", "127.0.0.1", "::1")
