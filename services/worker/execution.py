@@ -32,7 +32,7 @@ from services.worker import metrics
 from services.worker.client import newest_channel
 from services.worker.domain import Held, Outcome
 from services.worker.failures import FeedbackLostError, TrainerEndedError, WorkFailedError
-from services.worker.trainer_process import Answer
+from services.worker.trainer_line import Answer
 from services.worker.updates import DeltaEncoder, codec_of, download_codec_of, feedback_of, header_of, seed_of
 from services.worker.workbench import Lesson, Workbench, both
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cortex_common.clock import Clock, SystemClock
@@ -28,6 +29,7 @@ from services.worker.execution import Surroundings
 from services.worker.residuals import sweep_daily
 from services.worker.settings import WorkerSettings
 from services.worker.supervisor import Supervisor
+from services.worker.trainer_process import TrainerProcess
 
 _log = get_logger(__name__)
 
@@ -67,7 +69,9 @@ async def run(
     hello = Hello(settings.name, settings.region, incarnation, settings.slots)
     peers = Peers(settings.coordinator, settings.discovery)
     bridge = TenzroBridge(GrpcTransport(hello, peers, settings.tls, clock), clock)
-    supervisor = Supervisor(settings, Surroundings(settings.network, NodeName(settings.name), bridge, clock), bridge)
+    surroundings = Surroundings(settings.network, NodeName(settings.name), bridge, clock)
+    start_trainer = partial(TrainerProcess.start, settings.threads, settings.device)
+    supervisor = Supervisor(settings, surroundings, bridge, start_trainer)
     _route(bridge, supervisor)
 
     def node() -> NodeReport:

@@ -1,29 +1,33 @@
-"""A place for one job: a trainer child that is always warm before it is needed."""
+"""A place for one job: a trainer that is always warm before it is needed."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from services.worker.failures import TrainerEndedError
-from services.worker.trainer_process import TrainerProcess
+from services.worker.trainer_line import Trainer
+
+StartTrainer = Callable[[], Coroutine[Any, Any, Trainer]]
+"""Starts a trainer. Raises TrainerEndedError: it cannot be started."""
 
 
 class TrainerSlot:
-    """Keeps one child started; a new job gets a new one, so that memory and devices come back."""
+    """Keeps one trainer started; a new job gets a new one, so that memory and devices come back."""
 
-    def __init__(self, threads: int, device: str) -> None:
-        self._threads = threads
-        self._device = device
-        self._starting: asyncio.Task[TrainerProcess] | None = None
+    def __init__(self, start: StartTrainer) -> None:
+        self._start = start
+        self._starting: asyncio.Task[Trainer] | None = None
 
     def warm_up(self) -> None:
         """Start a child in the background, if there is none."""
         if self._starting is None:
-            self._starting = asyncio.create_task(TrainerProcess.start(self._threads, self._device))
+            self._starting = asyncio.create_task(self._start())
             # Whoever uses it hears of a failure; if nobody does, nobody needs to.
             self._starting.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-    async def trainer(self) -> TrainerProcess:
+    async def trainer(self) -> Trainer:
         """The child, alive; a new one when the last one ended or is no longer sound.
 
         Raises:
@@ -49,7 +53,7 @@ class TrainerSlot:
             return
         await child.stop()
 
-    async def _current(self) -> TrainerProcess | None:
+    async def _current(self) -> Trainer | None:
         if self._starting is None:
             self.warm_up()
         assert self._starting is not None  # noqa: S101  warm_up sets it

@@ -14,7 +14,7 @@ from services.worker.domain import plan_jobs
 from services.worker.execution import Surroundings
 from services.worker.job_runner import JobRunner, Reports, deliver
 from services.worker.settings import WorkerSettings
-from services.worker.slots import TrainerSlot
+from services.worker.slots import StartTrainer, TrainerSlot
 from services.worker.workbench import Workbench
 
 _log = get_logger(__name__)
@@ -23,11 +23,13 @@ _log = get_logger(__name__)
 class Supervisor:
     """Owns the slots: one job each, with a trainer that is warm before it is needed."""
 
-    def __init__(self, settings: WorkerSettings, surroundings: Surroundings, reports: Reports) -> None:
+    def __init__(
+        self, settings: WorkerSettings, surroundings: Surroundings, reports: Reports, start_trainer: StartTrainer
+    ) -> None:
         self._settings = settings
         self._around = surroundings
         self._reports = reports
-        self._free = [TrainerSlot(settings.threads, settings.device) for _ in range(settings.slots)]
+        self._free = [TrainerSlot(start_trainer) for _ in range(settings.slots)]
         self._jobs: dict[JobId, tuple[TrainerSlot, JobRunner]] = {}
         self._wanted: list[Assignment] = []
         self._refusals: dict[str, tuple[Place, str]] = {}

@@ -1,25 +1,22 @@
-"""A trainer child as its worker sees it: ask, cancel, stop; and why it ended, if it did."""
+"""A trainer in a child process, and why that ended, if it did."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import signal
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import cortex_common
 import services
-from cortex_common.errors import CorruptError
 from cortex_common.logging import get_logger
-from services.worker import link, metrics
-from services.worker.failures import TrainerEndedError, WorkFailedError
+from services.worker import metrics
+from services.worker.failures import TrainerEndedError
+from services.worker.trainer_line import Trainer
 
 _log = get_logger(__name__)
 
@@ -30,29 +27,16 @@ _PASSED_ON = (
     *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES", "FASHION_MNIST_DIR", "SYSTEMROOT"),
 )
 
-Answer = Mapping[str, Any]
-OnProgress = Callable[[Answer], None]
 
-
-class TrainerProcess:
-    """One child process. Commands are answered in order; a cancelled one ends at its next batch."""
+class TrainerProcess(Trainer):
+    """A trainer in a process of its own."""
 
     def __init__(self, process: Process, connection: socket.socket) -> None:
         """Wrap a started process; use `start`."""
+        super().__init__(connection)
         self._process = process
-        self._connection = connection
-        self._ids = itertools.count(1)
-        self._answers: dict[int, asyncio.Future[Answer]] = {}
-        self._progress: dict[int, OnProgress] = {}
-        self._outgoing: asyncio.Queue[tuple[Mapping[str, object], Sequence[int]]] = asyncio.Queue()
         self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
-        self._fatal = ""
-        self._is_stopping = False
-        self.ready = asyncio.Event()
-        self.is_tainted = False
-        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._writing = asyncio.create_task(self._write())
-        self._watching = asyncio.create_task(self._watch())
+        self._output = asyncio.create_task(self._read_output())
 
     @classmethod
     async def start(cls, threads: int, device: str) -> TrainerProcess:
@@ -88,116 +72,21 @@ class TrainerProcess:
         """Process id."""
         return self._process.pid
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether it still answers."""
-        return not self.ended.done() and not self._is_stopping
-
-    async def ask(
-        self,
-        op: str,
-        body: Mapping[str, object],
-        descriptors: Sequence[int] = (),
-        on_progress: OnProgress | None = None,
-    ) -> Answer:
-        """Give a command and wait for its answer. If this wait is cancelled, so is the command.
-
-        Raises:
-            WorkFailedError: it cannot be done; says why.
-            TrainerEndedError: the child ended first; says how.
-        """
-        if self.ended.done():
-            raise TrainerEndedError(self.ended.result())
-        number = next(self._ids)
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._answers[number] = answer
-        if on_progress is not None:
-            self._progress[number] = on_progress
-        self._outgoing.put_nowait(({"op": op, "id": number, **body}, descriptors))
-        try:
-            return _result(await answer)
-        except asyncio.CancelledError:
-            self._outgoing.put_nowait(({"op": "cancel", "id": number}, ()))
-            raise
-        finally:
-            self._progress.pop(number, None)
-            self._answers.pop(number, None)
-
-    async def stop(self) -> None:
-        """End the child at once; its memory and devices are free afterwards."""
-        self._is_stopping = True
+    def _kill(self) -> None:
         if self._process.returncode is None:
             self._process.kill()
-        self._writing.cancel()
-        await asyncio.wait((self._writing, self._watching))
-        self._connection.close()
 
-    async def _write(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            message, descriptors = await self._outgoing.get()
-            header, body = link.encode(message)
-            try:
-                if descriptors:
-                    socket.send_fds(self._connection, [header], list(descriptors))
-                    header = b""
-                await loop.sock_sendall(self._connection, header + body)
-            except OSError:
-                return
-
-    async def _watch(self) -> None:
-        """Read answers and output until the child ends, then tell everybody who waits."""
-        output = asyncio.create_task(self._read_output())
-        try:
-            while (message := await self._receive()) is not None:
-                self._take(message)
-        except (OSError, CorruptError) as error:
-            self._fatal = self._fatal or str(error)
-            if self._process.returncode is None:
-                self._process.kill()
+    async def _epitaph(self) -> str:
         code = await self._process.wait()
-        await asyncio.wait((output,), timeout=1)
-        output.cancel()
-        reason = self._epitaph(code)
+        await asyncio.wait((self._output,), timeout=1)
+        self._output.cancel()
+        how = f"signal {-code} ({_signal_name(-code)})" if code < 0 else f"exit code {code}"
+        last = self._fatal or " | ".join(list(self._stderr)[-5:])
+        reason = f"the trainer process ended by {how}" + (f": {last}" if last else "")
         if not self._is_stopping:
             metrics.TRAINERS_CRASHED.inc()
             _log.warning("trainer_ended", pid=self.pid, reason=reason)
-        self.ended.set_result(reason)
-        for answer in self._answers.values():
-            if not answer.done():
-                answer.set_exception(TrainerEndedError(reason))
-
-    async def _receive(self) -> link.Message | None:
-        header = await self._exactly(link.HEADER_BYTES)
-        body = await self._exactly(link.body_length(header)) if header else b""
-        return link.decode(body) if body else None
-
-    async def _exactly(self, count: int) -> bytes:
-        loop = asyncio.get_running_loop()
-        parts = bytearray()
-        while len(parts) < count:
-            part = await loop.sock_recv(self._connection, count - len(parts))
-            if not part:
-                return b""
-            parts += part
-        return bytes(parts)
-
-    def _take(self, message: link.Message) -> None:
-        if message.get("ready"):
-            self.ready.set()
-        self._fatal = str(message.get("fatal") or self._fatal)
-        self.is_tainted = self.is_tainted or bool(message.get("tainted"))
-        number = message.get("id")
-        if not isinstance(number, int):
-            return
-        progress = message.get("progress")
-        if isinstance(progress, dict):
-            if tell := self._progress.get(number):
-                tell(progress)
-            return
-        answer = self._answers.get(number)
-        if answer is not None and not answer.done():
-            answer.set_result(message)
+        return reason
 
     async def _read_output(self) -> None:
         stream = self._process.stdout
@@ -207,21 +96,6 @@ class TrainerProcess:
             if text:
                 self._stderr.append(text)
                 _log.debug("trainer_output", pid=self.pid, line=text)
-
-    def _epitaph(self, code: int) -> str:
-        """How it ended, for a status page."""
-        how = f"signal {-code} ({_signal_name(-code)})" if code < 0 else f"exit code {code}"
-        last = self._fatal or " | ".join(list(self._stderr)[-5:])
-        return f"the trainer process ended by {how}" + (f": {last}" if last else "")
-
-
-def _result(message: Answer) -> Answer:
-    if "failed" in message:
-        raise WorkFailedError(str(message["failed"]), is_permanent=bool(message.get("permanent")))
-    if "cancelled" in message:
-        raise WorkFailedError("cancelled", is_permanent=False)
-    done = message.get("done")
-    return done if isinstance(done, dict) else {}
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -13,7 +13,7 @@ from cortex_common.tensors import Arena, Manifest, ManifestLimits
 from services.worker.settings import WorkerSettings
 from services.worker.shared_arena import SharedArena
 from services.worker.slots import TrainerSlot
-from services.worker.trainer_process import Answer, OnProgress, TrainerProcess
+from services.worker.trainer_line import Answer, OnProgress, Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,14 @@ class Lesson:
 class Prepared:
     """What a trainer has ready, and its answer: it need not be asked for the same again in every round."""
 
-    trainer: TrainerProcess
+    trainer: Trainer
     spec: JobSpec
     seat: int
     seats: int
     with_data: bool
     manifest: Manifest
 
-    def covers(self, trainer: TrainerProcess, assignment: Assignment, *, with_data: bool) -> bool:
+    def covers(self, trainer: Trainer, assignment: Assignment, *, with_data: bool) -> bool:
         """Whether that is what this assignment needs."""
         place = (self.trainer, self.seat, self.seats) == (trainer, assignment.seat, assignment.seats)
         return place and self.with_data >= with_data and self.spec == assignment.spec
@@ -55,7 +55,7 @@ class Workbench:
         self._settings = settings
         self._base: SharedArena | None = None
         self._result: SharedArena | None = None
-        self._attached: TrainerProcess | None = None
+        self._attached: Trainer | None = None
         self._prepared: Prepared | None = None
         self.manifest: Manifest | None = None
         self.held_sha256 = ""
@@ -145,7 +145,7 @@ class Workbench:
         self._forget_memory()
         self.manifest = None
 
-    async def _attach(self, trainer: TrainerProcess) -> None:
+    async def _attach(self, trainer: Trainer) -> None:
         if trainer is self._attached or self.manifest is None or self._base is None or self._result is None:
             return
         descriptors = (self._base.descriptor, self._result.descriptor)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,19 @@ def local_seed(job_seed: int, round_number: int, seat: int) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
+class TrainingExamples(Protocol):
+    """What one seat trains on, wherever it comes from."""
+
+    def __len__(self) -> int:
+        """Examples in an epoch; the weight of the update."""
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Batches in an epoch."""
+
+    def endless_batches(self, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs float32 and labels int64 on the trainer's device, epoch after epoch."""
+
+
 @dataclass(frozen=True, slots=True)
 class LocalWork:
     """How much to train: steps, or seconds, or (0 steps) nothing."""
@@ -28,13 +41,13 @@ class LocalWork:
     seconds: float | None = None
 
     @classmethod
-    def of(cls, training: TrainingSpec, examples: int) -> LocalWork:
-        """What the job asks for, with this many examples; a fraction of an epoch is at least one step."""
+    def of(cls, training: TrainingSpec, examples: TrainingExamples) -> LocalWork:
+        """What the job asks for, with these examples; a fraction of an epoch is at least one step."""
         if training.local_seconds is not None:
             return cls(None, training.local_seconds)
         if training.local_steps is not None:
             return cls(training.local_steps)
-        per_epoch = math.ceil(examples / training.batch_size)
+        per_epoch = examples.steps_per_epoch(training.batch_size)
         return cls(max(1, round((training.epochs or 0) * per_epoch)))
 
     def progress(self, steps: int, elapsed_s: float) -> float:

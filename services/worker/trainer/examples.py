@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from cortex_common.data.partition import Indices
 from cortex_common.errors import CorruptError, InvalidArgumentError, NotFoundError
 from cortex_common.job.spec import JobSpec, PartitionSpec
 from services.worker.failures import WorkFailedError
+from services.worker.trainer.batches import TrainingExamples, batch_indices
 
 _EVALUATION_BATCH = 1000
 
@@ -32,6 +35,16 @@ class Examples:
         """The same on a device; itself when it is there already."""
         return Examples(self.inputs.to(device), self.labels.to(device))
 
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Batches in an epoch, the last one possibly short."""
+        return math.ceil(len(self) / batch_size)
+
+    def endless_batches(self, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shuffled anew each epoch; the same seed gives the same batches."""
+        for chosen in batch_indices(len(self), batch_size, seed):
+            there = chosen.to(self.labels.device)
+            yield self.inputs.index_select(0, there), self.labels.index_select(0, there)
+
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """In order, in pieces of a fixed size: sums over them do not depend on memory or device load."""
         for start in range(0, len(self), _EVALUATION_BATCH):
@@ -39,8 +52,26 @@ class Examples:
             yield self.inputs[piece], self.labels[piece]
 
 
+class JobData(Protocol):
+    """The data of one job on one node."""
+
+    def training_part(self, seat: int, seats: int, device: torch.device) -> TrainingExamples:
+        """What this seat trains on.
+
+        Raises:
+            WorkFailedError: it cannot be had here, or does not fit the model.
+        """
+
+    def test_slice(self, index: int, slices: int, device: torch.device) -> Examples:
+        """Slice `index` of the test set cut into `slices`.
+
+        Raises:
+            WorkFailedError: it cannot be had here, or does not fit the model.
+        """
+
+
 class DataCache:
-    """The datasets of one job on one node."""
+    """The datasets of one job, from this node's catalogue; loaded once."""
 
     def __init__(self, spec: JobSpec, cache_dir: Path, catalogue_file: Path | None) -> None:
         self._spec = spec

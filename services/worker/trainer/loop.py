@@ -14,7 +14,7 @@ from cortex_common.job.spec import JobSpec
 from cortex_common.model import CortexModel, bind_to_arena, build_model, copy_from_arena, copy_to_arena
 from cortex_common.tensors import Arena
 from services.worker.failures import WorkFailedError
-from services.worker.trainer.batches import LocalWork, batch_indices, local_seed
+from services.worker.trainer.batches import LocalWork, TrainingExamples, local_seed
 from services.worker.trainer.examples import Examples
 from services.worker.trainer.optimisers import build_optimizer
 
@@ -88,7 +88,7 @@ class ModelTrainer:
         self,
         base: Arena,
         result: Arena,
-        examples: Examples,
+        examples: TrainingExamples,
         *,
         round_number: int,
         seat: int,
@@ -111,11 +111,13 @@ class ModelTrainer:
             InvalidArgumentError: optimiser or options are not known.
         """
         seed = local_seed(self._spec.training.seed, round_number, seat)
-        torch.manual_seed(seed)
-        optimizer = build_optimizer(self.model, self._spec.training)
         self._start_from(base, result)
         self.model.train()
-        outcome = self._steps(optimizer, examples, seed, check, tell)
+        # Inside a person's own program the random numbers outside of this stay as they would have been.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            optimizer = build_optimizer(self.model, self._spec.training)
+            outcome = self._steps(optimizer, examples, seed, check, tell)
         if self._device.type != "cpu":
             copy_to_arena(self.model, result)
         if not np.isfinite(result.values.sum(dtype=np.float64)):
@@ -158,19 +160,19 @@ class ModelTrainer:
     def _steps(
         self,
         optimizer: torch.optim.Optimizer,
-        examples: Examples,
+        examples: TrainingExamples,
         seed: int,
         check: Callable[[], None],
         tell: Callable[[Progress], None],
     ) -> TrainingResult:
-        work = LocalWork.of(self._spec.training, len(examples))
-        batches = batch_indices(len(examples), self._spec.training.batch_size, seed)
+        work = LocalWork.of(self._spec.training, examples)
+        batches = examples.endless_batches(self._spec.training.batch_size, seed)
         tally = _Tally(self._device)
         started_s = told_s = self._clock.monotonic_s()
         elapsed_s = 0.0
         while not work.is_done(tally.steps, elapsed_s):
             check()
-            self._step(optimizer, examples, next(batches).to(self._device), tally)
+            self._step(optimizer, *next(batches), tally)
             now_s = self._clock.monotonic_s()
             elapsed_s = now_s - started_s
             if now_s - told_s >= _REPORT_EVERY_S:
@@ -184,10 +186,9 @@ class ModelTrainer:
             raise self._diverged(tally.steps)
         return TrainingResult(tally.steps, tally.examples, self._clock.monotonic_s() - started_s, metrics)
 
-    def _step(self, optimizer: torch.optim.Optimizer, examples: Examples, chosen: Tensor, tally: _Tally) -> None:
-        labels = examples.labels.index_select(0, chosen)
+    def _step(self, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor, tally: _Tally) -> None:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._spec.training.precision == "bf16"):
-            logits = self.model(examples.inputs.index_select(0, chosen))
+            logits = self.model(inputs)
         loss = nn.functional.cross_entropy(logits.float(), labels)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)

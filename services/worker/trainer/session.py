@@ -20,7 +20,7 @@ from services.worker.failures import WorkCancelledError, WorkFailedError
 from services.worker.link import ChildLink, Message
 from services.worker.shared_arena import SharedArena
 from services.worker.trainer.device import choose_device
-from services.worker.trainer.examples import DataCache
+from services.worker.trainer.examples import DataCache, JobData
 from services.worker.trainer.loop import ModelTrainer, Progress
 
 # What torch raises: a broken or full device looks like a mistake in the job, so another node is to try. Anything else
@@ -28,17 +28,45 @@ from services.worker.trainer.loop import ModelTrainer, Progress
 _ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
 
 
+OpenData = Callable[[JobSpec, Mapping[str, Any]], JobData]
+"""Gives the data of a job, with what the worker's `prepare` said about places."""
+
+
+def open_catalogue(spec: JobSpec, message: Mapping[str, Any]) -> JobData:
+    """The datasets in this node's catalogue."""
+    catalogue = Path(message["catalogue"]) if message["catalogue"] else None
+    return DataCache(spec, Path(message["cache_dir"]), catalogue)
+
+
 class Session:
     """State of the child: the job, its network, its data, the two arenas."""
 
-    def __init__(self, link: ChildLink, device: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        link: ChildLink,
+        device: str,
+        clock: Clock,
+        open_data: OpenData = open_catalogue,
+        on_gone: Callable[[], None] = lambda: os._exit(0),
+    ) -> None:
+        """Wait for commands.
+
+        Args:
+            link: To the worker.
+            device: What `auto` means here.
+            clock: Measures and limits the training.
+            open_data: Gives the data of a job.
+            on_gone: Called when the worker goes in the middle of work; ends the process.
+        """
         self._link = link
+        self._open_data = open_data
+        self._on_gone = on_gone
         self._device_rule = device
         self._clock = clock
         self._work_id: object = None
         self._spec: JobSpec | None = None
         self._trainer: ModelTrainer | None = None
-        self._data: DataCache | None = None
+        self._data: JobData | None = None
         self._device = torch.device("cpu")
         self._arenas: tuple[Arena, Arena] | None = None
         self._commands: Mapping[str, Callable[[Mapping[str, Any]], Message]] = {
@@ -79,8 +107,7 @@ class Session:
         if spec != self._spec or self._trainer is None or self._data is None:
             self._device = choose_device(spec.training.device, self._device_rule)
             self._trainer = ModelTrainer(spec, self._device, self._clock)
-            catalogue = Path(message["catalogue"]) if message["catalogue"] else None
-            self._data = DataCache(spec, Path(message["cache_dir"]), catalogue)
+            self._data = self._open_data(spec, message)
             self._spec = spec
         if message["with_data"]:
             self._data.training_part(message["seat"], message["seats"], self._device)
@@ -136,14 +163,15 @@ class Session:
         while self._link.has_message():
             received = self._link.receive()
             if received is None:
-                os._exit(0)
+                self._on_gone()
+                raise WorkCancelledError("the worker is gone")
             if received[0].get("op") == "cancel" and received[0].get("id") == self._work_id:
                 raise WorkCancelledError("cancelled")
 
     def _tell(self, progress: Progress) -> None:
         self._link.send({"id": self._work_id, "progress": asdict(progress)})
 
-    def _job(self) -> tuple[ModelTrainer, DataCache, JobSpec]:
+    def _job(self) -> tuple[ModelTrainer, JobData, JobSpec]:
         if self._trainer is None or self._data is None or self._spec is None:
             raise WorkFailedError("the trainer has no job yet", is_permanent=False)
         return self._trainer, self._data, self._spec
