@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.ids import NodeName
-from cortex_common.security.certificates import Authority
+from cortex_common.security.authority import Authority
 
 NETWORK = "bench"
 HOST = "127.0.0.1"

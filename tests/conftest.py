@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.ids import NodeName
-from cortex_common.security.certificates import Authority
+from cortex_common.security.authority import Authority
 from tests.fakes import ManualClock
 
 # Tests say nothing about wall time: the machine may be busy.

@@ -10,6 +10,7 @@ from pathlib import Path
 from cortex_common.errors import InvalidArgumentError
 from cortex_common.ids import NodeName
 
+INTERNAL_DOMAIN = "cortex.internal"
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 _URI = re.compile(r"spiffe://(?P<network>[^/]+)/(?P<role>[^/]+)/(?P<name>[^/]+)")
 
@@ -27,7 +28,7 @@ class Role(StrEnum):
     @property
     def server_name(self) -> str:
         """DNS name in every certificate of this role: a client that expects it has the server's role proven by TLS."""
-        return f"{self.value}.cortex.internal"
+        return f"{self.value}.{INTERNAL_DOMAIN}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ def test_who_catches_even_interrupts_raises_them_again() -> None:
 def test_the_wall_clock_is_read_in_few_places() -> None:
     readers = where(lambda tree: any(name.endswith((".now", ".utcnow", ".today")) for name in calls(tree)))
     # Certificates are issued by people's commands, at the time it is.
-    assert readers <= {"libs/cortex_common/clock.py", "libs/cortex_common/security/certificates.py"}
+    assert readers <= {"libs/cortex_common/clock.py", "libs/cortex_common/security/authority.py"}
 
 
 def test_nothing_waits_on_the_event_loop_but_by_the_clock() -> None:

@@ -18,7 +18,7 @@ from cortex.local.network import LocalNetwork, OperatorFiles, write_network
 from cortex_common.data.files import read_catalogue
 from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.ids import NodeName
-from cortex_common.security.certificates import Authority
+from cortex_common.security.authority import Authority
 
 CERTIFICATE_LIFE = timedelta(days=30)
 HOSTS = ("localhost", HOST, "::1")

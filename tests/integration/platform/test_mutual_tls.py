@@ -22,7 +22,8 @@ from cortex_common.ids import NodeName
 from cortex_common.pb.v1 import discovery_pb2, discovery_pb2_grpc
 from cortex_common.rpc.channel import channel_options, open_channel, open_sync_channel
 from cortex_common.rpc.errors import calling
-from cortex_common.security.certificates import Authority, certificate_of, read_certificate
+from cortex_common.security.authority import Authority
+from cortex_common.security.certificates import certificate_of, read_certificate
 from tests.fakes import ManualClock
 from tests.integration.platform.conftest import Served, ServeExample
 

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cortex_common.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, UnauthenticatedError
 from cortex_common.identity import Identity, Role
 from cortex_common.ids import NodeName
-from cortex_common.security.certificates import Authority, certificate_of, read_certificate
+from cortex_common.security.authority import Authority
+from cortex_common.security.certificates import certificate_of, read_certificate
 
 WORKER = Identity("cortex", Role.WORKER, NodeName("eu-1"))
 
@@ -26,7 +27,9 @@ def test_an_issued_certificate_carries_its_identity_and_hosts(authority: Authori
     assert names.get_values_for_type(x509.DNSName) == ["worker.cortex.internal", "worker.example"]
     assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.7"]
     assert isinstance(certificate.public_key(), ec.EllipticCurvePublicKey)
-    certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(files.ca.read_bytes()))
+    leaf, issuing = x509.load_pem_x509_certificates(files.certificate.read_bytes())
+    leaf.verify_directly_issued_by(issuing)
+    issuing.verify_directly_issued_by(x509.load_pem_x509_certificate(files.ca.read_bytes()))
     assert certificate_of(files).identity == WORKER
 
 
