@@ -5,28 +5,38 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from cortex.connection import Connection, find_connection
 from cortex.local.files import replacing
 from cortex.local.layout import Layout
 from cortex.local.status import running_report
 from cortex.patience import Patience, Result
-from cortex.views import JobEvent, NodeView, VersionView
-from cortex.wire import node_from_proto
+from cortex.views import IdentitiesView, JobEvent, NodeView, VersionView
+from cortex.wire import identities_from_proto, node_from_proto
 from cortex_common.clock import Clock, SystemClock
-from cortex_common.errors import CorruptError
+from cortex_common.errors import CorruptError, UnauthenticatedError
 from cortex_common.identity import Role
 from cortex_common.job.parse import load_job_file, parse_job
 from cortex_common.job.spec import JobSpec
 from cortex_common.job.status import JobStatus
 from cortex_common.job.wire import event_from_proto, spec_to_proto, status_from_proto, version_from_proto
-from cortex_common.pb.v1 import coordinator_pb2, coordinator_pb2_grpc, discovery_pb2, discovery_pb2_grpc
-from cortex_common.rpc.channel import open_sync_channel
+from cortex_common.pb.v1 import (
+    common_pb2,
+    coordinator_pb2,
+    coordinator_pb2_grpc,
+    discovery_pb2,
+    discovery_pb2_grpc,
+    identity_pb2,
+    identity_pb2_grpc,
+)
+from cortex_common.rpc.channel import RenewingSyncChannel
 from cortex_common.rpc.errors import calling
 
+Message = TypeVar("Message")
 RPC_TIMEOUT_S = 15.0
 # A service that is started again answers within seconds; a stream is worth waiting for longer.
 CALL_PATIENCE_S = 10.0
@@ -51,12 +61,22 @@ class Client:
         found = connection or find_connection(Path(directory) if directory is not None else None)
         self.connection = found
         self._clock = clock or SystemClock()
-        self._channels = {
-            Role.COORDINATOR: open_sync_channel(found.coordinator, found.tls, Role.COORDINATOR),
-            Role.DISCOVERY: open_sync_channel(found.discovery, found.tls, Role.DISCOVERY),
+        self._lines = {
+            Role.COORDINATOR: RenewingSyncChannel(found.coordinator, found.tls, Role.COORDINATOR),
+            Role.DISCOVERY: RenewingSyncChannel(found.discovery, found.tls, Role.DISCOVERY),
         }
-        self._jobs = coordinator_pb2_grpc.JobServiceStub(self._channels[Role.COORDINATOR])
-        self._nodes = discovery_pb2_grpc.DiscoveryServiceStub(self._channels[Role.DISCOVERY])
+
+    @property
+    def _jobs(self) -> coordinator_pb2_grpc.JobServiceStub:
+        return coordinator_pb2_grpc.JobServiceStub(self._lines[Role.COORDINATOR].current())
+
+    @property
+    def _nodes(self) -> discovery_pb2_grpc.DiscoveryServiceStub:
+        return discovery_pb2_grpc.DiscoveryServiceStub(self._lines[Role.DISCOVERY].current())
+
+    @property
+    def _identities(self) -> identity_pb2_grpc.IdentityServiceStub:
+        return identity_pb2_grpc.IdentityServiceStub(self._lines[Role.DISCOVERY].current())
 
     def submit(self, job: JobSpec | Mapping[str, object] | Path | str, request_id: str | None = None) -> str:
         """Submit a job and return its id once it is stored durably.
@@ -102,9 +122,8 @@ class Client:
         request = coordinator_pb2.WatchJobRequest(job_id=job_id)
 
         def attempt() -> Iterator[JobStatus]:
-            with calling(self._name(Role.COORDINATOR)):
-                for message in self._jobs.WatchJob(request, wait_for_ready=False):
-                    yield status_from_proto(message.job)
+            messages = self._stream(lambda: self._jobs.WatchJob(request, wait_for_ready=False))
+            return (status_from_proto(message.job) for message in messages)
 
         for status in self._patience(WATCH_PATIENCE_S).stream(attempt, on_away):
             yield status
@@ -146,10 +165,11 @@ class Client:
         seen = after
 
         def attempt() -> Iterator[JobEvent]:
-            request = coordinator_pb2.WatchEventsRequest(job_id=job_id, follow=follow, after=seen)
-            with calling(self._name(Role.COORDINATOR)):
-                for message in self._jobs.WatchEvents(request):
-                    yield event_from_proto(message.event)
+            def start() -> Iterator[coordinator_pb2.WatchEventsResponse]:
+                request = coordinator_pb2.WatchEventsRequest(job_id=job_id, follow=follow, after=seen)
+                return self._jobs.WatchEvents(request)
+
+            return (event_from_proto(message.event) for message in self._stream(start))
 
         for event in self._patience(WATCH_PATIENCE_S if follow else CALL_PATIENCE_S).stream(attempt):
             seen = max(seen, event.sequence)
@@ -198,17 +218,13 @@ class Client:
     def nodes(self) -> list[NodeView]:
         """Every node known to discovery, those that are gone included for an hour."""
         request = discovery_pb2.ListNodesRequest()
-
-        def attempt() -> list[NodeView]:
-            with calling(self._name(Role.DISCOVERY)):
-                return [node_from_proto(n) for n in self._nodes.ListNodes(request, timeout=RPC_TIMEOUT_S).nodes]
-
-        return self._patience(CALL_PATIENCE_S).call(attempt)
+        answer = self._call(lambda: self._nodes.ListNodes(request, timeout=RPC_TIMEOUT_S), Role.DISCOVERY)
+        return [node_from_proto(node) for node in answer.nodes]
 
     def close(self) -> None:
         """Close the line."""
-        for channel in self._channels.values():
-            channel.close()
+        for line in self._lines.values():
+            line.close()
 
     def __enter__(self) -> Self:
         return self
@@ -218,9 +234,60 @@ class Client:
     ) -> None:
         self.close()
 
-    def _call(self, attempt: Callable[[], Result]) -> Result:
+    def join_token(self, role: Role, name: str, region: str, life_s: float) -> tuple[str, datetime]:
+        """A token with which one node may join the network, once, and when it expires.
+
+        Raises:
+            AlreadyExistsError: the name belongs to a node of another role.
+        """
+        kind = common_pb2.Role.Value(f"ROLE_{role.name}")
+        request = identity_pb2.CreateJoinTokenRequest(role=kind, name=name, region=region, life_s=life_s)
+        answer = self._call(lambda: self._identities.CreateJoinToken(request, timeout=RPC_TIMEOUT_S), Role.DISCOVERY)
+        return answer.token, answer.expires_at.ToDatetime(UTC)
+
+    def identities(self) -> IdentitiesView:
+        """Who has certificates of the network, who is shut out, which join tokens are open."""
+        request = identity_pb2.ListIdentitiesRequest()
+        answer = self._call(lambda: self._identities.ListIdentities(request, timeout=RPC_TIMEOUT_S), Role.DISCOVERY)
+        return identities_from_proto(answer)
+
+    def revoke_node(self, name: str, reason: str = "", role: Role | None = None) -> list[str]:
+        """Shut a node out; the identities this concerns.
+
+        Raises:
+            NotFoundError: nobody has the name.
+        """
+        kind = common_pb2.ROLE_UNSPECIFIED if role is None else common_pb2.Role.Value(f"ROLE_{role.name}")
+        request = identity_pb2.RevokeNodeRequest(name=name, role=kind, reason=reason)
+        answer = self._call(lambda: self._identities.RevokeNode(request, timeout=RPC_TIMEOUT_S), Role.DISCOVERY)
+        return list(answer.identities)
+
+    def rotate_authority(self, *, root: bool = False) -> list[str]:
+        """Have a new issuing authority made, or a new root too; what was made.
+
+        Raises:
+            PreconditionError: there is no authority, or the root's key is kept elsewhere.
+        """
+        request = identity_pb2.RotateAuthorityRequest(root=root)
+        answer = self._call(lambda: self._identities.RotateAuthority(request, timeout=RPC_TIMEOUT_S), Role.DISCOVERY)
+        return list(answer.made)
+
+    def _stream(self, start: Callable[[], Iterator[Message]]) -> Iterator[Message]:
+        """Messages of a call to the coordinator, made again if it ended with its certificate and there is a new one."""
+        while True:
+            line = self._lines[Role.COORDINATOR]
+            try:
+                with calling(self._name(Role.COORDINATOR)):
+                    yield from start()
+            except UnauthenticatedError:
+                if not line.is_outdated():
+                    raise
+            else:
+                return
+
+    def _call(self, attempt: Callable[[], Result], role: Role = Role.COORDINATOR) -> Result:
         def named() -> Result:
-            with calling(self._name(Role.COORDINATOR)):
+            with calling(self._name(role)):
                 return attempt()
 
         return self._patience(CALL_PATIENCE_S).call(named)

@@ -66,4 +66,45 @@ class NodeView(View):
     lease_left_s: float = 0.0
 
 
-__all__ = ["DatasetView", "GpuView", "JobEvent", "NodeView", "ResourcesView", "VersionView"]
+class IdentityView(View):
+    """Somebody with a certificate of the network, or shut out of it."""
+
+    identity: str
+    role: str
+    name: str
+    region: str
+    serial: str = ""
+    live_certificates: int = 0
+    issued_at: datetime | None = None
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    revoked_reason: str = ""
+
+
+class OpenTokenView(View):
+    """A join token that has not been used."""
+
+    token_id: str
+    identity: str
+    region: str
+    expires_at: datetime | None = None
+
+
+class IdentitiesView(View):
+    """Who belongs to the network, and who may yet."""
+
+    identities: tuple[IdentityView, ...] = ()
+    tokens: tuple[OpenTokenView, ...] = ()
+
+
+__all__ = [
+    "DatasetView",
+    "GpuView",
+    "IdentitiesView",
+    "IdentityView",
+    "JobEvent",
+    "NodeView",
+    "OpenTokenView",
+    "ResourcesView",
+    "VersionView",
+]

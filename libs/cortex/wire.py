@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from cortex.views import DatasetView, GpuView, NodeView, ResourcesView
+from cortex.views import (
+    DatasetView,
+    GpuView,
+    IdentitiesView,
+    IdentityView,
+    NodeView,
+    OpenTokenView,
+    ResourcesView,
+)
+from cortex_common.identity import Identity
 from cortex_common.job.wire import moment
-from cortex_common.pb.v1 import common_pb2
+from cortex_common.pb.v1 import common_pb2, identity_pb2
 
 
 def node_from_proto(message: common_pb2.Node) -> NodeView:
@@ -49,6 +58,38 @@ def resources_from_proto(message: common_pb2.Resources) -> ResourcesView:
         ),
         slots=message.slots,
         free_slots=message.free_slots,
+    )
+
+
+def identities_from_proto(message: identity_pb2.ListIdentitiesResponse) -> IdentitiesView:
+    """Read who belongs to the network."""
+    return IdentitiesView(
+        identities=tuple(_identity(each) for each in message.identities),
+        tokens=tuple(
+            OpenTokenView(
+                token_id=each.token_id,
+                identity=each.identity,
+                region=each.region,
+                expires_at=moment(each, "expires_at"),
+            )
+            for each in message.tokens
+        ),
+    )
+
+
+def _identity(message: identity_pb2.IssuedIdentity) -> IdentityView:
+    who = Identity.parse(message.identity)
+    return IdentityView(
+        identity=message.identity,
+        role=who.role.value,
+        name=who.name,
+        region=message.region,
+        serial=message.serial,
+        live_certificates=message.live_certificates,
+        issued_at=moment(message, "issued_at"),
+        expires_at=moment(message, "expires_at"),
+        revoked_at=moment(message, "revoked_at"),
+        revoked_reason=message.revoked_reason,
     )
 
 

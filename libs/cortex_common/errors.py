@@ -41,11 +41,19 @@ class InvalidArgumentError(CortexError):
 
 
 class UnauthenticatedError(CortexError):
-    """Nobody knows who is calling: stop."""
+    """Nobody knows who is calling: stop. `kind` is a word for what was wrong, to count by."""
+
+    def __init__(self, message: str, kind: str = "credentials") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class ForbiddenError(CortexError):
-    """The caller is known and may not do this: stop."""
+    """The caller is known and may not do this: stop. `kind` is a word for what was wrong, to count by."""
+
+    def __init__(self, message: str, kind: str = "ownership") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class NotFoundError(CortexError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
@@ -17,8 +17,11 @@ from cortex_common.errors import InvalidArgumentError, NotFoundError, Preconditi
 from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.ids import NodeName
 from cortex_common.job.parse import violations_of
+from cortex_common.rpc.auditing import Auditor
+from cortex_common.rpc.denial import DenyList
 from cortex_common.rpc.server import RpcSettings, join_address
-from cortex_common.security.certificates import certificate_of
+from cortex_common.security.certificates import certificate_of, read_file
+from cortex_common.security.joining import JoinToken
 
 PREFIX = "CORTEX_"
 NESTED = "__"
@@ -75,6 +78,8 @@ class ServiceSettings(TlsSettings):
     port: int = Field(default=0, ge=0, le=65535)
     advertise: str | None = None
     state_dir: Path
+    join_token: SecretStr | None = None
+    join_token_file: Path | None = None
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=0, ge=0, le=65535)
     log_level: str = "INFO"
@@ -96,9 +101,34 @@ class ServiceSettings(TlsSettings):
             )
         return wanted
 
-    def rpc(self, *, bulk: bool = False) -> RpcSettings:
-        """Settings of this service's gRPC server."""
-        return RpcSettings(self.host, self.port, self.tls, self.network, bulk=bulk)
+    def rpc(self, denied: DenyList, auditor: Auditor | None, *, bulk: bool = False) -> RpcSettings:
+        """Settings of this service's gRPC server, which refuses who is denied and writes to the auditor's log."""
+        return RpcSettings(self.host, self.port, self.tls, self.network, bulk=bulk, denied=denied, auditor=auditor)
+
+    @property
+    def joining(self) -> JoinToken | None:
+        """The token to join the network with, if this node is to enrol.
+
+        Raises:
+            NotFoundError: the file cannot be read.
+            InvalidArgumentError: it is no token, or that of another node.
+        """
+        text = self.join_token.get_secret_value() if self.join_token else ""
+        if self.join_token_file is not None:
+            text = read_file(self.join_token_file, "join token").decode(errors="replace")
+        token = JoinToken.decode(text) if text else None
+        if token is not None and (token.identity.name, token.identity.network) != (self.name, self.network):
+            raise InvalidArgumentError(
+                f"the join token is for {token.identity.uri}, the settings are for {self.name!r} in {self.network!r}"
+            )
+        return token
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Names and addresses of this node's own server, for its certificate."""
+        advertised = "" if self.advertise is None else re.sub(r":\d+$", "", self.advertise)
+        named = dict.fromkeys(host.strip("[]") for host in ("localhost", "127.0.0.1", "::1", self.host, advertised))
+        return tuple(host for host in named if host not in ("", "0.0.0.0", "::"))  # noqa: S104 - left out, not bound
 
     def advertised(self, port: int) -> str:
         """host:port under which other nodes reach a server that listens at `port`."""
@@ -106,6 +136,11 @@ class ServiceSettings(TlsSettings):
             return join_address(self.host, port)
         has_port = re.search(r":\d+$", self.advertise) is not None
         return self.advertise if has_port else join_address(self.advertise, port)
+
+    def advertised_beside(self, port: int) -> str:
+        """host:port under which other nodes reach a second server of this node."""
+        host = self.advertised(port).rpartition(":")[0]
+        return f"{host}:{port}"
 
 
 def load_settings(

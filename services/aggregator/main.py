@@ -12,7 +12,10 @@ from cortex_common.clock import Clock, SystemClock
 from cortex_common.identity import Identity, Role
 from cortex_common.lifecycle import run_service, write_ready_file
 from cortex_common.logging import configure_logging, get_logger
+from cortex_common.network.enrolment import enroll_patiently
 from cortex_common.network.heartbeat import NodeReport, heartbeat_forever
+from cortex_common.network.membership import Membership
+from cortex_common.rpc.auditing import auditing
 from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.server import Running, serving
 from cortex_common.settings import load_settings
@@ -45,14 +48,17 @@ async def run(
     settings: AggregatorSettings, clock: Clock, stop: asyncio.Event, started: asyncio.Future[Running] | None = None
 ) -> None:
     """Take up what is on the disk, serve until `stop` is set, then drain."""
+    await enroll_patiently(settings.joining, settings.tls, settings.hosts, clock, stop)
     identity = settings.identity(Role.AGGREGATOR)
     publish_build_info("aggregator")
     publish_node(settings.tls, settings.state_dir, clock)
+    membership = Membership(settings.tls, settings.discovery, settings.state_dir / "denials.json", clock)
     async with (
         _aggregating(settings, identity, clock) as aggregator,
         ops_server(settings.metrics_host, settings.metrics_port, lambda: (not stop.is_set(), "")) as ops,
+        auditing(settings.state_dir / "audit", settings.tls, clock) as auditor,
         serving(
-            settings.rpc(bulk=True),
+            settings.rpc(membership.denied, auditor, bulk=True),
             [RoundServicer(aggregator).attach, WeightServicer(aggregator).attach],
             [ROUND_SERVICE, WEIGHT_SERVICE],
         ) as server,
@@ -60,6 +66,7 @@ async def run(
     ):
         address = settings.advertised(server.port)
         beating = tasks.create_task(_beat(settings, _reporter(settings, identity, address, clock), clock, stop))
+        keeping = tasks.create_task(membership.keep())
         log.info("serving", address=server.address, metrics_port=ops.port)
         if settings.ready_file is not None:
             facts = {"service": "aggregator", "name": settings.name, "address": address, "metrics_port": ops.port}
@@ -70,6 +77,7 @@ async def run(
         server.set_serving(False)
         await aggregator.drain()
         await beating
+        keeping.cancel()
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from cortex_common.ids import JobId, SeatIndex, Sha256Hex
 from cortex_common.pb.v1 import aggregator_pb2_grpc, common_pb2, discovery_pb2, discovery_pb2_grpc
 from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.errors import calling
+from cortex_common.rpc.renewing import follow
 from cortex_common.security.encryption import DataKey, EncryptionManager
 from cortex_common.tensors import Arena
 from cortex_common.transfer import PullResult, pull_model
@@ -78,7 +79,8 @@ class AggregatorClient:
     async def watch_round(self, address: str, order: RoundOrder) -> AsyncIterator[Progress]:
         """The round's state now and at each change."""
         with calling(f"aggregator at {address}"):
-            async for answer in self._rounds(address).WatchRound(wire.watch_request(order)):
+            channel = self._channel(address, bulk=False)
+            async for answer in follow(channel, self._rounds(address).WatchRound, wire.watch_request(order)):
                 yield Progress(wire.accepted_of(answer), wire.received_of(answer))
 
     async def seal_round(self, address: str, order: SealOrder) -> AggregatedVersion:
@@ -138,7 +140,7 @@ class DiscoveryClient:
         try:
             stub: discovery_pb2_grpc.DiscoveryServiceAsyncStub = discovery_pb2_grpc.DiscoveryServiceStub(channel)
             with calling(f"discovery at {self._address}"):
-                async for answer in stub.WatchNodes(discovery_pb2.WatchNodesRequest()):
+                async for answer in follow(channel, stub.WatchNodes, discovery_pb2.WatchNodesRequest()):
                     yield answer.nodes
         finally:
             await channel.close()

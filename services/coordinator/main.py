@@ -15,7 +15,10 @@ from cortex_common.errors import PreconditionError
 from cortex_common.identity import Identity, Role
 from cortex_common.lifecycle import run_service, write_ready_file
 from cortex_common.logging import configure_logging, get_logger
+from cortex_common.network.enrolment import enroll_patiently
 from cortex_common.network.heartbeat import NodeReport, heartbeat_forever
+from cortex_common.network.membership import Membership
+from cortex_common.rpc.auditing import auditing
 from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.server import Running, serving
 from cortex_common.security.keyring import FileKeyring
@@ -54,6 +57,7 @@ async def run(
     settings: CoordinatorSettings, clock: Clock, stop: asyncio.Event, started: asyncio.Future[Running] | None = None
 ) -> None:
     """Serve until `stop` is set, then drain. Jobs go on where they are at the next start."""
+    await enroll_patiently(settings.joining, settings.tls, settings.hosts, clock, stop)
     identity = settings.identity(Role.COORDINATOR)
     publish_build_info("coordinator")
     settings.state_dir.mkdir(parents=True, exist_ok=True)
@@ -73,12 +77,14 @@ class _Parts:
         network: NetworkView,
         jobs: JobServicer,
         assignments: AssignmentServicer,
+        membership: Membership,
     ) -> None:
         self.coordinator = coordinator
         self.attendance = attendance
         self.network = network
         self.jobs = jobs
         self.assignments = assignments
+        self.membership = membership
 
 
 @asynccontextmanager
@@ -111,7 +117,9 @@ async def _parts(
     log.info("leading", epoch=epoch)
     try:
         jobs = JobServicer(coordinator, deployment, store)
-        yield _Parts(coordinator, attendance, network, jobs, AssignmentServicer(coordinator, attendance, clock))
+        assignments = AssignmentServicer(coordinator, attendance, clock)
+        membership = Membership(settings.tls, settings.discovery, settings.state_dir / "denials.json", clock)
+        yield _Parts(coordinator, attendance, network, jobs, assignments, membership)
     finally:
         observers.close()
         await aggregators.close()
@@ -128,7 +136,8 @@ async def _serve(
     attach = [parts.jobs.attach, parts.assignments.attach]
     async with (
         ops_server(settings.metrics_host, settings.metrics_port, lambda: (not stop.is_set(), "")) as ops,
-        serving(settings.rpc(), attach, [JOB_SERVICE, ASSIGNMENT_SERVICE]) as server,
+        auditing(settings.state_dir / "audit", settings.tls, clock) as auditor,
+        serving(settings.rpc(parts.membership.denied, auditor), attach, [JOB_SERVICE, ASSIGNMENT_SERVICE]) as server,
         asyncio.TaskGroup() as tasks,
     ):
         address = settings.advertised(server.port)
@@ -136,6 +145,7 @@ async def _serve(
         background = [
             tasks.create_task(parts.coordinator.run()),
             tasks.create_task(parts.network.follow(discovery)),
+            tasks.create_task(parts.membership.keep()),
         ]
         heartbeat = tasks.create_task(
             heartbeat_forever(

@@ -164,6 +164,16 @@ class Registry:
         self._suspected.discard(name)
         return [*changes, _change(Event.LEFT, held.node, "said goodbye")]
 
+    def shut_out(self, name: NodeName, role: Role, now_s: float) -> list[Change]:
+        """Expire a node's lease at once: it was revoked."""
+        changes = self.advance(now_s)
+        held = self.leases.get(name)
+        if held is None or held.node.role is not role or held.expired_s is not None:
+            return changes
+        self.leases[name] = replace(held, expired_s=now_s)
+        self._suspected.discard(name)
+        return [*changes, _change(Event.EXPIRED, held.node, "revoked")]
+
     def advance(self, now_s: float) -> list[Change]:
         """Let time take effect: suspect, expire, forget."""
         if now_s - self._seen_s > self.patience_s:

@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from cortex_common.clock import Clock, SystemClock
+from cortex_common.errors import CortexError
 from cortex_common.identity import Identity, Role
 from cortex_common.lifecycle import run_service, write_ready_file
 from cortex_common.logging import configure_logging, get_logger
 from cortex_common.network.heartbeat import NodeReport, node_to_proto
+from cortex_common.rpc.auditing import Auditor, auditing
 from cortex_common.rpc.server import Running, serving
+from cortex_common.rpc.tls import current_material
+from cortex_common.security.authority import Authority
 from cortex_common.settings import load_settings
 from cortex_common.telemetry.collectors import publish_node
 from cortex_common.telemetry.metrics import cortex_version, publish_build_info
 from cortex_common.telemetry.ops_server import ops_server
 from cortex_common.telemetry.resources import probe_resources
+from services.discovery.identity_service import IdentityAuthority
+from services.discovery.identity_store import FileIdentityStore, read_tickets
 from services.discovery.service import NodeDiscoveryService
-from services.discovery.servicer import FULL_NAME, DiscoveryServicer
+from services.discovery.servicer import (
+    ENROLLMENT_SERVICE,
+    FULL_NAME,
+    IDENTITY_SERVICE,
+    DiscoveryServicer,
+    EnrollmentServicer,
+    IdentityServicer,
+)
 from services.discovery.settings import DiscoverySettings
 from services.discovery.store import FileSnapshotStore, SnapshotStore
 from services.discovery.wire import announcement_from_proto
@@ -38,14 +53,17 @@ async def run(
     settings: DiscoverySettings, clock: Clock, stop: asyncio.Event, started: asyncio.Future[Running] | None = None
 ) -> None:
     """Serve until `stop` is set, then drain and remember who was here."""
+    service = NodeDiscoveryService.restore(settings.rules, clock, await asyncio.to_thread(_store, settings))
+    identities = await _identities(settings, service, clock)
     identity = settings.identity(Role.DISCOVERY)
     publish_build_info("discovery")
     publish_node(settings.tls, settings.state_dir, clock)
-    service = NodeDiscoveryService.restore(settings.rules, clock, await asyncio.to_thread(_store, settings))
-    attach = [DiscoveryServicer(service).attach]
+    attach = [DiscoveryServicer(service).attach, IdentityServicer(identities).attach]
     async with (
         ops_server(settings.metrics_host, settings.metrics_port, lambda: (not stop.is_set(), "")) as ops,
-        serving(settings.rpc(), attach, [FULL_NAME]) as server,
+        auditing(settings.state_dir / "audit", settings.tls, clock) as auditor,
+        serving(settings.rpc(identities.denied, auditor), attach, [FULL_NAME, IDENTITY_SERVICE]) as server,
+        _enrolling(settings, identities, auditor),
         asyncio.TaskGroup() as tasks,
     ):
         address = settings.advertised(server.port)
@@ -54,15 +72,17 @@ async def run(
             tasks.create_task(_announce_forever(service, identity, report, clock)),
             tasks.create_task(service.sweep_forever(settings.sweep_every_s)),
             tasks.create_task(service.save_forever(settings.snapshot_every_s)),
+            tasks.create_task(identities.advance_forever()),
         ]
-        log.info("serving", address=server.address, metrics_port=ops.port)
+        log.info("serving", address=server.address, enrolment=identities.address, metrics_port=ops.port)
         if settings.ready_file is not None:
             facts = {"service": "discovery", "name": settings.name, "address": address, "metrics_port": ops.port}
-            write_ready_file(settings.ready_file, facts)
+            write_ready_file(settings.ready_file, {**facts, "enrolment": identities.address})
         if started is not None:
             started.set_result(server)
         await stop.wait()
         service.close()
+        identities.close()
         for task in background:
             task.cancel()
     await service.save()
@@ -76,6 +96,42 @@ def _store(settings: DiscoverySettings) -> SnapshotStore:
     from services.discovery.sql_store import SqlSnapshotStore
 
     return SqlSnapshotStore(open_engine(settings.database, settings.database_password_file))
+
+
+async def _identities(settings: DiscoverySettings, service: NodeDiscoveryService, clock: Clock) -> IdentityAuthority:
+    """The identity authority, with discovery's own certificate in place."""
+    lives = settings.lives
+    authority = None
+    if settings.authority is not None:
+        authority = await asyncio.to_thread(Authority.open, settings.network, settings.authority, lives)
+    own = settings.tls, settings.hosts
+    store = FileIdentityStore(settings.state_dir / "identities.json")
+    identities = IdentityAuthority(settings.network, store, authority, lives, clock, service.identities, own)
+    identities.denied.on_change(lambda: service.shut_out(identities.denied.denials))
+    service.shut_out(identities.denied.denials)
+    if authority is not None:
+        try:
+            if current_material(settings.tls, clock).ca != authority.bundle:
+                identities.renew_own(settings.name)
+        except CortexError:
+            identities.renew_own(settings.name)
+    if settings.join_tokens is not None:
+        await identities.take_tickets(read_tickets(settings.join_tokens))
+    return identities
+
+
+@asynccontextmanager
+async def _enrolling(
+    settings: DiscoverySettings, identities: IdentityAuthority, auditor: Auditor
+) -> AsyncIterator[None]:
+    """Serve those who have no certificate yet, if there is an authority to give them one."""
+    if settings.authority is None:
+        yield
+        return
+    rpc = replace(settings.rpc(identities.denied, auditor), port=settings.enrolment_port, is_mutual=False)
+    async with serving(rpc, [EnrollmentServicer(identities).attach], [ENROLLMENT_SERVICE]) as server:
+        identities.address = settings.advertised_beside(server.port)
+        yield
 
 
 def _reporter(settings: DiscoverySettings, identity: Identity, address: str, clock: Clock) -> Callable[[], NodeReport]:

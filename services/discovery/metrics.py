@@ -13,6 +13,9 @@ HEARTBEATS = counter("cortex_discovery_heartbeats_total", "Heartbeats taken.", (
 CHANGES = counter("cortex_discovery_changes_total", "Changes of membership or health.", ("event",))
 WATCHERS = gauge("cortex_discovery_watchers", "Streams of people and services that watch the nodes.")
 SNAPSHOT_FAILURES = counter("cortex_discovery_snapshot_failures_total", "Snapshots that could not be written.")
+CERTIFICATES = counter("cortex_discovery_certificates_total", "Certificates made.", ("role", "why"))
+ROTATIONS = counter("cortex_discovery_authority_rotations_total", "New authorities.", ("kind",))
+DENIALS = gauge("cortex_discovery_denials", "Identities shut out, entirely or in part.")
 
 
 def measure_nodes(views: Iterable[View]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 from cortex_common.clock import Clock
 from cortex_common.errors import CorruptError, InvalidArgumentError, UnavailableError, Violation
 from cortex_common.identity import Identity, Role
 from cortex_common.logging import get_logger
+from cortex_common.rpc.denial import Denial
 from services.discovery import metrics
 from services.discovery.domain import (
     Announcement,
@@ -77,6 +78,17 @@ class NodeDiscoveryService:
         authorise(caller, name, None, "leave")
         self._apply(self._registry.leave(caller.name, caller.role, incarnation, self._clock.monotonic_s()))
 
+    def identities(self, network: str) -> tuple[Identity, ...]:
+        """Who is known by heartbeats."""
+        return tuple(Identity(network, view.node.role, view.node.name) for view in self.nodes())
+
+    def shut_out(self, denials: Iterable[Denial]) -> None:
+        """Expire everybody who is shut out."""
+        for denial in denials:
+            if not denial.serials:
+                now_s = self._clock.monotonic_s()
+                self._apply(self._registry.shut_out(denial.identity.name, denial.identity.role, now_s))
+
     def nodes(self, role: Role | None = None, region: str | None = None) -> tuple[View, ...]:
         """Every node known, expired ones included until they are forgotten; None selects all."""
         now_s = self._clock.monotonic_s()
@@ -89,10 +101,7 @@ class NodeDiscoveryService:
         Raises:
             InvalidArgumentError: `refresh_s` is not allowed.
         """
-        low, high = _REFRESH_S
-        if not low <= refresh_s <= high:
-            message = f"{refresh_s} given; allowed: {low} to {high:g}, or 0 for 3"
-            raise InvalidArgumentError.of("watch", [Violation("refresh_s", message)])
+        checked_refresh(refresh_s)
         changed = asyncio.Event()
         self._watchers.add(changed)
         metrics.WATCHERS.set(len(self._watchers))
@@ -160,3 +169,16 @@ class NodeDiscoveryService:
         finally:
             for wait in waits:
                 wait.cancel()
+
+
+def checked_refresh(refresh_s: float) -> float:
+    """The time after which a watcher wants to hear again.
+
+    Raises:
+        InvalidArgumentError: it is not allowed.
+    """
+    low, high = _REFRESH_S
+    if not low <= refresh_s <= high:
+        message = f"{refresh_s} given; allowed: {low} to {high:g}, or 0 for 3"
+        raise InvalidArgumentError.of("watch", [Violation("refresh_s", message)])
+    return refresh_s

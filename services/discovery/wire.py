@@ -10,7 +10,7 @@ from cortex_common.ids import NodeName
 from cortex_common.pb.v1 import common_pb2
 from services.discovery.domain import Announcement, Health, View
 
-_REGION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+REGION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _LIMITS = {"address": 255, "incarnation": 64, "version": 64, "activity": 512}
 _MAX_DATASETS = 1000
 _MAX_GPUS = 64
@@ -45,7 +45,7 @@ def announcement_from_proto(node: common_pb2.Node) -> Announcement:
         mistakes.append(Violation("node.name", "missing; allowed: the name in the caller's certificate"))
     if node.role not in ROLES:
         mistakes.append(Violation("node.role", f"{node.role} given; allowed: {', '.join(Role)}"))
-    if not _REGION.fullmatch(node.region):
+    if not REGION.fullmatch(node.region):
         mistakes.append(
             Violation("node.region", f"{node.region!r} given; allowed: 1 to 63 letters, digits, '.', '_' and '-'")
         )

@@ -16,7 +16,9 @@ from cortex_common.clock import Clock, SystemClock
 from cortex_common.identity import Identity, Role
 from cortex_common.lifecycle import run_service, sleep_unless, write_ready_file
 from cortex_common.logging import configure_logging, get_logger
+from cortex_common.network.enrolment import enroll_patiently
 from cortex_common.network.heartbeat import NodeReport, heartbeat_forever
+from cortex_common.network.membership import Membership
 from cortex_common.rpc.channel import open_channel
 from cortex_common.security.tokens import TokenStore
 from cortex_common.settings import load_settings
@@ -62,6 +64,7 @@ async def run(
     settings: GatewaySettings, clock: Clock, stop: asyncio.Event, started: asyncio.Future[RunningHttp] | None = None
 ) -> None:
     """Serve until `stop` is set, then drain."""
+    await enroll_patiently(settings.joining, settings.tls, settings.hosts, clock, stop)
     identity = settings.identity(Role.GATEWAY)
     publish_build_info("gateway")
     publish_node(settings.tls, settings.state_dir, clock)
@@ -80,6 +83,8 @@ async def run(
                 heartbeat_forever(_dial(settings), report, clock, stop, what=f"discovery at {settings.discovery}")
             )
             tasks.create_task(_probe_forever(surroundings, peers))
+            membership = Membership(settings.tls, settings.discovery, settings.state_dir / "denials.json", clock)
+            keeping = tasks.create_task(membership.keep())
             log.info("serving", url=http.url, metrics_port=ops.port)
             if settings.ready_file is not None:
                 facts = {"service": "gateway", "name": settings.name, "address": address, "metrics_port": ops.port}
@@ -87,6 +92,7 @@ async def run(
             if started is not None:
                 started.set_result(http)
             await stop.wait()
+            keeping.cancel()
 
 
 @asynccontextmanager

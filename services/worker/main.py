@@ -16,8 +16,10 @@ from cortex_common.ids import NodeName
 from cortex_common.lifecycle import run_service, write_ready_file
 from cortex_common.logging import configure_logging, get_logger
 from cortex_common.network.bridge import Connected, Disconnected, TenzroBridge
+from cortex_common.network.enrolment import enroll_patiently
 from cortex_common.network.grpc_transport import GrpcTransport, Peers
 from cortex_common.network.heartbeat import NodeReport
+from cortex_common.network.membership import Membership
 from cortex_common.network.messages import Assignments, Hello
 from cortex_common.settings import load_settings
 from cortex_common.telemetry.collectors import publish_node
@@ -61,6 +63,7 @@ async def run(
     Raises:
         CortexError: certificate or catalogue file are not usable.
     """
+    await enroll_patiently(settings.joining, settings.tls, settings.hosts, clock, stop)
     settings.identity(Role.WORKER)
     available_datasets(settings.cache_dir, settings.catalogue)
     publish_build_info("worker")
@@ -73,6 +76,7 @@ async def run(
     start_trainer = partial(TrainerProcess.start, settings.threads, settings.device)
     supervisor = Supervisor(settings, surroundings, bridge, start_trainer)
     _route(bridge, supervisor)
+    membership = Membership(settings.tls, settings.discovery, settings.state_dir / "denials.json", clock)
 
     def node() -> NodeReport:
         return _node(settings, supervisor, incarnation, started_s)
@@ -89,6 +93,7 @@ async def run(
                 tasks.create_task(supervisor.run()),
                 tasks.create_task(bridge.run()),
                 tasks.create_task(sweep_daily(settings.state_dir / "residuals", clock)),
+                tasks.create_task(membership.keep()),
             ]
             tasks.create_task(bridge.announce_forever(node, stop))
             if settings.ready_file is not None:

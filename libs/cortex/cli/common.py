@@ -35,10 +35,14 @@ PIPE_COLUMNS = 240
 
 @contextlib.contextmanager
 def open_client(directory: Path | None) -> Iterator[Client]:
-    """A client of the network the person means."""
+    """A client of the network the person means; a certificate in the second half of its life is renewed first."""
     from cortex.client import Client
+    from cortex.connection import find_connection
+    from cortex.renewal import renew_if_due
 
-    with Client(directory=directory) as client:
+    connection = find_connection(directory)
+    renew_if_due(connection, say)
+    with Client(connection) as client:
         yield client
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from cortex.cli import data, demo, jobs, local, model, network, serve, token
+from cortex.cli import audit, data, demo, jobs, local, model, network, node, serve, token
 from cortex_common.errors import CortexError
 
 app = typer.Typer(
@@ -40,6 +40,8 @@ for part in (local, demo, jobs, network, serve):
 app.add_typer(model.app, name="model")
 app.add_typer(data.app, name="data")
 app.add_typer(token.app, name="token")
+app.add_typer(node.app, name="node")
+app.add_typer(audit.app, name="audit")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

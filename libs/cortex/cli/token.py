@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cortex.cli.common import JsonOption, console, example, print_json, say
+from cortex.cli.durations import parse_life
 from cortex.cli.local import HereOption, layout_of
-from cortex_common.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,9 +16,6 @@ if TYPE_CHECKING:
     from cortex_common.security.tokens import TokenStore
 
 app = typer.Typer(no_args_is_help=True, help="Bearer tokens of the HTTP API of a network on this machine.")
-
-_LIFE = re.compile(r"(?P<count>\d+)(?P<unit>[smhd])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def store_of(directory: Path | None) -> TokenStore:
@@ -31,18 +26,6 @@ def store_of(directory: Path | None) -> TokenStore:
     layout = layout_of(directory)
     read_network(layout)
     return TokenStore(layout.tokens_file)
-
-
-def parse_life(text: str) -> timedelta:
-    """A duration such as 12h or 30d.
-
-    Raises:
-        InvalidArgumentError: anything else.
-    """
-    match = _LIFE.fullmatch(text)
-    if match is None:
-        raise InvalidArgumentError(f"life {text!r} given; allowed: a number and s, m, h or d, for example 30d")
-    return timedelta(**{_UNITS[match["unit"]]: int(match["count"])})
 
 
 @app.command(

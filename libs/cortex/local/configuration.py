@@ -8,15 +8,19 @@ from cortex.local.layout import Layout
 from cortex.local.members import HOST, Member
 from cortex.local.network import LocalNetwork
 from cortex_common.data import default_cache_dir
-from cortex_common.identity import Role, TlsFiles
+from cortex_common.identity import Role
 
 
-def service_config(network: LocalNetwork, member: Member, layout: Layout, tls: TlsFiles) -> dict[str, Any]:
+def service_config(network: LocalNetwork, member: Member, layout: Layout) -> dict[str, Any]:
     """Settings of one member, as its settings class reads them."""
-    return _common(network, member, layout, tls) | _own(network, member, layout)
+    joining = (
+        {"join_token_file": str(layout.join_token(member.name))} if layout.join_token(member.name).exists() else {}
+    )
+    return _common(network, member, layout) | joining | _own(network, member, layout)
 
 
-def _common(network: LocalNetwork, member: Member, layout: Layout, tls: TlsFiles) -> dict[str, Any]:
+def _common(network: LocalNetwork, member: Member, layout: Layout) -> dict[str, Any]:
+    tls = layout.tls(member.name)
     config: dict[str, Any] = {
         "network": network.network,
         "name": member.name,
@@ -39,7 +43,12 @@ def _own(network: LocalNetwork, member: Member, layout: Layout) -> dict[str, Any
     coordinator = {"coordinator": network.address(Role.COORDINATOR)}
     match member.service:
         case Role.DISCOVERY:
-            return {}
+            return {
+                "authority": str(layout.authority),
+                "enrolment_port": member.ports["enrolment"],
+                "join_tokens": str(layout.join_tokens_file),
+                **network.lives.as_settings(),
+            }
         case Role.COORDINATOR | Role.AGGREGATOR:
             return discovery
         case Role.GATEWAY:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cortex_common.identity import TlsFiles
+
 DEFAULT_DIR = Path(".cortex")
 
 
@@ -73,6 +75,20 @@ class Layout:
     def tensorboard(self) -> Path:
         """Scalars of every job."""
         return self.state("coordinator") / "tensorboard"
+
+    @property
+    def join_tokens_file(self) -> Path:
+        """Hashes of the join tokens that `cortex up` made, for discovery to take up."""
+        return self.root / "config" / "join-tokens.json"
+
+    def join_token(self, name: str) -> Path:
+        """The join token a member is to enrol with, mode 0600; there is none once it has no need of one."""
+        return self.root / "config" / f"{name}.join"
+
+    def tls(self, name: str) -> TlsFiles:
+        """Certificate, key and roots of a member, or of the operator."""
+        folder = self.certificates / name
+        return TlsFiles(folder / "ca.pem", folder / "tls.crt", folder / "tls.key")
 
     def config(self, name: str) -> Path:
         """The configuration of a member."""

@@ -16,7 +16,7 @@ SEARCH = 400
 ORDER = (Role.DISCOVERY, Role.COORDINATOR, Role.AGGREGATOR, Role.GATEWAY, Role.WORKER)
 # First port tried, by role and use; the metrics ports of all members share one range.
 _DEFAULTS: Mapping[Role, Mapping[str, int]] = {
-    Role.DISCOVERY: {"grpc": 50052},
+    Role.DISCOVERY: {"grpc": 50052, "enrolment": 50053},
     Role.COORDINATOR: {"grpc": 50051},
     Role.AGGREGATOR: {"grpc": 50054},
     Role.GATEWAY: {"http": 8080},

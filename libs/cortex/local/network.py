@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -12,6 +13,7 @@ from cortex.local.layout import Layout
 from cortex.local.members import Member
 from cortex_common.errors import CorruptError, NotFoundError
 from cortex_common.identity import Role, TlsFiles
+from cortex_common.security.authority import ISSUING_LIFE, LEAF_LIFE, ROOT_LIFE, Lives
 
 DEFAULT_REGIONS = ("eu", "us")
 DEFAULT_WORKERS = 4
@@ -25,6 +27,28 @@ class OperatorFiles(BaseModel):
     ca: Path
     certificate: Path
     key: Path
+
+
+class CertificateLives(BaseModel):
+    """How long certificates hold, in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    leaf_s: float = LEAF_LIFE.total_seconds()
+    issuing_s: float = ISSUING_LIFE.total_seconds()
+    root_s: float = ROOT_LIFE.total_seconds()
+
+    def as_settings(self) -> dict[str, float]:
+        """As discovery reads them."""
+        return {"leaf_life_s": self.leaf_s, "issuing_life_s": self.issuing_s, "root_life_s": self.root_s}
+
+    def as_lives(self) -> Lives:
+        """As the authority takes them.
+
+        Raises:
+            InvalidArgumentError: a leaf could outlive its authority.
+        """
+        return Lives(*(timedelta(seconds=life_s) for life_s in (self.leaf_s, self.issuing_s, self.root_s)))
 
 
 class LocalNetwork(BaseModel):
@@ -41,6 +65,7 @@ class LocalNetwork(BaseModel):
     catalogue: str | None = None
     members: tuple[Member, ...] = ()
     operator: OperatorFiles | None = None
+    lives: CertificateLives = CertificateLives()
 
     def of_role(self, role: Role) -> tuple[Member, ...]:
         """The members with this role."""

@@ -5,24 +5,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import yaml
 
 from cortex.local.configuration import service_config
 from cortex.local.files import write_text
+from cortex.local.joining import OPERATOR, permit_joining
 from cortex.local.layout import Layout
-from cortex.local.members import HOST, Member, assign_ports, members_of
+from cortex.local.members import Member, assign_ports, members_of
 from cortex.local.network import LocalNetwork, OperatorFiles, write_network
+from cortex_common.clock import Clock, SystemClock
 from cortex_common.data.files import read_catalogue
-from cortex_common.identity import Identity, Role, TlsFiles
-from cortex_common.ids import NodeName
-from cortex_common.security.authority import Authority
-
-CERTIFICATE_LIFE = timedelta(days=30)
-HOSTS = ("localhost", HOST, "::1")
-OPERATOR = NodeName("operator")
+from cortex_common.identity import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +28,16 @@ class Prepared:
     notices: tuple[str, ...]
 
 
-def prepare(layout: Layout, network: LocalNetwork, claim: Callable[[int], bool]) -> Prepared:
+def prepare(
+    layout: Layout, network: LocalNetwork, claim: Callable[[int], bool], clock: Clock | None = None
+) -> Prepared:
     """Write everything the services need into the directory; what is there already is kept.
 
     Args:
         layout: The directory.
         network: What is known of the network; its ports are kept where they are free.
         claim: Takes a port; False when it is not to be had.
+        clock: Tells which certificates have expired.
 
     Raises:
         InvalidArgumentError: impossible regions, workers, ports or catalogue.
@@ -49,13 +47,12 @@ def prepare(layout: Layout, network: LocalNetwork, claim: Callable[[int], bool])
     layout.root.mkdir(parents=True, exist_ok=True)
     layout.root.chmod(0o700)
     (layout.root / ".gitignore").write_text("*\n")
-    authority = _authority(layout, network.network)
-    operator = _issue(authority, layout, Identity(network.network, Role.OPERATOR, OPERATOR))
+    operator = layout.tls(OPERATOR)
     relative = {kind: getattr(operator, kind).relative_to(layout.root) for kind in ("ca", "certificate", "key")}
     network = network.model_copy(update={"members": members, "operator": OperatorFiles(**relative)})
+    permit_joining(layout, network, clock or SystemClock())
     for member in members:
-        tls = _issue(authority, layout, Identity(network.network, member.service, NodeName(member.name)))
-        config = service_config(network, member, layout, tls)
+        config = service_config(network, member, layout)
         write_text(layout.config(member.name), yaml.safe_dump(config, sort_keys=False), mode=0o600)
         layout.state(member.name).mkdir(parents=True, exist_ok=True)
     layout.logs.mkdir(exist_ok=True)
@@ -71,18 +68,6 @@ def _check_catalogues(network: LocalNetwork, members: Sequence[Member]) -> None:
     for path in {Path(network.catalogue.replace("{name}", name)) for name in workers}:
         for entry in read_catalogue(path).values():
             entry.info()
-
-
-def _authority(layout: Layout, network: str) -> Authority:
-    authority = Authority(network, layout.authority)
-    if authority.ca.exists():
-        return Authority.load(layout.authority)
-    authority.key.unlink(missing_ok=True)  # left by a start that was cut short: without ca.pem nobody trusts it yet
-    return Authority.create(network, layout.authority)
-
-
-def _issue(authority: Authority, layout: Layout, identity: Identity) -> TlsFiles:
-    return authority.issue(identity, HOSTS, life=CERTIFICATE_LIFE, out=layout.certificates / identity.name)
 
 
 def wipe(layout: Layout) -> None:

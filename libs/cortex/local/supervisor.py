@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 from cortex.local.child import Child
+from cortex.local.joining import Operator
 from cortex.local.layout import Layout
 from cortex.local.members import ORDER, Member
 from cortex.local.network import LocalNetwork
@@ -176,14 +177,17 @@ async def supervise(
     async with supervisor.running():
         stopped = asyncio.create_task(stop.wait())
         broken = asyncio.create_task(supervisor.broken())
+        operator = Operator(layout, network, clock)
         healthy = asyncio.create_task(supervisor.until_healthy(on_member))
+        joined = asyncio.create_task(operator.join(stop))
+        keeping = asyncio.create_task(operator.keep_after(joined))
         try:
             done = await _first(stopped, broken, healthy)
-            if done is healthy:
+            if done is healthy and await _first(stopped, broken, joined) is joined:
                 on_healthy()
-                await _first(stopped, broken)
+                await _first(stopped, broken, keeping)
         finally:
-            await _cancel(stopped, healthy, broken)
+            await _cancel(stopped, healthy, broken, joined, keeping)
 
 
 async def _first(*tasks: asyncio.Task[Any]) -> asyncio.Task[Any]:

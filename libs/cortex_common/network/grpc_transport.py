@@ -16,6 +16,7 @@ from cortex_common.network.heartbeat import Announcer, GrpcAnnouncer
 from cortex_common.pb.v1 import coordinator_pb2_grpc
 from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.errors import calling
+from cortex_common.rpc.renewing import follow
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
@@ -83,7 +84,8 @@ class GrpcTransport:
             stub: coordinator_pb2_grpc.AssignmentServiceAsyncStub = coordinator_pb2_grpc.AssignmentServiceStub(channel)
             with calling(self.what):
                 request, is_first = wire.attend_request(self._hello), True
-                async for response in stub.Attend(request, metadata=tuple(self._metadata())):
+                metadata = tuple(self._metadata())
+                async for response in follow(channel, stub.Attend, request, metadata=metadata):
                     deliver(wire.assignments_from_proto(response, is_first=is_first))
                     is_first = False
 

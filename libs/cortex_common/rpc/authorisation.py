@@ -15,6 +15,9 @@ _COORDINATOR = frozenset({Role.COORDINATOR})
 _PUSHERS = frozenset({Role.WORKER, Role.AGGREGATOR})
 _PULLERS = frozenset({Role.WORKER, Role.AGGREGATOR, Role.COORDINATOR})
 _NODES = frozenset({Role.COORDINATOR, Role.DISCOVERY, Role.AGGREGATOR, Role.WORKER, Role.GATEWAY})
+_OPERATOR = frozenset({Role.OPERATOR})
+_ALL = frozenset(Role)
+_NOBODY: frozenset[Role] = frozenset()
 _WATCHERS = frozenset({Role.COORDINATOR, Role.GATEWAY, Role.OPERATOR})
 
 _TABLE: Mapping[str, Mapping[str, frozenset[Role]]] = {
@@ -46,7 +49,36 @@ _TABLE: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "ListNodes": _WATCHERS,
         "WatchNodes": _WATCHERS,
     },
+    "EnrollmentService": {"GetRoots": _NOBODY, "Enroll": _NOBODY},
+    "IdentityService": {
+        "Renew": _ALL,
+        "WatchTrust": _ALL,
+        "CreateJoinToken": _OPERATOR,
+        "ListIdentities": _OPERATOR,
+        "RevokeNode": _OPERATOR,
+        "RotateAuthority": _OPERATOR,
+    },
 }
+
+# For callers who have no certificate yet; served at a port of their own, and by no role.
+ANYBODY = frozenset({f"/{_PACKAGE}.EnrollmentService/GetRoots", f"/{_PACKAGE}.EnrollmentService/Enroll"})
+
+# What changes the network, a job or who may do so, and what takes a model out: each call is in the audit log.
+PRIVILEGED = frozenset(
+    f"/{_PACKAGE}.{method}"
+    for method in (
+        "JobService/SubmitJob",
+        "JobService/CancelJob",
+        "JobService/PauseJob",
+        "JobService/ResumeJob",
+        "JobService/DownloadModel",
+        "EnrollmentService/Enroll",
+        "IdentityService/Renew",
+        "IdentityService/CreateJoinToken",
+        "IdentityService/RevokeNode",
+        "IdentityService/RotateAuthority",
+    )
+)
 
 # Full method name, as gRPC passes it, to the roles that may call it.
 ALLOWED: Mapping[str, frozenset[Role]] = MappingProxyType(
@@ -84,4 +116,4 @@ def authorise(identity: Identity, method: str) -> None:
     if identity.role in roles:
         return
     who = ", ".join(sorted(roles)) if roles else "nobody (the RPC is not in the authorisation table)"
-    raise ForbiddenError(f"{identity.role} {identity.name!r} may not call {method}; allowed: {who}")
+    raise ForbiddenError(f"{identity.role} {identity.name!r} may not call {method}; allowed: {who}", "role")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
 import grpc
 import grpc.aio
 
 from cortex_common.clock import Clock, SystemClock
+from cortex_common.errors import CortexError
 from cortex_common.identity import Role, TlsFiles
+from cortex_common.rpc.renewing import RenewingChannel
 from cortex_common.rpc.server import MAX_MESSAGE_BYTES, bulk_options
-from cortex_common.rpc.tls import client_credentials, current_material
+from cortex_common.rpc.tls import TlsMaterial, client_credentials, current_material, files_stamp
 
 _SYSTEM_CLOCK = SystemClock()
 
@@ -18,7 +24,7 @@ def open_channel(
 ) -> grpc.aio.Channel:
     """A channel to the node at `address`; it connects at the first call and again whenever it must.
 
-    Client certificates are read now and not again: after a renewal open a new channel.
+    When the certificate files change, calls go over a new connection from then on; see `RenewingChannel`.
 
     Args:
         address: host:port.
@@ -31,8 +37,12 @@ def open_channel(
         NotFoundError, InvalidArgumentError: the TLS files are not usable.
         UnauthenticatedError: this node's certificate has expired.
     """
-    credentials = client_credentials(current_material(tls, clock))
-    return grpc.aio.secure_channel(address, credentials, options=channel_options(server_role, bulk=bulk))
+    options = channel_options(server_role, bulk=bulk)
+
+    def dial(material: TlsMaterial) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(address, client_credentials(material), options=options)
+
+    return RenewingChannel(dial, tls, clock)
 
 
 def open_sync_channel(
@@ -41,6 +51,36 @@ def open_sync_channel(
     """`open_channel` for programs without an event loop."""
     credentials = client_credentials(current_material(tls, clock))
     return grpc.secure_channel(address, credentials, options=channel_options(server_role, bulk=bulk))
+
+
+class RenewingSyncChannel:
+    """`open_sync_channel`, opened anew when the certificate files have changed."""
+
+    def __init__(self, address: str, tls: TlsFiles, server_role: Role, clock: Clock = _SYSTEM_CLOCK) -> None:
+        self._open: Callable[[], grpc.Channel] = partial(open_sync_channel, address, tls, server_role, clock=clock)
+        self._tls = tls
+        self._stamp = files_stamp(tls)
+        self._channel = self._open()
+        self._before: list[grpc.Channel] = []
+
+    def is_outdated(self) -> bool:
+        """Whether there are other files than when the channel was opened."""
+        return files_stamp(self._tls) != self._stamp
+
+    def current(self) -> grpc.Channel:
+        """The channel to call over now; calls on the ones before go on."""
+        stamp = files_stamp(self._tls)
+        if stamp != self._stamp:
+            with suppress(CortexError):  # files that do not fit together yet; the channel there is may still do
+                fresh = self._open()
+                self._before.append(self._channel)
+                self._channel, self._stamp = fresh, stamp
+        return self._channel
+
+    def close(self) -> None:
+        """Close every channel."""
+        for channel in (self._channel, *self._before):
+            channel.close()
 
 
 def channel_options(server_role: Role, *, bulk: bool = False) -> list[tuple[str, str | int]]:

@@ -49,16 +49,17 @@ def authenticate(auth_context: Mapping[str, Iterable[bytes]], network: str, now_
     """
     pems = list(auth_context.get("x509_pem_cert", ()))
     if not pems:
-        raise UnauthenticatedError("no client certificate: connect with mutual TLS")
+        raise UnauthenticatedError("no client certificate: connect with mutual TLS", "no_certificate")
     certificate = read_certificate(pems[0])
     identity = certificate.identity
     if identity.network != network:
-        raise UnauthenticatedError(f"{identity.uri} belongs to another network; this one is {network!r}")
+        raise UnauthenticatedError(f"{identity.uri} belongs to another network; this one is {network!r}", "network")
     if certificate.seconds_left(now_s) <= 0:
-        raise UnauthenticatedError(expired(certificate))
+        raise UnauthenticatedError(expired(certificate), "expired")
     if now_s < certificate.not_before.timestamp():
         start = certificate.not_before.isoformat(timespec="seconds")
-        raise UnauthenticatedError(f"certificate of {identity.uri} is not valid before {start}: compare the clocks")
+        message = f"certificate of {identity.uri} is not valid before {start}: compare the clocks"
+        raise UnauthenticatedError(message, "not_yet_valid")
     return certificate
 
 

@@ -14,26 +14,30 @@ import grpc.aio
 from cortex_common.clock import Clock
 from cortex_common.errors import CortexError, ForbiddenError, UnauthenticatedError
 from cortex_common.logging import get_logger
-from cortex_common.rpc.authorisation import authorise
+from cortex_common.rpc.auditing import Auditor, Call
+from cortex_common.rpc.authorisation import ANYBODY, PRIVILEGED, authorise
+from cortex_common.rpc.denial import DenyList
 from cortex_common.rpc.errors import DETAILS_KEY, rich_status, status_of
 from cortex_common.rpc.identity import acting_as, authenticate, expired
-from cortex_common.rpc.metrics import MethodMetrics
+from cortex_common.rpc.metrics import REFUSALS, MethodMetrics
 from cortex_common.security.certificates import Certificate
 
 _log = get_logger(__name__)
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-_Guard: TypeAlias = Callable[["_Context"], AbstractAsyncContextManager[None]]
+_Guard: TypeAlias = Callable[[object, "_Context"], AbstractAsyncContextManager[None]]
 INTERNAL = "internal error"
 
 
 class GuardingInterceptor(grpc.aio.ServerInterceptor):
     """Authenticates, authorises, maps errors and counts, once per RPC; messages of a stream pass untouched."""
 
-    def __init__(self, network: str, clock: Clock) -> None:
+    def __init__(self, network: str, clock: Clock, denied: DenyList, auditor: Auditor | None = None) -> None:
         self._network = network
         self._clock = clock
+        self._denied = denied
+        self._auditor = auditor
         self._metrics: dict[str, MethodMetrics] = {}
 
     async def intercept_service(
@@ -49,16 +53,18 @@ class GuardingInterceptor(grpc.aio.ServerInterceptor):
         metrics = self._metrics.get(method)
         if metrics is None:
             metrics = self._metrics[method] = MethodMetrics(method)
-        return _wrapped(handler, lambda context: self._guarded(method, metrics, context))
+        return _wrapped(handler, lambda request, context: self._guarded(method, metrics, request, context))
 
     @asynccontextmanager
-    async def _guarded(self, method: str, metrics: MethodMetrics, context: _Context) -> AsyncIterator[None]:
+    async def _guarded(
+        self, method: str, metrics: MethodMetrics, request: object, context: _Context
+    ) -> AsyncIterator[None]:
         """Everything around one RPC."""
         started_s = self._clock.monotonic_s()
         metrics.started()
         code = grpc.StatusCode.UNKNOWN
         try:
-            async with self._admitted(method, context):
+            async with self._audited(method, request, context), self._admitted(method, context):
                 yield
             code = _code_of(context, grpc.StatusCode.OK)
         except grpc.aio.AbortError:
@@ -80,26 +86,59 @@ class GuardingInterceptor(grpc.aio.ServerInterceptor):
             metrics.ended(code, self._clock.monotonic_s() - started_s)
 
     @asynccontextmanager
+    async def _audited(self, method: str, request: object, context: _Context) -> AsyncIterator[None]:
+        """Record the call if it is privileged, and any refusal."""
+        if self._auditor is None:
+            yield
+            return
+        is_privileged = method in PRIVILEGED
+        if is_privileged:
+            await self._auditor.require()
+        call = Call(method, request, context)
+        try:
+            yield
+        except (UnauthenticatedError, ForbiddenError) as error:
+            self._auditor.refused(call, error)
+            raise
+        except CortexError as error:
+            if is_privileged:
+                await self._auditor.done(call, status_of(error).name, error.message)
+            raise
+        except BaseException as error:
+            if is_privileged:
+                self._auditor.broken_off(call, "CANCELLED" if isinstance(error, asyncio.CancelledError) else "INTERNAL")
+            raise
+        if is_privileged:
+            await self._auditor.done(call, _code_of(context, grpc.StatusCode.OK).name)
+
+    @asynccontextmanager
     async def _admitted(self, method: str, context: _Context) -> AsyncIterator[None]:
-        """Run the block as the caller, if it may call; no longer than its certificate holds."""
+        """Run the block as the caller, if it may call; no longer than its certificate holds and it is not shut out."""
+        if method in ANYBODY:
+            yield
+            return
         now_s = self._clock.wall_s()
         certificate = authenticate(context.auth_context(), self._network, now_s)
+        self._denied.check(certificate)
         authorise(certificate.identity, method)
         with acting_as(certificate.identity):
-            async with _until_expiry(certificate, now_s):
+            async with _while_allowed(certificate, now_s, self._denied):
                 yield
 
 
 @asynccontextmanager
-async def _until_expiry(certificate: Certificate, now_s: float) -> AsyncIterator[None]:
-    """End the block when the certificate does: a stream must not outlive its caller's right to it."""
+async def _while_allowed(certificate: Certificate, now_s: float, denied: DenyList) -> AsyncIterator[None]:
+    """End the block when the certificate does, or is shut out: a stream must not outlive its caller's right to it."""
     limit = asyncio.timeout(certificate.seconds_left(now_s))
+    loop = asyncio.get_running_loop()
     try:
         async with limit:
-            yield
+            with denied.cutting(certificate, lambda: limit.reschedule(loop.time())):
+                yield
     except TimeoutError:
         if limit.expired():
-            raise UnauthenticatedError(expired(certificate)) from None
+            denied.check(certificate)
+            raise UnauthenticatedError(expired(certificate), "expired") from None
         raise
 
 
@@ -113,6 +152,7 @@ def _code_of(context: _Context, default: grpc.StatusCode) -> grpc.StatusCode:
 
 def _report(method: str, context: _Context, error: CortexError) -> None:
     if isinstance(error, ForbiddenError | UnauthenticatedError):
+        REFUSALS.labels(error.kind).inc()
         _log.warning("rpc_refused", method=method, peer=context.peer(), reason=error.message)
     else:
         _log.debug("rpc_answered_with_error", method=method, error=type(error).__name__, reason=error.message)
@@ -135,7 +175,7 @@ def _wrapped(handler: _Handler, guard: _Guard) -> _Handler:
 
 def _unary_behaviour(inner: Any, guard: _Guard) -> Any:
     async def behaviour(request: Any, context: _Context) -> Any:
-        async with guard(context):
+        async with guard(request, context):
             return await inner(request, context)
 
     return behaviour
@@ -146,7 +186,7 @@ def _stream_behaviour(inner: Any, guard: _Guard) -> Any:
         return _unary_behaviour(inner, guard)
 
     async def behaviour(request: Any, context: _Context) -> None:
-        async with guard(context), aclosing(inner(request, context)) as messages:
+        async with guard(request, context), aclosing(inner(request, context)) as messages:
             async for message in messages:
                 await context.write(message)
 

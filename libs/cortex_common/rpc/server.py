@@ -16,6 +16,8 @@ from grpc_reflection.v1alpha import reflection
 from cortex_common.clock import Clock, SystemClock
 from cortex_common.errors import PreconditionError
 from cortex_common.identity import TlsFiles
+from cortex_common.rpc.auditing import Auditor
+from cortex_common.rpc.denial import DenyList
 from cortex_common.rpc.interceptor import GuardingInterceptor
 from cortex_common.rpc.tls import ReloadingServerCredentials
 
@@ -36,6 +38,9 @@ class RpcSettings:
         connection_life_s: After this time clients are asked to connect again, with the certificate they have by then.
         connection_grace_s: RPCs still open this long after that are cut.
         stop_grace_s: How long open RPCs may go on once the server stops.
+        denied: Who is shut out.
+        auditor: Keeps the record of privileged calls and refusals.
+        is_mutual: False for the port at which nodes enrol, whose callers have no certificate yet.
     """
 
     host: str
@@ -55,6 +60,9 @@ class RpcSettings:
     connection_grace_s: float = 300.0
     stop_grace_s: float = 2.0
     clock: Clock = field(default_factory=SystemClock)
+    denied: DenyList = field(default_factory=DenyList)
+    auditor: Auditor | None = None
+    is_mutual: bool = True
 
 
 class Running:
@@ -103,7 +111,7 @@ async def serving(
         NotFoundError, InvalidArgumentError, UnauthenticatedError: the TLS files are not usable, or have expired.
     """
     server = grpc.aio.server(
-        interceptors=[GuardingInterceptor(settings.network, settings.clock)],
+        interceptors=[GuardingInterceptor(settings.network, settings.clock, settings.denied, settings.auditor)],
         options=server_options(settings),
         maximum_concurrent_rpcs=settings.max_requests,
     )
@@ -161,7 +169,7 @@ def join_address(host: str, port: int) -> str:
 
 def _bind(server: grpc.aio.Server, settings: RpcSettings) -> int:
     address = join_address(settings.host, settings.port)
-    credentials = ReloadingServerCredentials(settings.tls, settings.clock).credentials()
+    credentials = ReloadingServerCredentials(settings.tls, settings.clock).credentials(is_mutual=settings.is_mutual)
     try:
         port = server.add_secure_port(address, credentials)
     except RuntimeError as error:

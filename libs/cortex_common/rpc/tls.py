@@ -20,6 +20,8 @@ from cortex_common.rpc.identity import expired
 from cortex_common.security.certificates import Certificate, read_certificate, read_file
 
 _log = get_logger(__name__)
+# A replacement takes three renames, one right after the other.
+_READS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +39,27 @@ class TlsMaterial:
 
 
 def read_material(tls: TlsFiles) -> TlsMaterial:
-    """Read the files and make sure that they belong together.
+    """Read the files and make sure that they belong together; read again if they are being replaced just then.
 
     Raises:
         NotFoundError: a file cannot be read.
         InvalidArgumentError: a file is no PEM of its kind, or key and certificate do not match.
         UnauthenticatedError: the certificate holds no Cortex identity.
     """
+    for _ in range(_READS):
+        stamp = files_stamp(tls)
+        try:
+            material = _read(tls)
+        except (NotFoundError, InvalidArgumentError):
+            if files_stamp(tls) == stamp:
+                raise
+        else:
+            if files_stamp(tls) == stamp:
+                return material
+    return _read(tls)
+
+
+def _read(tls: TlsFiles) -> TlsMaterial:
     material = TlsMaterial(
         read_file(tls.ca, "authority certificate"),
         read_file(tls.certificate, "certificate"),
@@ -84,18 +100,18 @@ class ReloadingServerCredentials:
 
     def __init__(self, tls: TlsFiles, clock: Clock) -> None:
         self._tls = tls
-        self._stamp = self._stamp_now()
+        self._stamp = files_stamp(tls)
         self._initial = _configuration(current_material(tls, clock))
 
-    def credentials(self) -> grpc.ServerCredentials:
-        """For `add_secure_port`; clients must present a certificate."""
+    def credentials(self, *, is_mutual: bool = True) -> grpc.ServerCredentials:
+        """For `add_secure_port`; clients must present a certificate, unless TLS is not `is_mutual`."""
         # The stubs know no None, which grpc documents as "no change".
         fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", self._changed)
-        return grpc.dynamic_ssl_server_credentials(self._initial, fetch, require_client_authentication=True)
+        return grpc.dynamic_ssl_server_credentials(self._initial, fetch, require_client_authentication=is_mutual)
 
     def _changed(self) -> grpc.ServerCertificateConfiguration | None:
         """Called by gRPC before each handshake, on a thread of its own."""
-        stamp = self._stamp_now()
+        stamp = files_stamp(self._tls)
         if stamp == self._stamp:
             return None
         try:
@@ -109,17 +125,18 @@ class ReloadingServerCredentials:
         )
         return _configuration(material)
 
-    def _stamp_now(self) -> tuple[tuple[int, int, int], ...]:
-        """Changes whenever one of the files is written or replaced."""
-        stamps = []
-        for path in (self._tls.ca, self._tls.certificate, self._tls.key):
-            try:
-                stat = path.stat()
-            except OSError:
-                stamps.append((0, 0, 0))
-            else:
-                stamps.append((stat.st_mtime_ns, stat.st_ino, stat.st_size))
-        return tuple(stamps)
+
+def files_stamp(tls: TlsFiles) -> tuple[tuple[int, int, int], ...]:
+    """Changes whenever one of the files is written or replaced."""
+    stamps = []
+    for path in (tls.ca, tls.certificate, tls.key):
+        try:
+            stat = path.stat()
+        except OSError:
+            stamps.append((0, 0, 0))
+        else:
+            stamps.append((stat.st_mtime_ns, stat.st_ino, stat.st_size))
+    return tuple(stamps)
 
 
 def _configuration(material: TlsMaterial) -> grpc.ServerCertificateConfiguration:

@@ -181,12 +181,15 @@ class Authority:
         Raises:
             InvalidArgumentError: the identity belongs to another network.
         """
-        key, request = make_request(identity.name)
-        chain = self.sign(request, identity, hosts, life)
         out.mkdir(parents=True, exist_ok=True, mode=0o700)
         files = TlsFiles(out / "ca.pem", out / "tls.crt", out / "tls.key")
-        write_tls(files, self.bundle, chain, key)
+        self.issue_into(files, identity, hosts, life)
         return files
+
+    def issue_into(self, files: TlsFiles, identity: Identity, hosts: Sequence[str], life: dt.timedelta) -> None:
+        """`issue`, into files of any name."""
+        key, request = make_request(identity.name)
+        write_tls(files, self.bundle, self.sign(request, identity, hosts, life), key)
 
     def sign(self, request: bytes, identity: Identity, hosts: Sequence[str], life: dt.timedelta = LEAF_LIFE) -> bytes:
         """A certificate for the key in a request, with the authorities up to a root, as PEM.

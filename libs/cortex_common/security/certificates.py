@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from cortex_common.errors import CorruptError, InvalidArgumentError, NotFoundError, UnauthenticatedError
-from cortex_common.identity import Identity, TlsFiles
+from cortex_common.identity import INTERNAL_DOMAIN, Identity, TlsFiles
 from cortex_common.security.issuing import CLOCK_SKEW, public_pem, write_files
 
 
@@ -56,6 +56,14 @@ def read_certificate(pem: bytes) -> Certificate:
     return Certificate(
         identity, certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.serial_number
     )
+
+
+def hosts_of(pem: bytes) -> tuple[str, ...]:
+    """The host names and addresses in the first certificate of `pem`, but for the one of its role."""
+    certificate = x509.load_pem_x509_certificate(pem)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    hosts = [name for name in names.get_values_for_type(x509.DNSName) if not name.endswith(f".{INTERNAL_DOMAIN}")]
+    return (*hosts, *(str(address) for address in names.get_values_for_type(x509.IPAddress)))
 
 
 def read_file(path: Path, what: str) -> bytes:

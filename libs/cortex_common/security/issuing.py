@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import ipaddress
 import os
 import re
@@ -151,6 +152,16 @@ def requested_key(request: bytes) -> ec.EllipticCurvePublicKey:
     if not is_valid:
         raise InvalidArgumentError("csr: its signature is not by its own key")
     return key
+
+
+def key_digest(request: bytes) -> str:
+    """SHA-256 of the key in a request.
+
+    Raises:
+        InvalidArgumentError: see `requested_key`.
+    """
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return hashlib.sha256(requested_key(request).public_bytes(serialization.Encoding.DER, form)).hexdigest()
 
 
 def private_pem(key: Key) -> bytes:

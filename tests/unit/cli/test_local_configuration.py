@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import stat
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from cortex.local.network import LocalNetwork, read_network
 from cortex.local.prepare import Prepared, prepare, wipe
 from cortex.local.token import ensure_token
 from cortex_common.errors import InvalidArgumentError
-from cortex_common.identity import Identity
+from cortex_common.identity import Identity, Role
 from cortex_common.job.parse import load_job_file
-from cortex_common.security.certificates import certificate_of
+from cortex_common.security.authority import Authority
+from cortex_common.security.joining import JoinToken
 from cortex_common.security.tokens import TokenStore
 from cortex_common.settings import ServiceSettings, load_settings
 
@@ -49,11 +51,33 @@ def test_every_service_can_read_its_configuration(layout, prepared):
         assert settings.port == member.ports.get("grpc", member.ports.get("http", 0))
 
 
-def test_every_member_has_a_certificate_of_its_own_that_names_its_role(layout, prepared):
+def test_every_member_has_a_join_token_of_its_own_that_names_its_role(layout, prepared):
+    known = json.loads(layout.join_tokens_file.read_text())["tickets"]
     for member in prepared.network.members:
-        tls = settings_of(layout, member).tls
-        assert certificate_of(tls).identity == Identity("cortex", member.service, member.name)
-        assert stat.S_IMODE(tls.key.stat().st_mode) == 0o600
+        settings = settings_of(layout, member)
+        if member.service is Role.DISCOVERY:
+            assert settings.joining is None
+            assert settings.authority == layout.authority
+            continue
+        token = settings.joining
+        assert token.identity == Identity("cortex", member.service, member.name)
+        assert token.fingerprint == Authority.load(layout.authority).fingerprint
+        assert token.hash in {ticket["hash"] for ticket in known}
+        assert stat.S_IMODE(layout.join_token(member.name).stat().st_mode) == 0o600
+    assert JoinToken.decode(layout.join_token("operator").read_text()).identity.role is Role.OPERATOR
+
+
+def test_who_has_a_certificate_of_the_authority_needs_no_token(layout, prepared):
+    authority = Authority.load(layout.authority)
+    identity = Identity("cortex", Role.WORKER, "eu-1")
+    authority.issue(identity, [], layout.certificates / "eu-1")
+    (layout.certificates / "eu-1" / "enrolment.json").write_text("{}")
+
+    again = prepare(layout, read_network(layout), lambda _: True).network
+
+    assert not layout.join_token("eu-1").exists()
+    assert settings_of(layout, next(each for each in again.members if each.name == "eu-1")).joining is None
+    assert layout.join_token("us-1").exists()
 
 
 def test_preparing_again_keeps_authority_ports_and_token(layout, prepared):

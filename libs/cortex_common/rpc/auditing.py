@@ -1,0 +1,213 @@
+"""What every server writes into its audit log: privileged calls, each before it is answered, and refusals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cortex_common.clock import Clock
+from cortex_common.errors import CortexError, ForbiddenError, UnauthenticatedError, UnavailableError
+from cortex_common.identity import Role, TlsFiles
+from cortex_common.logging import get_logger
+from cortex_common.rpc.metrics import AUDIT_FAILURES
+from cortex_common.security.audit import AuditLog, Entry, Head
+from cortex_common.security.certificates import read_certificate
+from cortex_common.security.signed_heads import HEADS_FILE, add_head, sign_head
+
+_log = get_logger(__name__)
+
+SIGN_EVERY_S = 60.0
+PRINCIPAL_KEY = "cortex-principal"
+# Fields of requests that name what is acted on; none of them is a secret.
+_ABOUT = ("job_id", "request_id", "name", "role", "token_id", "round", "reason", "root")
+_MAX_TEXT = 300
+_MAX_KINDS = 4096
+_MAX_WAITING = 1000
+
+
+class Call:
+    """An RPC as the log sees it; read only when there is something to record."""
+
+    def __init__(self, method: str, request: object, context: Any) -> None:
+        self._method = method
+        self._request = request
+        self._context = context
+
+    def entry(self, decision: str, code: str, reason: str = "") -> Entry:
+        """The record of it."""
+        who, serial, principal = self._caller()
+        return Entry(
+            who=who,
+            what=self._method,
+            decision=decision,
+            code=code,
+            serial=serial,
+            on_behalf_of=principal,
+            about=self._about(),
+            reason=reason[:_MAX_TEXT],
+            peer=str(self._context.peer())[:_MAX_TEXT],
+        )
+
+    def _caller(self) -> tuple[str, str, str]:
+        pems = list(self._context.auth_context().get("x509_pem_cert", ()))
+        if not pems:
+            return "", "", ""
+        try:
+            certificate = read_certificate(pems[0])
+        except UnauthenticatedError:
+            return "", "", ""
+        principal = ""
+        if certificate.identity.role is Role.GATEWAY:
+            pairs = dict(self._context.invocation_metadata() or ())
+            principal = str(pairs.get(PRINCIPAL_KEY, ""))[:_MAX_TEXT]
+        return certificate.identity.uri, f"{certificate.serial:x}", principal
+
+    def _about(self) -> str:
+        descriptor = getattr(self._request, "DESCRIPTOR", None)
+        if descriptor is None:
+            return ""
+        names = [name for name in _ABOUT if name in descriptor.fields_by_name and getattr(self._request, name)]
+        return " ".join(f"{name}={str(getattr(self._request, name))[:_MAX_TEXT]}" for name in names)[:_MAX_TEXT]
+
+
+class Auditor:
+    """The audit log of a server, written by a thread of its own.
+
+    A refusal that repeats (same caller, method and reason) is recorded at once and then once a minute, with how often.
+    """
+
+    def __init__(self, directory: Path, tls: TlsFiles, clock: Clock) -> None:
+        self._log = AuditLog(directory)
+        self._tls = tls
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit")
+        self._repeats: OrderedDict[tuple[str, str, str, str], tuple[Entry, float, int]] = OrderedDict()
+        self._waiting = 0
+        self._is_broken = False
+        self._signed = Head()
+
+    async def require(self) -> None:
+        """Return if the log can take a record.
+
+        Raises:
+            UnavailableError: it cannot; what must be recorded must not happen.
+        """
+        if self._is_broken:
+            await self._write(Entry(who="", what="audit log", decision="allowed", code="OK", reason="writable again"))
+
+    async def done(self, call: Call, code: str, reason: str = "") -> None:
+        """Record a privileged call that was let in; it is on the disk when this returns.
+
+        Raises:
+            UnavailableError: it is not.
+        """
+        await self._write(call.entry("allowed", code, reason))
+
+    def broken_off(self, call: Call, code: str) -> None:
+        """Record, soon, a privileged call that was let in and came to no answer."""
+        self._soon(call.entry("allowed", code))
+
+    def refused(self, call: Call, error: UnauthenticatedError | ForbiddenError) -> None:
+        """Record a refusal, soon."""
+        entry = call.entry("refused", type(error).__name__.removesuffix("Error").upper(), error.message)
+        key = (entry.who, entry.what, error.kind, "" if entry.who else entry.peer.rpartition(":")[0])
+        now_s = self._clock.monotonic_s()
+        known = self._repeats.get(key)
+        if known is not None and now_s - known[1] < SIGN_EVERY_S:
+            self._repeats[key] = (known[0], known[1], known[2] + 1)
+            return
+        self._repeats[key] = (entry, now_s, 0)
+        self._soon(replace(entry, repeats=known[2] if known else 0))
+        if len(self._repeats) > _MAX_KINDS:
+            self._flush(self._repeats.popitem(last=False)[1])
+
+    async def run(self) -> None:
+        """Write out repeats and sign the head once a minute, for ever."""
+        while True:
+            await self._clock.sleep(SIGN_EVERY_S)
+            await self.settle()
+
+    async def settle(self) -> None:
+        """Everything known is on the disk, and the head is signed."""
+        now_s = self._clock.monotonic_s()
+        for key, known in list(self._repeats.items()):
+            if now_s - known[1] >= SIGN_EVERY_S:
+                del self._repeats[key]
+                self._flush(known)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._sign)
+
+    async def close(self) -> None:
+        """Write everything out, and stop."""
+        for known in self._repeats.values():
+            self._flush(known)
+        self._repeats.clear()
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._sign)
+        self._thread.shutdown()
+
+    def _flush(self, known: tuple[Entry, float, int]) -> None:
+        entry, _, repeats = known
+        if repeats:
+            self._soon(replace(entry, repeats=repeats))
+
+    def _soon(self, entry: Entry) -> None:
+        """Write without being waited for; what comes faster than the disk takes it is only counted."""
+        if self._waiting >= _MAX_WAITING:
+            AUDIT_FAILURES.inc()
+            return
+        self._waiting += 1
+        done = asyncio.get_running_loop().run_in_executor(self._thread, self._append, entry)
+        done.add_done_callback(self._written)
+
+    def _written(self, done: asyncio.Future[None]) -> None:
+        self._waiting -= 1
+        if not done.cancelled() and (error := done.exception()) is not None:
+            self._broke(error)
+
+    async def _write(self, entry: Entry) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._append, entry)
+        except OSError as error:
+            self._broke(error)
+            raise UnavailableError(f"the audit log cannot be written: {error.strerror or error}") from error
+        self._is_broken = False
+
+    def _broke(self, error: BaseException) -> None:
+        AUDIT_FAILURES.inc()
+        if not self._is_broken:
+            _log.error("audit_log_not_writable", reason=str(error), effect="privileged calls are refused")
+        self._is_broken = True
+
+    def _append(self, entry: Entry) -> None:
+        self._log.append(entry, self._clock.wall_s())
+
+    def _sign(self) -> None:
+        head = self._log.head
+        if head == self._signed:
+            return
+        try:
+            statement = sign_head(head, self._tls, self._clock.wall_s())
+            add_head(self._log.directory / HEADS_FILE, statement)
+        except (OSError, CortexError) as error:
+            _log.warning("audit_head_not_signed", reason=str(error))
+            return
+        self._signed = head
+        # Whoever collects logs holds the head where this node cannot change it.
+        _log.info("audit_head", number=head.number, hash=head.hash, signature=statement["signature"])
+
+
+@asynccontextmanager
+async def auditing(directory: Path, tls: TlsFiles, clock: Clock) -> AsyncIterator[Auditor]:
+    """The audit log in a directory, for as long as the block lasts."""
+    auditor = Auditor(directory, tls, clock)
+    running = asyncio.create_task(auditor.run())
+    try:
+        yield auditor
+    finally:
+        running.cancel()
+        await auditor.close()

@@ -1,0 +1,175 @@
+"""Who may belong to the network: open join tokens, certificates in use, who is shut out. Pure: time is an argument."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from cortex_common.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, UnauthenticatedError
+from cortex_common.identity import Identity, Role
+
+MAX_TOKEN_LIFE_S = 30 * 86400.0
+MAX_OPEN_TOKENS = 10_000
+MAX_REASON = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What is kept of a join token.
+
+    Attributes:
+        token_id: Its public name.
+        hash: Of its secret.
+        identity, region: Who may join with it, where.
+        expires_s: Wall time.
+        made_s: Wall time.
+        used_by: Digest of the key that joined with it; that key may come again, in case the answer was lost.
+    """
+
+    token_id: str
+    hash: str
+    identity: Identity
+    region: str
+    expires_s: float
+    made_s: float
+    used_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A certificate in use."""
+
+    serial: int
+    issued_s: float
+    expires_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """Somebody shut out: entirely, or, once let in again, with the certificates from before."""
+
+    at_s: float
+    reason: str
+    by: str
+    serials: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Identities:
+    """Everything that is known of who belongs to the network; replaced as a whole."""
+
+    tickets: Mapping[str, Ticket] = field(default_factory=dict)
+    issued: Mapping[Identity, tuple[Issued, ...]] = field(default_factory=dict)
+    regions: Mapping[Identity, str] = field(default_factory=dict)
+    revoked: Mapping[Identity, Revocation] = field(default_factory=dict)
+
+
+def with_ticket(state: Identities, ticket: Ticket, now_s: float) -> Identities:
+    """One more open token.
+
+    Raises:
+        InvalidArgumentError: it lives too long, or there are too many.
+        AlreadyExistsError: the name belongs to a node of another role.
+    """
+    life_s = ticket.expires_s - now_s
+    if not 0 < life_s <= MAX_TOKEN_LIFE_S:
+        raise InvalidArgumentError(f"life_s: {life_s:g} given; allowed: above 0, up to {MAX_TOKEN_LIFE_S:g}")
+    if len(state.tickets) >= MAX_OPEN_TOKENS:
+        raise InvalidArgumentError(f"{len(state.tickets)} join tokens are open; allowed: {MAX_OPEN_TOKENS}")
+    for other in state.issued:
+        if other.name == ticket.identity.name and other.role is not ticket.identity.role:
+            raise AlreadyExistsError(f"name {other.name!r} belongs to a node of role {other.role.value}")
+    return replace(state, tickets={**state.tickets, ticket.token_id: ticket})
+
+
+def redeemed(state: Identities, token_id: str, secret_hash: str, key: str, now_s: float) -> tuple[Identities, Ticket]:
+    """The state after a token was used by a key, and the token. Who was shut out before it was made is let in again.
+
+    Raises:
+        UnauthenticatedError: unknown, expired, or used by another key; who guesses is not told which.
+    """
+    ticket = state.tickets.get(token_id)
+    if ticket is None or not hmac.compare_digest(ticket.hash, secret_hash):
+        raise UnauthenticatedError("this join token is not known here: it was used, revoked or never made", "token")
+    if now_s >= ticket.expires_s:
+        raise UnauthenticatedError("this join token has expired: ask the operator for a new one", "token")
+    if ticket.used_by not in ("", key):
+        raise UnauthenticatedError("this join token has been used: ask the operator for a new one", "token")
+    used = replace(ticket, used_by=key)
+    state = replace(state, tickets={**state.tickets, token_id: used})
+    revocation = state.revoked.get(ticket.identity)
+    if revocation is not None and not revocation.serials:
+        serials = frozenset(each.serial for each in state.issued.get(ticket.identity, ()))
+        state = replace(state, revoked=_let_in(state.revoked, ticket.identity, serials))
+    return state, used
+
+
+def require_member(state: Identities, identity: Identity) -> None:
+    """Refuse who is shut out entirely.
+
+    Raises:
+        UnauthenticatedError: it is.
+    """
+    revocation = state.revoked.get(identity)
+    if revocation is not None and not revocation.serials:
+        raise UnauthenticatedError(f"{identity.uri} was revoked", "revoked")
+
+
+def with_certificate(state: Identities, identity: Identity, region: str | None, made: Issued) -> Identities:
+    """One more certificate; `region` None leaves it as it is."""
+    regions = state.regions if region is None else {**state.regions, identity: region}
+    return replace(state, issued={**state.issued, identity: (*state.issued.get(identity, ()), made)}, regions=regions)
+
+
+def with_revoked(
+    state: Identities, name: str, role: Role | None, known: Iterable[Identity], revocation: Revocation
+) -> tuple[Identities, tuple[Identity, ...]]:
+    """The state with a node shut out, its open tokens gone; and who that is.
+
+    Args:
+        state: Before.
+        name: Whose.
+        role: None for whoever has the name.
+        known: Nodes that have been seen, whoever made their certificates.
+        revocation: Since when, why, by whom.
+
+    Raises:
+        NotFoundError: nobody has the name.
+        InvalidArgumentError: the reason is too long.
+    """
+    if len(revocation.reason) > MAX_REASON:
+        raise InvalidArgumentError(f"reason: {len(revocation.reason)} characters given; allowed: up to {MAX_REASON}")
+    everybody = {*state.issued, *state.revoked, *known, *(ticket.identity for ticket in state.tickets.values())}
+    meant = tuple(sorted((i for i in everybody if i.name == name and role in (None, i.role)), key=lambda i: i.uri))
+    if not meant:
+        raise NotFoundError(f"no node {name!r} is known; `cortex node list` shows who is")
+    fresh = {i: revocation for i in meant if i not in state.revoked or state.revoked[i].serials}
+    tickets = {key: ticket for key, ticket in state.tickets.items() if ticket.identity not in meant}
+    return replace(state, revoked={**state.revoked, **fresh}, tickets=tickets), meant
+
+
+def pruned(state: Identities, now_s: float) -> Identities:
+    """Without what has ended: tokens, certificates, and denials of certificates that nobody could use any more."""
+    tickets = {key: ticket for key, ticket in state.tickets.items() if ticket.expires_s > now_s}
+    issued = {
+        identity: tuple(each for each in made if each.expires_s > now_s) for identity, made in state.issued.items()
+    }
+    issued = {identity: made for identity, made in issued.items() if made}
+    serials = {each.serial for made in issued.values() for each in made}
+    revoked = {
+        identity: revocation
+        for identity, revocation in state.revoked.items()
+        if not revocation.serials or revocation.serials & serials
+    }
+    regions = {identity: region for identity, region in state.regions.items() if identity in issued}
+    fresh = Identities(tickets, issued, regions, revoked)
+    return state if fresh == state else fresh
+
+
+def _let_in(
+    revoked: Mapping[Identity, Revocation], identity: Identity, serials: frozenset[int]
+) -> Mapping[Identity, Revocation]:
+    """The node is let in; its certificates from before stay shut out."""
+    others = {each: revocation for each, revocation in revoked.items() if each != identity}
+    return {**others, identity: replace(revoked[identity], serials=serials)} if serials else others

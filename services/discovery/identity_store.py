@@ -1,0 +1,160 @@
+"""Where tokens, certificates in use and revocations survive a restart: one file, replaced before any answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+from cortex_common.errors import CorruptError, InvalidArgumentError
+from cortex_common.identity import Identity
+from cortex_common.security.issuing import write_files
+from services.discovery.identities import Identities, Issued, Revocation, Ticket
+
+_FORMAT = 1
+
+
+class IdentityStore(Protocol):
+    """Keeps what is known of identities."""
+
+    def load(self) -> Identities:
+        """What was kept last; nothing, if nothing was.
+
+        Raises:
+            CorruptError: it cannot be read.
+        """
+
+    def save(self, state: Identities) -> None:
+        """Replace it; on the disk when this returns.
+
+        Raises:
+            OSError: it could not be written; what was kept is untouched.
+        """
+
+
+class MemoryIdentityStore:
+    """For as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._state = Identities()
+
+    def load(self) -> Identities:
+        """What was kept last."""
+        return self._state
+
+    def save(self, state: Identities) -> None:
+        """Replace it."""
+        self._state = state
+
+
+class FileIdentityStore:
+    """Keeps it in one JSON file, mode 0600."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def load(self) -> Identities:
+        """What was kept last.
+
+        Raises:
+            CorruptError: the file cannot be read: to go on without it would let in who was shut out.
+        """
+        try:
+            return _state(json.loads(self._path.read_bytes()))
+        except FileNotFoundError:
+            return Identities()
+        except (OSError, ValueError, KeyError, TypeError, InvalidArgumentError) as error:
+            raise CorruptError(
+                f"{self._path}, which says who is shut out, cannot be read ({error}); put back a copy from a backup"
+            ) from None
+
+    def save(self, state: Identities) -> None:
+        """Replace the file.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_files([(self._path, json.dumps(_document(state), separators=(",", ":")).encode(), 0o600)])
+
+
+def _document(state: Identities) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "tickets": [_ticket_document(ticket) for ticket in state.tickets.values()],
+        "issued": [
+            {
+                "identity": identity.uri,
+                "region": state.regions.get(identity, ""),
+                "certificates": [[f"{each.serial:x}", each.issued_s, each.expires_s] for each in made],
+            }
+            for identity, made in state.issued.items()
+        ],
+        "revoked": [
+            {
+                "identity": identity.uri,
+                "at_s": revocation.at_s,
+                "reason": revocation.reason,
+                "by": revocation.by,
+                "serials": sorted(f"{serial:x}" for serial in revocation.serials),
+            }
+            for identity, revocation in state.revoked.items()
+        ],
+    }
+
+
+def _state(document: dict[str, Any]) -> Identities:
+    if document["format"] != _FORMAT:
+        raise ValueError(f"format {document['format']} is not known")
+    tickets = [_ticket(each) for each in document["tickets"]]
+    issued = {
+        Identity.parse(each["identity"]): tuple(
+            Issued(int(serial, 16), float(issued_s), float(expires_s))
+            for serial, issued_s, expires_s in each["certificates"]
+        )
+        for each in document["issued"]
+    }
+    revoked = {
+        Identity.parse(each["identity"]): Revocation(
+            float(each["at_s"]), each["reason"], each["by"], frozenset(int(serial, 16) for serial in each["serials"])
+        )
+        for each in document["revoked"]
+    }
+    regions = {Identity.parse(each["identity"]): each["region"] for each in document["issued"]}
+    return Identities({ticket.token_id: ticket for ticket in tickets}, issued, regions, revoked)
+
+
+def _ticket_document(ticket: Ticket) -> dict[str, Any]:
+    return {
+        "id": ticket.token_id,
+        "hash": ticket.hash,
+        "identity": ticket.identity.uri,
+        "region": ticket.region,
+        "expires_s": ticket.expires_s,
+        "made_s": ticket.made_s,
+        "used_by": ticket.used_by,
+    }
+
+
+def _ticket(document: dict[str, Any]) -> Ticket:
+    return Ticket(
+        document["id"],
+        document["hash"],
+        Identity.parse(document["identity"]),
+        document["region"],
+        float(document["expires_s"]),
+        float(document["made_s"]),
+        document.get("used_by", ""),
+    )
+
+
+def read_tickets(path: Path) -> list[Ticket]:
+    """Join tokens made beforehand, as `{"tickets": [{"id", "hash", "identity", "region", "expires_s", "made_s"}]}`.
+
+    Raises:
+        InvalidArgumentError: the file cannot be read.
+    """
+    try:
+        return [_ticket(each) for each in json.loads(path.read_bytes())["tickets"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidArgumentError(f"join tokens {path} cannot be read: {error}") from None
