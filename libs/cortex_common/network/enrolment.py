@@ -93,13 +93,17 @@ async def enroll_patiently(
     token: JoinToken | None, tls: TlsFiles, hosts: Sequence[str], clock: Clock, stop: asyncio.Event
 ) -> None:
     """`enroll`, again and again while nobody answers; nothing, without a token or with a certificate from it."""
-    if token is None or not needs_enrolment(tls, token, clock.wall_s()):
+    if token is None:
         return
+
+    async def attempt() -> None:
+        if needs_enrolment(tls, token, clock.wall_s()):
+            await enroll(token, tls, hosts)
 
     def waiting(error: UnavailableError, _wait_s: float) -> None:
         _log.info("enrolment_waits", reason=error.message)
 
-    await backoff(clock, enough=stop.is_set, on_wait=waiting)(enroll, token, tls, hosts)
+    await backoff(clock, enough=stop.is_set, on_wait=waiting)(attempt)
 
 
 async def renew(tls: TlsFiles, discovery: str, clock: Clock) -> None:

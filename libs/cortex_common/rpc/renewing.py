@@ -200,11 +200,12 @@ async def follow(
         return method(*request, **options)
 
     call = start()
+    messages = aiter(call)
     try:
         while True:
             move = _Move(channel, start, call)
             try:
-                async for message in call:
+                async for message in messages:
                     yield message
                 moved = await move.settled()
             except asyncio.CancelledError:
@@ -215,7 +216,7 @@ async def follow(
                 move.stop()
             if moved is None:
                 return
-            call, first = moved
+            call, messages, first = moved
             yield first
     finally:
         call.cancel()
@@ -227,7 +228,7 @@ class _Move:
     def __init__(
         self, channel: grpc.aio.Channel, start: Callable[[], grpc.aio.UnaryStreamCall[Any, Any]], old: Any
     ) -> None:
-        self.moved: tuple[Any, Any] | None = None
+        self.moved: tuple[Any, AsyncIterator[Any], Any] | None = None
         self._start = start
         self._old = old
         self._task: asyncio.Task[None] | None = None
@@ -235,8 +236,8 @@ class _Move:
         if self._listening is not None:
             self._listening.__enter__()
 
-    async def settled(self) -> tuple[Any, Any] | None:
-        """The new stream and its first message, if one is being started: the server may end the old one first."""
+    async def settled(self) -> tuple[Any, AsyncIterator[Any], Any] | None:
+        """The new stream, its further messages and its first one, if one is being started: the server may end the old one first."""
         if self._task is not None:
             await asyncio.wait([self._task])
         return self.moved
@@ -254,13 +255,12 @@ class _Move:
 
     async def _go(self) -> None:
         fresh = self._start()
+        messages = aiter(fresh)
         try:
-            first = await fresh.read()
-        except (grpc.aio.AioRpcError, asyncio.CancelledError):
+            first = await anext(messages)
+        except (grpc.aio.AioRpcError, asyncio.CancelledError, StopAsyncIteration):
             # The old stream says itself, by its own end, if it is no longer wanted either.
             fresh.cancel()
             return
-        if first is grpc.aio.EOF:
-            return
-        self.moved = (fresh, first)
+        self.moved = (fresh, messages, first)
         self._old.cancel()

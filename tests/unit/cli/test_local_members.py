@@ -64,7 +64,7 @@ def test_ports_of_an_earlier_start_are_kept_unless_taken_since():
 
     ports = {member.name: member.ports for member in members}
     assert ports["coordinator"] == before["coordinator"]
-    assert ports["discovery"] == {"grpc": 51002, "metrics": 9301}
+    assert ports["discovery"] == {"grpc": 51002, "enrolment": 50053, "metrics": 9301}
     assert notices == ("some ports are taken; used instead: discovery grpc 51002 (not 51001)",)
 
 

@@ -27,6 +27,11 @@ WORKER = Identity("cortex", Role.WORKER, NodeName("eu-1"))
 NOW = dt.datetime.now(dt.UTC)
 
 
+def later(seconds: float) -> dt.datetime:
+    """So long after now: what a test has just made began about now."""
+    return dt.datetime.now(dt.UTC) + seconds * SECOND
+
+
 def verify(chain: bytes, bundle: bytes, at: dt.datetime) -> None:
     """What TLS does with a peer's certificates."""
     leaf, *above = x509.load_pem_x509_certificates(chain)
@@ -50,14 +55,14 @@ def test_a_certificate_leads_to_the_root_through_the_issuing_authority(tmp_path:
 
 def test_nothing_is_made_before_its_time(tmp_path: Path) -> None:
     authority = Authority.create("cortex", tmp_path, LIVES)
-    assert authority.rotate(LIVES, NOW + 5 * SECOND) == ()
-    assert authority.next_rotation() > NOW + 5 * SECOND
+    assert authority.rotate(LIVES, later(5)) == ()
+    assert authority.next_rotation() > later(5)
 
 
 def test_the_issuing_authority_is_replaced_at_half_of_its_life_under_the_same_root(tmp_path: Path) -> None:
     authority = Authority.create("cortex", tmp_path, LIVES)
     before, bundle = signed(authority), authority.bundle
-    assert authority.rotate(LIVES, NOW + 38 * SECOND) == ("issuing",)
+    assert authority.rotate(LIVES, later(30)) == ("issuing",)
     after = signed(authority)
     assert authority.bundle == bundle
     assert x509.load_pem_x509_certificates(before)[1] != x509.load_pem_x509_certificates(after)[1]
@@ -69,7 +74,7 @@ def test_the_issuing_authority_is_replaced_at_half_of_its_life_under_the_same_ro
 def test_a_new_root_is_trusted_by_who_knows_only_the_old_one_and_the_other_way_round(tmp_path: Path) -> None:
     authority = Authority.create("cortex", tmp_path, LIVES)
     old_chain, old_bundle, old_root = signed(authority), authority.bundle, authority.fingerprint
-    assert authority.rotate(LIVES, NOW + 70 * SECOND) == ("root", "issuing")
+    assert authority.rotate(LIVES, later(60)) == ("root", "issuing")
     new_chain, new_bundle = signed(authority), authority.bundle
     assert authority.fingerprint != old_root
     assert fingerprints(new_bundle) == (authority.fingerprint, old_root)
@@ -84,7 +89,7 @@ def test_roots_that_have_ended_are_forgotten(tmp_path: Path) -> None:
     authority = Authority.create("cortex", tmp_path, LIVES)
     first = authority.fingerprint
     for seconds in range(0, 400, 7):
-        authority.rotate(LIVES, NOW + seconds * SECOND)
+        authority.rotate(LIVES, later(seconds))
         assert 1 <= len(fingerprints(authority.bundle)) <= 3
     assert first not in fingerprints(authority.bundle)
     assert len(list(tmp_path.iterdir())) < 14
@@ -109,10 +114,10 @@ def test_whatever_the_order_of_rotations_every_living_leaf_is_trusted_by_every_l
 def test_a_root_whose_key_is_kept_elsewhere_is_not_rotated(tmp_path: Path) -> None:
     authority = Authority.create("cortex", tmp_path, LIVES)
     authority.key.unlink()
-    assert authority.rotate(LIVES, NOW + 5 * SECOND) == ()
+    assert authority.rotate(LIVES, later(5)) == ()
     signed(authority)
     with pytest.raises(PreconditionError, match=r"root-0001\.key is not here"):
-        authority.rotate(LIVES, NOW + 38 * SECOND)
+        authority.rotate(LIVES, later(30))
     signed(authority)
 
 
