@@ -237,7 +237,7 @@ class _Move:
             self._listening.__enter__()
 
     async def settled(self) -> tuple[Any, AsyncIterator[Any], Any] | None:
-        """The new stream, its further messages and its first one, if one is being started: the server may end the old one first."""
+        """The new stream, its further messages and its first one; the server may end the old one before it speaks."""
         if self._task is not None:
             await asyncio.wait([self._task])
         return self.moved
