@@ -97,7 +97,15 @@ async def _parts(
     keyring = FileKeyring(settings.state_dir / "keys")
     woken = asyncio.Event()
     attendance = Attendance(clock, woken.set)
-    network = NetworkView(clock, attendance, woken.set, settings.lease_s)
+    membership = Membership(settings.tls, settings.discovery, settings.state_dir / "denials.json", clock)
+    membership.denied.on_change(woken.set)
+    network = NetworkView(
+        clock,
+        attendance,
+        woken.set,
+        settings.lease_s,
+        lambda role, name: membership.denied.is_denied(Identity(settings.network, role, name)),
+    )
     deployment = ModelDeploymentManager(store, keyring, aggregators, network.address_of)
     known = {name: Dataset(info.input_dim, info.classes) for name, info in known_datasets().items()}
     coordinator = JobCoordinator(
@@ -118,7 +126,6 @@ async def _parts(
     try:
         jobs = JobServicer(coordinator, deployment, store)
         assignments = AssignmentServicer(coordinator, attendance, clock)
-        membership = Membership(settings.tls, settings.discovery, settings.state_dir / "denials.json", clock)
         yield _Parts(coordinator, attendance, network, jobs, assignments, membership)
     finally:
         observers.close()

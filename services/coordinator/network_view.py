@@ -24,8 +24,14 @@ class NetworkView:
     """Puts together what discovery and the lines say."""
 
     def __init__(
-        self, clock: Clock, attendance: Attendance, on_change: Callable[[], None], lease_s: float = 10.0
+        self,
+        clock: Clock,
+        attendance: Attendance,
+        on_change: Callable[[], None],
+        lease_s: float = 10.0,
+        is_shut_out: Callable[[Role, NodeName], bool] = lambda _role, _name: False,
     ) -> None:
+        self._is_shut_out = is_shut_out
         self._clock = clock
         self._lease_s = lease_s
         self._missing_since_s: dict[NodeName, float] = {}
@@ -69,7 +75,11 @@ class NetworkView:
             expected: Holders of seats: after a restart they count as lost since then, not as unknown.
         """
         workers = {name: self._view(name) for name in {*self._workers, *self._attendance.lines, *expected}}
-        return World(workers, self._aggregators, taken)
+        aggregators = {
+            name: replace(view, is_live=view.is_live and not self._is_shut_out(Role.AGGREGATOR, name))
+            for name, view in self._aggregators.items()
+        }
+        return World(workers, aggregators, taken)
 
     def address_of(self, aggregator: NodeName) -> str | None:
         """Where an aggregator is now, as far as known."""
@@ -96,6 +106,8 @@ class NetworkView:
 
     def _view(self, name: NodeName) -> WorkerView:
         known = self._workers.get(name) or WorkerView(name, "", slots=1, is_known=False)
+        if self._is_shut_out(Role.WORKER, name):
+            known = replace(known, is_revoked=True)
         line = self._attendance.lines.get(name)
         if line is None:
             return replace(known, lost_since_s=self._started_s)

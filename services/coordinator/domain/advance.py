@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from cortex_common.ids import NodeName, SeatIndex, Sha256Hex
@@ -135,7 +135,7 @@ def _nobody_came(job: Job, live: int, lacks_aggregator: bool, waited_s: float) -
 
 def _collect(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdict:
     """Wait for updates; replace, drop or wait for lost workers; freeze the list; give up at the deadline."""
-    elsewhere = _serve_region_elsewhere(job, world)
+    elsewhere = _without_revoked(job, seen.accepted.values(), world) or _serve_region_elsewhere(job, world)
     if elsewhere is not None:
         return elsewhere
     accepted = {seat: got for seat, got in seen.accepted.items() if seat in job.cohort}
@@ -207,6 +207,8 @@ def _trouble_of(seat: SeatIndex, name: NodeName, seen: Seen, world: World, rules
     if len(failures) >= rules.tries:
         return f"failed {len(failures)} times, last: {failures[-1].reason}"
     worker = world.workers.get(name)
+    if worker is not None and worker.is_revoked:
+        return "revoked"
     if worker is None:
         return "not seen" if now.monotonic_s - seen.since_s >= rules.lease_s else None
     return None if worker.is_live(now.monotonic_s, rules.lease_s) else "lost: its lease ran out"
@@ -241,15 +243,30 @@ def _freeze(
     return Verdict(frozen, (Note("round_sealed", job.round, f"{len(sealed)} updates: {reason}"),))
 
 
+def _without_revoked(job: Job, given: Iterable[Contribution], world: World) -> Verdict | None:
+    """A round that holds something from a worker that was shut out meanwhile is collected again, without it."""
+    revoked = sorted(
+        {entry.worker for entry in given if entry.worker in world.workers and world.workers[entry.worker].is_revoked}
+    )
+    if not revoked:
+        return None
+    what = f"what {', '.join(revoked)} sent is left out: revoked"
+    return Verdict(_collected_again(job), (Note("contribution_excluded", job.round, what),))
+
+
+def _collected_again(job: Job) -> Job:
+    """The round once more, by no fault of its own: workers send what they have."""
+    again = replace(job, stage=Stage.GATHERING, attempt=job.attempt + 1, moves=job.moves + 1)
+    return replace(again, cohort=(), dropped=(), sealed=())
+
+
 def _serve_region_elsewhere(job: Job, world: World) -> Verdict | None:
     """A region whose aggregator is gone is collected again by another; its workers send what they have."""
     lost = lost_tier(job, world)
     if lost is None:
         return None
     what = f"region {lost.region}: aggregator {lost.aggregator} is gone, another takes over"
-    again = replace(job, stage=Stage.GATHERING, attempt=job.attempt + 1, moves=job.moves + 1)
-    again = replace(again, cohort=(), dropped=(), sealed=())
-    return Verdict(again, (Note("region_moved", job.round, what),))
+    return Verdict(_collected_again(job), (Note("region_moved", job.round, what),))
 
 
 def _retry(job: Job, reason: str, rules: Rules, now: Now) -> Verdict:
@@ -264,6 +281,8 @@ def _publish(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verd
     """Take over the version the aggregator made."""
     if seen.spoilt is not None:
         return _retry(job, seen.spoilt, rules, now)
+    if (without := _without_revoked(job, job.sealed, world)) is not None:
+        return without
     if seen.aggregated is None and (elsewhere := _serve_region_elsewhere(job, world)):
         return elsewhere
     made = seen.aggregated

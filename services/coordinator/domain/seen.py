@@ -22,7 +22,8 @@ class WorkerView:
     """A worker as seen now.
 
     `lost_since_s` is when its line broke (monotonic), None while it attends; `is_expired` is discovery's word;
-    without `is_known` discovery has not told of it yet, so what it has is unknown.
+    `is_revoked` the network's: it was shut out; without `is_known` discovery has not told of it yet, so what it has is
+    unknown.
     """
 
     name: NodeName
@@ -31,6 +32,7 @@ class WorkerView:
     lost_since_s: float | None = None
     is_expired: bool = False
     is_suspect: bool = False
+    is_revoked: bool = False
     is_known: bool = True
     gpus: int = 0
     memory_bytes: int = 0
@@ -39,7 +41,7 @@ class WorkerView:
 
     def is_live(self, now_s: float, lease_s: float) -> bool:
         """Whether it may hold a seat: it attends, or its line broke less than a lease ago."""
-        if self.is_expired:
+        if self.is_expired or self.is_revoked:
             return False
         return self.lost_since_s is None or now_s - self.lost_since_s < lease_s
 
