@@ -201,9 +201,9 @@ async def follow(
 
     call = start()
     messages = aiter(call)
+    move = _Move(channel, start, call)
     try:
         while True:
-            move = _Move(channel, start, call)
             try:
                 async for message in messages:
                     yield message
@@ -212,14 +212,17 @@ async def follow(
                 task, moved = asyncio.current_task(), move.moved
                 if moved is None or (task is not None and task.cancelling()):
                     raise
-            finally:
-                move.stop()
             if moved is None:
                 return
             call, messages, first = moved
+            move.stop()
+            move = _Move(channel, start, call)
             yield first
     finally:
+        move.stop()
         call.cancel()
+        if move.moved is not None:
+            move.moved[0].cancel()
 
 
 class _Move:
@@ -262,5 +265,7 @@ class _Move:
             # The old stream says itself, by its own end, if it is no longer wanted either.
             fresh.cancel()
             return
+        if self.moved is not None:
+            self.moved[0].cancel()  # nobody has read from it yet, and there is another renewal
         self.moved = (fresh, messages, first)
         self._old.cancel()
