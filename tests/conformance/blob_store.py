@@ -68,7 +68,8 @@ class BlobStoreConformance:
             for start in range(0, len(content), 1 << 20):
                 writer.write(content[start : start + (1 << 20)])
             writer.sync()
-            assert list(store.names("job/")) == []
+            with pytest.raises(NotFoundError):
+                store.open("job/large")
             writer.commit()
         with store.open("job/large") as reader:
             assert reader.size == len(content)
