@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
@@ -17,6 +17,7 @@ from cortex_common.errors import InvalidArgumentError, NotFoundError, Preconditi
 from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.ids import NodeName
 from cortex_common.job.parse import violations_of
+from cortex_common.job.quantities import Rate
 from cortex_common.rpc.auditing import Auditor
 from cortex_common.rpc.denial import DenyList
 from cortex_common.rpc.server import RpcSettings, join_address
@@ -66,6 +67,15 @@ class TlsSettings(FileSettings):
     def tls(self) -> TlsFiles:
         """The three files."""
         return TlsFiles(self.ca, self.certificate, self.key)
+
+
+class Bandwidth(BaseModel):
+    """Most that bulk transfers take of a node's link, e.g. `10Mbit/s`; nothing: no limit. Control is not counted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    up: Rate = None
+    down: Rate = None
 
 
 class ServiceSettings(TlsSettings):

@@ -21,6 +21,7 @@ from cortex_common.errors import (
 from cortex_common.ids import JobId, KeyId, NodeName, RoundNumber
 from cortex_common.logging import get_logger
 from cortex_common.security.encryption import DataKey, EncryptionManager
+from cortex_common.transfer.pacing import Paces
 from cortex_common.transfer.warming import CodecWarmer
 from cortex_common.validation import ValidationManager
 from services.aggregator import metrics
@@ -74,12 +75,13 @@ class WeightAggregator:
         self._rounds: dict[RoundKey, LiveRound] = {}
         self._encryption = EncryptionManager()
         self._folder = Folder(name, settings.network, versions, processor, self._encryption, clock)
-        self.receiver = Receiver(settings, self._rounds, rounds, self._encryption, validation, clock)
+        self.paces = Paces.of(settings.bandwidth.up, settings.bandwidth.down, clock)
+        self.receiver = Receiver(settings, self._rounds, rounds, self._encryption, validation, clock, self.paces.down)
         self._forwarder = Forwarder(
-            name, settings.network, self._encryption, channels, clock, settings.forward_patience_s
+            name, settings.network, self._encryption, channels, clock, settings.forward_patience_s, self.paces.up
         )
         self._warmer = CodecWarmer()
-        self._relay = Relay(versions, channels, validation, clock)
+        self._relay = Relay(versions, channels, validation, clock, self.paces.down)
         self.holdings = Holdings(name, versions, self._relay, self._rounds)
         self._sealing: dict[RoundKey, asyncio.Task[Version]] = {}
         self._forwarding: dict[RoundKey, SharedWork[Forwarded]] = {}

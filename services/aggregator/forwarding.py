@@ -10,6 +10,7 @@ from cortex_common.errors import PreconditionError
 from cortex_common.ids import NodeName, Sha256Hex
 from cortex_common.security.encryption import EncryptionManager, ObjectHeader, ObjectKind
 from cortex_common.transfer import Receipt, push_update
+from cortex_common.transfer.pacing import UNPACED, Pace
 from services.aggregator.client import Channels
 from services.aggregator.domain import Contribution, Upstream
 from services.aggregator.means import MeanOfUpdates
@@ -35,7 +36,9 @@ class Forwarder:
         channels: Channels,
         clock: Clock,
         patience_s: float,
+        pace: Pace = UNPACED,
     ) -> None:
+        self._pace = pace
         self._patience_s = patience_s
         self._name = name
         self._network = network
@@ -86,6 +89,7 @@ class Forwarder:
             self._encryption,
             clock=self._clock,
             patience_s=self._patience_s,
+            pace=self._pace,
         )
         return pushed.receipt
 

@@ -22,6 +22,7 @@ from cortex_common.logging import get_logger
 from cortex_common.security.encryption import EncryptionManager, ObjectHeader
 from cortex_common.storage.durable import require_room
 from cortex_common.transfer import ChunkFrame, HeaderFrame, Receipt, TrailerFrame
+from cortex_common.transfer.pacing import UNPACED, Pace
 from cortex_common.validation import ValidationManager
 from services.aggregator import metrics
 from services.aggregator.domain import Phase, RoundKey, check_header, check_owner, closed_error, unknown_error
@@ -53,7 +54,9 @@ class Receiver:
         encryption: EncryptionManager,
         validation: ValidationManager,
         clock: Clock,
+        pace: Pace = UNPACED,
     ) -> None:
+        self._pace = pace
         self._settings = settings
         self._rounds = rounds
         self._store = store
@@ -166,6 +169,7 @@ class Receiver:
             metrics.BYTES_UP.inc(len(frame.sealed))
             metrics.SPOOL_BYTES.inc(len(frame.sealed))
             self._tell_progress(live)
+            await self._pace.take(live.terms.key.job_id, len(frame.sealed))
         return frame
 
     def _tell_progress(self, live: LiveRound) -> None:

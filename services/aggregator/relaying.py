@@ -18,6 +18,7 @@ from cortex_common.tensors import Manifest
 from cortex_common.transfer import ChunkFrame, HeaderFrame, TrailerFrame
 from cortex_common.transfer.content import chunk_digest, content_digest
 from cortex_common.transfer.frames import Frame
+from cortex_common.transfer.pacing import UNPACED, Pace
 from cortex_common.transfer.pull import check_offer, pull_frames, pull_request
 from cortex_common.transfer.retrying import until_through
 from cortex_common.validation import ValidationManager
@@ -34,7 +35,15 @@ log = get_logger(__name__)
 class Relay:
     """Fetches versions from one tier up; whoever asks for one that is on its way waits for the same download."""
 
-    def __init__(self, versions: VersionStore, channels: Channels, validation: ValidationManager, clock: Clock) -> None:
+    def __init__(
+        self,
+        versions: VersionStore,
+        channels: Channels,
+        validation: ValidationManager,
+        clock: Clock,
+        pace: Pace = UNPACED,
+    ) -> None:
+        self.pace = pace
         self.versions = versions
         self.channels = channels
         self.validation = validation
@@ -86,6 +95,7 @@ class _Download:
 
     def __init__(self, relay: Relay, upstream: Upstream, sha256: str, held_sha256: str, number: RoundNumber) -> None:
         self._count = relay.count
+        self._pace = relay.pace
         self._versions = relay.versions
         self._channels = relay.channels
         self._validation = relay.validation
@@ -112,7 +122,7 @@ class _Download:
             self.upstream.job_id, self._sha256, len(self._sizes), self._number, held_sha256=self._held_sha256
         )
         what = f"fetching a model of job {self.upstream.job_id} from {self.upstream.aggregator}"
-        frames = pull_frames(self._channels.to(self.upstream.address), request, what)
+        frames = pull_frames(self._channels.to(self.upstream.address), request, what, self._pace)
         try:
             async with aclosing(frames):
                 return await self._receive(frames)

@@ -135,7 +135,9 @@ class WeightServicer:
         reader = await in_thread(lambda: self._aggregator.versions.open_part(part))
         try:
             for index in range(first, part.header.chunks):
-                yield await in_thread(lambda index=index: _frame(reader, index))  # type: ignore[misc]
+                frame = await in_thread(lambda index=index: _frame(reader, index))  # type: ignore[misc]
+                await self._aggregator.paces.up.take(part.header.job_id, len(frame))
+                yield frame
                 self._aggregator.count_download(part.header.job_id, number, part.sizes[index])
         finally:
             reader.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from cortex_common.settings import ServiceSettings
+from cortex_common.settings import Bandwidth, ServiceSettings
 
 
 class AggregatorSettings(ServiceSettings):
@@ -18,6 +18,8 @@ class AggregatorSettings(ServiceSettings):
     """Largest model accepted, uncompressed."""
     max_seats: int = Field(default=10_000, gt=0)
     """Largest cohort of a round."""
+    bandwidth: Bandwidth = Bandwidth()
+    """Most that model versions take on the way out, and updates on the way in."""
     disk_reserve_bytes: int = Field(default=64 << 20, ge=0)
     """Bytes on the disk that uploads must leave free."""
     stream_idle_s: float = Field(default=30.0, gt=0)

@@ -25,8 +25,8 @@ _JOBS: dict[int, tuple[JobSpec, job_pb2.JobSpec]] = {}
 
 def open_request(order: RoundOrder) -> aggregator_pb2.OpenRoundRequest:
     """Open this round."""
-    compression, aggregation = order.spec.compression, order.spec.aggregation
-    plain = order.is_plain or order.round == 0
+    aggregation = order.spec.aggregation
+    codec, options = ("none", {}) if order.is_plain else order.spec.upload_of(order.round)
     download_codec, download_options = order.spec.download_of(order.round)
     return aggregator_pb2.OpenRoundRequest(
         round=aggregator_pb2.RoundSpec(
@@ -36,8 +36,8 @@ def open_request(order: RoundOrder) -> aggregator_pb2.OpenRoundRequest:
             fence=order.fence,
             base_sha256=order.base_sha256,
             seats=[aggregator_pb2.Seat(seat=seat, worker=worker) for seat, worker in sorted(order.seats.items())],
-            codec="none" if plain else compression.codec,
-            codec_options="" if plain else _canonical(compression.options),
+            codec=codec,
+            codec_options=_canonical(options),
             strategy=aggregation.strategy,
             strategy_options=_canonical(aggregation.options),
             chunk_elements=order.chunk_elements,

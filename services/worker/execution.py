@@ -27,6 +27,7 @@ from cortex_common.network.work import (
 from cortex_common.security.encryption import EncryptionManager
 from cortex_common.tensors import Manifest
 from cortex_common.transfer import PushResult, pull_model, push_update
+from cortex_common.transfer.pacing import Paces
 from cortex_common.transfer.warming import CodecWarmer
 from services.worker import metrics
 from services.worker.client import newest_channel
@@ -57,6 +58,7 @@ class Surroundings:
     name: NodeName
     channels: Channels
     clock: Clock
+    paces: Paces = field(default_factory=Paces)
     warmer: CodecWarmer = field(default_factory=CodecWarmer)
 
 
@@ -182,6 +184,7 @@ class Execution:
                 lambda done, total: self._tell("pulling", done / total, {}),
                 limits=self._bench.limits,
                 clock=self._around.clock,
+                pace=self._around.paces.down,
             )
             self._bench.count_pull(result.bytes_down, self._around.clock.monotonic_s() - started_s)
         self._bench.held_sha256 = wanted
@@ -222,6 +225,7 @@ class Execution:
                     encryption,
                     lambda done, total: self._tell("uploading", done / total, {}),
                     clock=self._around.clock,
+                    pace=self._around.paces.up,
                 )
                 self._exchange_s += self._around.clock.monotonic_s() - started_s
         finally:

@@ -26,6 +26,7 @@ from cortex_common.telemetry.collectors import publish_node
 from cortex_common.telemetry.metrics import cortex_version, publish_build_info
 from cortex_common.telemetry.ops_server import ops_server
 from cortex_common.telemetry.resources import probe_resources
+from cortex_common.transfer.pacing import Paces
 from services.worker import metrics
 from services.worker.execution import Surroundings
 from services.worker.residuals import sweep_daily
@@ -72,7 +73,8 @@ async def run(
     hello = Hello(settings.name, settings.region, incarnation, settings.slots)
     peers = Peers(settings.coordinator, settings.discovery)
     bridge = TenzroBridge(GrpcTransport(hello, peers, settings.tls, clock), clock)
-    surroundings = Surroundings(settings.network, NodeName(settings.name), bridge, clock)
+    paces = Paces.of(settings.bandwidth.up, settings.bandwidth.down, clock)
+    surroundings = Surroundings(settings.network, NodeName(settings.name), bridge, clock, paces)
     start_trainer = partial(TrainerProcess.start, settings.threads, settings.device)
     supervisor = Supervisor(settings, surroundings, bridge, start_trainer)
     _route(bridge, supervisor)

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from cortex_common.data import default_cache_dir
-from cortex_common.settings import ServiceSettings
+from cortex_common.settings import Bandwidth, ServiceSettings
 
 Address = Annotated[str, Field(pattern=r"^.+:\d{1,5}$")]
 
@@ -25,6 +25,7 @@ class WorkerSettings(ServiceSettings):
         cache_dir: Where fetched datasets are; shared by all workers of a machine.
         catalogue: This node's own datasets (see cortex_common.data.files).
         max_model_bytes: Largest model to accept.
+        bandwidth: Most that updates take on the way up, and model versions on the way down.
     """
 
     coordinator: Address
@@ -35,6 +36,7 @@ class WorkerSettings(ServiceSettings):
     cache_dir: Path = Field(default_factory=default_cache_dir)
     catalogue: Path | None = None
     max_model_bytes: int = Field(default=64 << 30, ge=1 << 20)
+    bandwidth: Bandwidth = Bandwidth()
 
     @field_validator("cache_dir", "catalogue")
     @classmethod

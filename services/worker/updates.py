@@ -59,10 +59,7 @@ class DeltaEncoder:
 
 def codec_of(assignment: Assignment) -> WeightCompressor:
     """How the update travels; the first version as it is."""
-    compression = assignment.spec.compression
-    if not assignment.base_sha256:
-        return WeightCompressor.create("none", {}, compression.lz4)
-    return WeightCompressor.create(compression.codec, compression.options, compression.lz4)
+    return WeightCompressor.create(*assignment.spec.upload_of(assignment.round), assignment.spec.compression.lz4)
 
 
 def download_codec_of(assignment: Assignment) -> WeightCompressor:

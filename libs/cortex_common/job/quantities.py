@@ -11,6 +11,8 @@ from pydantic import BeforeValidator
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)", re.IGNORECASE)
 _PREFIXES = "KMGT"
+_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?)(bit|B)/s", re.IGNORECASE)
+_LEAST_BYTES_PER_S = 125_000.0
 
 
 def parse_duration_s(value: object) -> float:
@@ -46,5 +48,21 @@ def parse_size_bytes(value: object) -> int:
     raise ValueError("allowed: bytes as a whole number, or text such as 512MiB, 2GiB")
 
 
+def parse_rate_bytes_per_s(value: object) -> float:
+    """Bytes a second from text such as `10Mbit/s`, `800kbit/s`, `1.5Gbit/s`, `2MB/s`.
+
+    Raises:
+        ValueError: anything else, and rates so low that a single chunk would be taken for a stream that idles.
+    """
+    match = _RATE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is not None:
+        power = "KMG".index(match[2].upper()) + 1 if match[2] else 0
+        rate: float = float(match[1]) * 1000**power / (8 if match[3].lower() == "bit" else 1)
+        if rate >= _LEAST_BYTES_PER_S:
+            return rate
+    raise ValueError("allowed: text such as 10Mbit/s, 1.5Gbit/s or 2MB/s, at least 1Mbit/s")
+
+
 Seconds = Annotated[float, BeforeValidator(parse_duration_s)]
 SizeBytes = Annotated[int, BeforeValidator(parse_size_bytes)]
+Rate = Annotated[float | None, BeforeValidator(lambda value: None if value is None else parse_rate_bytes_per_s(value))]

@@ -22,10 +22,11 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from cortex_common.errors import Violation
-from cortex_common.job.codec_options import CodecName, codec_violations
+from cortex_common.job.codec_options import CODEC_OPTIONS, CodecName, codec_violations
 from cortex_common.job.quantities import Seconds, SizeBytes
 from cortex_common.job.strategies import StrategyName, option_violations
 
+_WARM_UP_DENSITY = 0.25
 Scalar = bool | int | float | str | None
 Options = dict[str, Scalar | list[Scalar]]
 
@@ -219,6 +220,8 @@ class DownloadSpec(Section):
 class CompressionSpec(Section):
     """How updates travel, and with `download` how versions do.
 
+    In the first `warm_up_rounds` the density of topk falls from a quarter to its own, by the same factor each round.
+
     `options` of each codec, with their defaults:
         none, bf16: no options.
         int8: block 256, stochastic false.
@@ -230,6 +233,7 @@ class CompressionSpec(Section):
     options: Annotated[Options, AfterValidator(_options_of_the_codec)] = {}
     error_feedback: StrictBool | None = None
     lz4: Literal["auto", "on", "off"] = "auto"
+    warm_up_rounds: Annotated[StrictInt, Field(ge=0, le=1000)] = 0
     download: DownloadSpec = DownloadSpec()
 
     @model_validator(mode="before")
@@ -239,6 +243,21 @@ class CompressionSpec(Section):
         if isinstance(data, dict) and isinstance(data.get("lz4"), bool):
             return data | {"lz4": "on" if data["lz4"] else "off"}
         return data
+
+    @model_validator(mode="after")
+    def _only_topk_warms_up(self) -> Self:
+        if self.warm_up_rounds and self.codec != "topk":
+            raise ValueError(f"warm_up_rounds: {self.warm_up_rounds} given; allowed only with codec: topk")
+        return self
+
+    def warm_up_density(self, share: float) -> float:
+        """Of top-k, from a quarter down to the codec's own: the same factor from each round to the next.
+
+        Source: Deep Gradient Compression, Lin et al., arXiv 1712.01887, section 3.3.
+        """
+        density = float(str(self.options.get("density", CODEC_OPTIONS["topk"]["density"].default)))
+        first = max(density, _WARM_UP_DENSITY)
+        return float(f"{first * (density / first) ** share:.4g}")
 
     @property
     def feeds_back(self) -> bool:
@@ -305,6 +324,16 @@ class JobSpec(Section):
     compression: CompressionSpec = CompressionSpec()
     privacy: PrivacySpec = PrivacySpec()
     placement: PlacementSpec = PlacementSpec()
+
+    def upload_of(self, round_number: int) -> tuple[CodecName, Options]:
+        """Codec and options in which the updates of a round travel; round 0's is the first version as it is."""
+        compression = self.compression
+        if round_number == 0:
+            return "none", {}
+        if compression.codec == "topk" and round_number <= compression.warm_up_rounds:
+            share = (round_number - 1) / compression.warm_up_rounds
+            return "topk", {**compression.options, "density": compression.warm_up_density(share)}
+        return compression.codec, compression.options
 
     def download_of(self, round_number: int) -> tuple[CodecName, Options]:
         """Codec and options of the delta as which the version of a round travels; none: it is exact, and goes whole."""

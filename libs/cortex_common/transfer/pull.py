@@ -22,6 +22,7 @@ from cortex_common.pb.v1 import aggregator_pb2
 from cortex_common.security.encryption import TAG_BYTES, EncryptionManager, ObjectHeader, ObjectKind, Opener
 from cortex_common.tensors import Arena, Manifest, ManifestLimits, ModelDigest, chunk_count, chunk_range
 from cortex_common.transfer.frames import ChunkFrame, Frame, HeaderFrame, TrailerFrame, frame_from_bytes
+from cortex_common.transfer.pacing import UNPACED, Pace
 from cortex_common.transfer.push import Progress
 from cortex_common.transfer.retrying import on_thread, transferring, until_through
 
@@ -50,6 +51,7 @@ async def pull_model(
     *,
     limits: ManifestLimits | None = None,
     clock: Clock | None = None,
+    pace: Pace = UNPACED,
 ) -> PullResult:
     """Download a model version and verify that it is the one asked for.
 
@@ -65,18 +67,19 @@ async def pull_model(
         on_progress: Told after each chunk.
         limits: Largest layout to accept.
         clock: For waiting between attempts.
+        pace: Of the way down.
 
     Raises:
         NotFoundError: the aggregator has no such version.
         CorruptError: it is not the version asked for, still so after several attempts.
     """
     request = aggregator_pb2.PullModelRequest(job_id=job_id, sha256=sha256, held_sha256=held_sha256, round=round)
-    pull = _Pull(channel, request, encryption, allocate, on_progress, limits or ManifestLimits())
+    pull = _Pull(channel, request, encryption, allocate, on_progress, limits or ManifestLimits(), pace)
     return await until_through(pull.attempt, clock)
 
 
 async def pull_frames(
-    channel: grpc.aio.Channel, request: aggregator_pb2.PullModelRequest, what: str
+    channel: grpc.aio.Channel, request: aggregator_pb2.PullModelRequest, what: str, pace: Pace = UNPACED
 ) -> AsyncGenerator[Frame]:
     """The frames of one download, trailer included, as they come: sealed, and checked by nobody yet.
 
@@ -84,6 +87,7 @@ async def pull_frames(
         channel: To the aggregator that holds the version.
         request: Which version, and from which chunk on.
         what: For errors: "downloading a model of job j1".
+        pace: Of the way down: what came too fast is waited for, and flow control holds the sender back.
 
     Raises:
         UnavailableError: the stream broke off.
@@ -103,6 +107,7 @@ async def pull_frames(
                 yield frame
                 if isinstance(frame, TrailerFrame):
                     return
+                await pace.take(request.job_id, len(data))
     finally:
         call.cancel()
 
@@ -185,7 +190,9 @@ class _Pull:
         allocate: Callable[[Manifest], Arena],
         on_progress: Progress | None,
         limits: ManifestLimits,
+        pace: Pace,
     ) -> None:
+        self._pace = pace
         self._channel = channel
         self._request = request
         self._encryption = encryption
@@ -197,7 +204,8 @@ class _Pull:
 
     async def attempt(self) -> PullResult:
         self._request.first_chunk = self._intake.next if self._intake else 0
-        frames = pull_frames(self._channel, self._request, f"downloading a model of job {self._request.job_id}")
+        what = f"downloading a model of job {self._request.job_id}"
+        frames = pull_frames(self._channel, self._request, what, self._pace)
         try:
             async with aclosing(frames):
                 return await self._receive(frames)

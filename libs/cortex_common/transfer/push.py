@@ -16,6 +16,7 @@ from cortex_common.security.encryption import EncryptionManager, ObjectHeader
 from cortex_common.tensors import ChunkRange, chunk_range
 from cortex_common.transfer.content import chunk_digest, content_digest
 from cortex_common.transfer.frames import ChunkFrame, HeaderFrame, TrailerFrame, frame_to_bytes
+from cortex_common.transfer.pacing import UNPACED, Pace
 from cortex_common.transfer.receipt import PushResult, Receipt
 from cortex_common.transfer.retrying import Patience, on_thread, transferring, until_through
 from cortex_common.transfer.wire import receipt_from_proto
@@ -39,6 +40,7 @@ async def push_update(
     *,
     clock: Clock | None = None,
     patience_s: float | None = None,
+    pace: Pace = UNPACED,
 ) -> PushResult:
     """Upload one update and return once it is accepted, whatever happens to the connection meanwhile.
 
@@ -52,6 +54,7 @@ async def push_update(
         clock: For waiting between attempts.
         patience_s: Give up when nothing has got through for so long; calling again with the same header goes on from
             there. Never, if None.
+        pace: Of the way up.
 
     Raises:
         UnavailableError: the patience is over; says why the last attempt failed.
@@ -61,7 +64,7 @@ async def push_update(
     """
     patience = None if patience_s is None else Patience(patience_s, clock)
     find = (lambda: channel) if isinstance(channel, grpc.aio.Channel) else channel
-    push = _Push(find, header, encode_chunk, encryption, on_progress, patience)
+    push = _Push(find, header, encode_chunk, encryption, on_progress, patience, pace)
     receipt = await until_through(push.attempt, clock, patience)
     return PushResult(receipt, push.bytes_up)
 
@@ -77,7 +80,9 @@ class _Push:
         encryption: EncryptionManager,
         on_progress: Progress | None,
         patience: Patience | None,
+        pace: Pace,
     ) -> None:
+        self._pace = pace
         self._channel = channel
         self._patience = patience
         self._header = header
@@ -125,6 +130,7 @@ class _Push:
                 frame = await asyncio.shield(ahead)
                 following = partial(self._frame, index + 1)
                 ahead = asyncio.create_task(on_thread(following)) if index + 1 < total else None
+                await self._pace.take(self._header.job_id, len(frame))
                 await _write(call, frame)
                 self.bytes_up += len(frame)
                 if self._patience:

@@ -460,10 +460,13 @@ class CompressionSpec(_message.Message):
     ERROR_FEEDBACK_FIELD_NUMBER: _builtins.int
     LZ4_FIELD_NUMBER: _builtins.int
     DOWNLOAD_FIELD_NUMBER: _builtins.int
+    WARM_UP_ROUNDS_FIELD_NUMBER: _builtins.int
     codec: _builtins.str
     error_feedback: _builtins.bool
     lz4: _builtins.str
     """auto | on | off"""
+    warm_up_rounds: _builtins.int
+    """In so many first rounds the density of topk falls from a quarter to its own."""
     @_builtins.property
     def options(self) -> _struct_pb2.Struct: ...
     @_builtins.property
@@ -476,10 +479,11 @@ class CompressionSpec(_message.Message):
         error_feedback: _builtins.bool | None = ...,
         lz4: _builtins.str | None = ...,
         download: Global___DownloadSpec | None = ...,
+        warm_up_rounds: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_codec", b"_codec", "_error_feedback", b"_error_feedback", "_lz4", b"_lz4", "codec", b"codec", "download", b"download", "error_feedback", b"error_feedback", "lz4", b"lz4", "options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_codec", b"_codec", "_error_feedback", b"_error_feedback", "_lz4", b"_lz4", "_warm_up_rounds", b"_warm_up_rounds", "codec", b"codec", "download", b"download", "error_feedback", b"error_feedback", "lz4", b"lz4", "options", b"options", "warm_up_rounds", b"warm_up_rounds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_codec", b"_codec", "_error_feedback", b"_error_feedback", "_lz4", b"_lz4", "codec", b"codec", "download", b"download", "error_feedback", b"error_feedback", "lz4", b"lz4", "options", b"options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_codec", b"_codec", "_error_feedback", b"_error_feedback", "_lz4", b"_lz4", "_warm_up_rounds", b"_warm_up_rounds", "codec", b"codec", "download", b"download", "error_feedback", b"error_feedback", "lz4", b"lz4", "options", b"options", "warm_up_rounds", b"warm_up_rounds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__codec: _TypeAlias = _typing.Literal["codec"]  # noqa: Y015
     _WhichOneofArgType__codec: _TypeAlias = _typing.Literal["_codec", b"_codec"]  # noqa: Y015
@@ -487,12 +491,16 @@ class CompressionSpec(_message.Message):
     _WhichOneofArgType__error_feedback: _TypeAlias = _typing.Literal["_error_feedback", b"_error_feedback"]  # noqa: Y015
     _WhichOneofReturnType__lz4: _TypeAlias = _typing.Literal["lz4"]  # noqa: Y015
     _WhichOneofArgType__lz4: _TypeAlias = _typing.Literal["_lz4", b"_lz4"]  # noqa: Y015
+    _WhichOneofReturnType__warm_up_rounds: _TypeAlias = _typing.Literal["warm_up_rounds"]  # noqa: Y015
+    _WhichOneofArgType__warm_up_rounds: _TypeAlias = _typing.Literal["_warm_up_rounds", b"_warm_up_rounds"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__codec) -> _WhichOneofReturnType__codec | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__error_feedback) -> _WhichOneofReturnType__error_feedback | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lz4) -> _WhichOneofReturnType__lz4 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__warm_up_rounds) -> _WhichOneofReturnType__warm_up_rounds | None: ...
 
 Global___CompressionSpec: _TypeAlias = CompressionSpec  # noqa: Y015
 
