@@ -2,8 +2,9 @@
 
 Of the last update sent, the numbers as they were *before* quantisation are kept, sealed, on this node's disk: they are
 there before the upload can be accepted. Whether that update came into a version is learnt with the next assignment:
-if it did, only its quantisation error is carried on; if its seat stayed empty, all of it is (`domain.carry_of`). So
-none counts twice, whatever is killed when. What fails here costs the feedback and never the round: FeedbackLostError,
+if it did, only its quantisation error is carried on; if its seat stayed empty, all of it is (`domain.carry_of`). If it
+is given up, the error of the last one that counted is carried still: that one is kept until a later one counts. So none
+counts twice, whatever is killed when. What fails here costs the feedback and never the round: FeedbackLostError,
 upon which the update is made anew without what failed. Legend: n elements of one chunk.
 """
 
@@ -62,29 +63,35 @@ class Kept:
 
 
 class ResidualStore:
-    """One job's folder: `kept.json` names the blob that counts; others are left from a crash and removed."""
+    """One job's folder: `kept.json` names the blobs that count; others are left from a crash and removed."""
 
     def __init__(self, root: Path, job_id: JobId) -> None:
         self._directory = root / job_id
 
-    def load(self) -> Kept | None:
-        """What was kept last; None at first, or when the folder is damaged (then training goes on without it)."""
-        kept = self._facts()
+    def load(self) -> tuple[Kept, ...]:
+        """The last update sent, then the last that counted if that is another; without those that are damaged."""
+        known = self._facts()
+        self.clear(known)
+        there = tuple(kept for kept in known if (self._directory / kept.blob).exists())
+        for kept in known:
+            if kept not in there:
+                _log.warning("residual_not_readable", path=str(self._directory), reason=f"{kept.blob} is missing")
+        return there
+
+    def clear(self, known: tuple[Kept, ...]) -> None:
+        """Remove what does not belong to these."""
+        names = {kept.blob for kept in known}
         for other in self._directory.glob("*.blob"):
-            if kept is None or other.name != kept.blob:
+            if other.name not in names:
                 with suppress(OSError):
                     other.unlink()
-        if kept is not None and not (self._directory / kept.blob).exists():
-            _log.warning("residual_not_readable", path=str(self._directory), reason=f"{kept.blob} is missing")
-            return None
-        return kept
 
     def read(self, kept: Kept) -> KeptReader:
         """The numbers of an update kept."""
         return KeptReader(self._directory / kept.blob, kept)
 
-    def write(self, kept: Kept, encryption: EncryptionManager) -> KeptWriter:
-        """Begin to keep an update.
+    def write(self, kept: Kept, counted: tuple[Kept, ...], encryption: EncryptionManager) -> KeptWriter:
+        """Begin to keep an update, beside the last one that counted.
 
         Raises:
             OverloadedError: the disk has no room for it.
@@ -92,22 +99,22 @@ class ResidualStore:
         make_directory(self._directory)
         header = kept.header
         require_room(self._directory, 4 * header.elements + TAG_BYTES * header.chunks)
-        return KeptWriter(self._directory, kept, encryption)
+        return KeptWriter(self, self._directory, (kept, *counted), encryption)
 
     def forget(self, kept: Kept) -> None:
         """What is kept of this update no longer counts."""
         with suppress(OSError):
             (self._directory / kept.blob).unlink()
 
-    def _facts(self) -> Kept | None:
+    def _facts(self) -> tuple[Kept, ...]:
         path = self._directory / "kept.json"
         try:
-            return _from_facts(json.loads(path.read_bytes()))
+            return tuple(_from_facts(facts) for facts in json.loads(path.read_bytes())["kept"])
         except FileNotFoundError:
-            return None
+            return ()
         except (CortexError, OSError, ValueError, KeyError, TypeError) as error:
             _log.warning("residual_not_readable", path=str(path), reason=str(error))
-            return None
+            return ()
 
 
 def sweep(root: Path, wall_s: float) -> None:
@@ -167,11 +174,14 @@ class KeptReader:
 class KeptWriter:
     """Writes an update chunk by chunk; it counts from `commit` on. A chunk asked for again is read back."""
 
-    def __init__(self, directory: Path, kept: Kept, encryption: EncryptionManager) -> None:
+    def __init__(
+        self, store: ResidualStore, directory: Path, known: tuple[Kept, ...], encryption: EncryptionManager
+    ) -> None:
+        self._store = store
         self._directory = directory
-        self._kept = kept
-        self._sealer = encryption.sealer(kept.header)
-        self._path = directory / kept.blob
+        self._known = known
+        self._sealer = encryption.sealer(known[0].header)
+        self._path = directory / known[0].blob
         with open_new(self._path, 0o600):
             pass
         self._file = os.open(self._path, os.O_RDWR)
@@ -184,11 +194,12 @@ class KeptWriter:
         self.chunks += 1
 
     def commit(self) -> None:
-        """From now on this is the update kept."""
+        """From now on this is the last update sent."""
         sync_file(self._file, self._path)
         sync_directory(self._directory)
-        facts = json.dumps(_to_facts(self._kept), separators=(",", ":")).encode()
+        facts = json.dumps({"kept": [_to_facts(kept) for kept in self._known]}, separators=(",", ":")).encode()
         write_durably(self._directory / "kept.json", facts, mode=0o600)
+        self._store.clear(self._known)
 
     def close(self) -> None:
         """Give the file up."""
@@ -203,7 +214,7 @@ class Feedback:
         kept: This update, with a fresh header.
         included_round: Last round whose version holds an update of this worker; None if none does.
         base_seats: Seats whose updates, whoever sent them, are in the base version.
-        encryption: Holds the job's data key.
+        encryption: Holds the job's data key, and the one before while it is known.
 
     Raises:
         FeedbackLostError: what was kept cannot be read; it does not count any more. So do the methods.
@@ -224,12 +235,14 @@ class Feedback:
         self._is_closed = False
         self._carry = Carry.NOTHING
         self._earlier: KeptReader | None = None
-        earlier = store.load()
-        if earlier is not None and _layout(earlier.header) == _layout(kept.header):
+        usable = [each for each in store.load() if _layout(each.header) == _layout(kept.header)]
+        self._counted = tuple(each for each in usable if each.round == included_round)
+        for earlier in usable:
             self._carry = carry_of(earlier.header, kept.header, included_round, base_seats)
             if self._carry is not Carry.NOTHING:
                 with self._or_without(earlier):
                     self._earlier = store.read(earlier)
+                break
         self._writer: KeptWriter | None = None
         self._written: KeptReader | None = None
         self._term_n = np.empty(0, np.float32)
@@ -278,7 +291,7 @@ class Feedback:
     def _keep(self, part: ChunkRange, delta_n: Float32s) -> None:
         """Keep a new chunk; read one back that is sent again."""
         if self._writer is None:
-            self._writer = self._store.write(self._kept, self._encryption)
+            self._writer = self._store.write(self._kept, self._counted, self._encryption)
         if self._has_written(part):
             if self._written is None:
                 self._written = self._store.read(self._kept)

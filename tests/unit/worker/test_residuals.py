@@ -55,12 +55,16 @@ class Worker:
         self.root = root
         self.codec = WeightCompressor.create(codec, {"stochastic": True} if codec == "int4" else {})
 
-    def feedback(self, number: int, included: int | None, *, seat=0, base="", base_seats=(), key=KEY) -> Feedback:
+    def feedback(
+        self, number: int, included: int | None, *, seat=0, base="", base_seats=(), key=KEY, known=()
+    ) -> Feedback:
         resting = kept_header(header(number, seat, base, key))
         blob = f"{number}-{resting.object_id.hex()[:8]}.blob"
         kept = Kept(number, self.codec.codec, self.codec.options_json, (7, number, seat), resting, blob)
         store = ResidualStore(self.root, JOB)
-        return Feedback(store, kept, included, frozenset(map(SeatIndex, base_seats)), EncryptionManager(key))
+        return Feedback(
+            store, kept, included, frozenset(map(SeatIndex, base_seats)), EncryptionManager(*(known or (key,)))
+        )
 
     def send(self, number: int, delta, included: int | None, *, chunks: int | None = None, twice: int = 0, **order):
         """The update as the receiver decodes it; broken off after `chunks`, chunk `twice` sent a second time."""
@@ -195,6 +199,48 @@ def test_what_becomes_of_the_update_of_round_4_seat_2(due, expected):
         carry_of(header(4, 2), header(order["number"], order["seat"], order["base"]), due["included"], seats)
         is expected
     )
+
+
+@pytest.mark.parametrize(
+    ("number", "order"),
+    [
+        (3, {"seat": 1}),  # the seat changed hands before the next round
+        (3, {"base_seats": (0,)}),  # another worker filled it
+        (4, {}),  # a round was skipped
+        (2, {"seat": 1}),  # the same round again, in another seat
+        (2, {"base": "another"}),  # the same round again, from another version
+    ],
+)
+def test_a_lost_update_that_is_given_up_does_not_take_the_error_of_the_one_that_counted_with_it(
+    tmp_path, number, order
+):
+    worker = Worker(tmp_path, "topk")
+    random = np.random.default_rng(0)
+    counted, lost = (random.standard_normal(ELEMENTS).astype(np.float32) for _ in range(2))
+    left_out = counted - worker.send(1, counted, None)
+    worker.send(2, lost, 1, base_seats=(0,))
+    np.testing.assert_allclose(carried(worker, number, 1, **order), left_out, rtol=0, atol=1e-6)
+
+
+def test_an_error_that_has_counted_is_not_carried_again(tmp_path):
+    """The update that carried it came into a version: what is left of both is its own error."""
+    worker = Worker(tmp_path, "topk")
+    delta = np.random.default_rng(0).standard_normal(ELEMENTS).astype(np.float32)
+    first = worker.send(1, delta, None)
+    second = worker.send(2, delta, 1, base_seats=(0,))
+    worker.send(3, delta, 2, base_seats=(0,))
+    rest = carried(worker, 4, 2, seat=1)
+    np.testing.assert_allclose(first + second + rest, 2 * delta, rtol=0, atol=1e-5)
+    assert len(list((tmp_path / JOB).glob("*.blob"))) <= 2, "no more is kept than can be needed"
+
+
+def test_an_update_under_the_key_before_is_read_while_that_is_known(tmp_path):
+    worker = Worker(tmp_path, "topk")
+    delta = np.random.default_rng(0).standard_normal(ELEMENTS).astype(np.float32)
+    sent = worker.send(1, delta, None)
+    new = DataKey(KeyId("k2"), 2, bytes(32))
+    rest = carried(worker, 2, 1, key=new, known=(KEY, new))
+    np.testing.assert_allclose(sent + rest, delta, rtol=0, atol=1e-6)
 
 
 def test_an_upload_answered_with_the_receipt_of_another_leaves_nothing_to_carry(tmp_path):
