@@ -10,3 +10,6 @@ KeyId = NewType("KeyId", str)
 Sha256Hex = NewType("Sha256Hex", str)
 RoundNumber = NewType("RoundNumber", int)
 SeatIndex = NewType("SeatIndex", int)
+
+# Whose a job is that nobody says otherwise.
+DEFAULT_ORG = "default"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +32,7 @@ from services.coordinator.domain.assignments import assignments
 from services.coordinator.domain.explain import waiting_for
 from services.coordinator.domain.job import Job, Note, Stage
 from services.coordinator.domain.placement import admission
+from services.coordinator.domain.reach import EVERYTHING, Caller, Reach
 from services.coordinator.domain.seen import Dataset, Rules, Seen, World
 from services.coordinator.link_keeper import LinkKeeper
 from services.coordinator.network_view import NetworkView
@@ -112,64 +115,63 @@ class JobCoordinator:
         """Something was seen: decide again."""
         self._wake.set()
 
-    async def submit(self, spec: JobSpec, owner: str, request_id: str | None) -> JobId:
+    async def submit(self, spec: JobSpec, caller: Caller, request_id: str | None) -> JobId:
         """Take a job; durable when this returns.
 
         Raises:
             InvalidArgumentError: this network cannot run it; lists why.
             AlreadyExistsError: `request_id` was used for another job.
         """
-        if request_id:
-            # A caller's ids are its own: nobody can meet another's job by guessing one.
-            request_id = f"{owner}/{request_id}"
-        if request_id and (earlier := await self._store.call(lambda store: store.find_request(request_id))):
-            return await self._same_job(earlier, spec, request_id)
+        # A caller's ids are its own: nobody can meet another's job by guessing one.
+        key = _request_key(caller, request_id) if request_id else None
+        if key and (earlier := await self._store.call(lambda store: store.find_request(key))):
+            return await self._same_job(earlier, spec, str(request_id))
         if wrong := admission(spec, self._world(None), self._known):
             raise InvalidArgumentError.of(f"job {spec.name}", wrong)
-        job = Job(JobId(secrets.token_hex(6)), spec, owner, self._clock.wall_s())
-        note = Note("job_submitted", 0, f"{spec.name} by {owner}")
+        job = Job(JobId(secrets.token_hex(6)), spec, caller.name, self._clock.wall_s(), caller.org)
+        note = Note("job_submitted", 0, f"{spec.name} by {caller.name}")
         # A caller that gives up must not leave a job that is stored and run by nobody.
-        stored = await asyncio.shield(asyncio.ensure_future(self._take(job, request_id, note)))
-        if stored != job.id and request_id:
-            return await self._same_job(stored, spec, request_id)
+        stored = await asyncio.shield(asyncio.ensure_future(self._take(job, key, note)))
+        if stored != job.id:
+            return await self._same_job(stored, spec, str(request_id))
         return job.id
 
-    async def status(self, job_id: JobId) -> JobStatus:
+    async def status(self, job_id: JobId, reach: Reach) -> JobStatus:
         """Where a job stands.
 
         Raises:
-            NotFoundError: no such job.
+            NotFoundError: no such job within reach.
         """
-        tracked = self._jobs.get(job_id)
-        return self._shown(tracked) if tracked else self._shown_ended(await self.job(job_id))
+        tracked = self._running(job_id, reach)
+        return self._shown(tracked) if tracked else self._shown_ended(await self.job(job_id, reach))
 
-    async def job(self, job_id: JobId) -> Job:
+    async def job(self, job_id: JobId, reach: Reach) -> Job:
         """The job itself.
 
         Raises:
-            NotFoundError: no such job.
+            NotFoundError: no such job within reach.
         """
-        if tracked := self._jobs.get(job_id):
+        if tracked := self._running(job_id, reach):
             return tracked.job
-        job = await self._store.call(lambda store: store.get(job_id))
+        job = await self._store.call(lambda store: store.get(job_id, reach))
         if job is None:
             raise NotFoundError(f"no job {job_id!r}")
         return job
 
-    async def newest(self, limit: int) -> Sequence[JobStatus]:
-        """Jobs without history, newest first."""
-        stored = await self._store.call(lambda store: store.newest(limit))
+    async def newest(self, limit: int, reach: Reach) -> Sequence[JobStatus]:
+        """Jobs within reach without history, newest first."""
+        stored = await self._store.call(lambda store: store.newest(limit, reach))
         return [self._shown(self._jobs[job.id]) if job.id in self._jobs else self._shown_ended(job) for job in stored]
 
-    async def watch(self, job_id: JobId) -> AsyncIterator[JobStatus]:
+    async def watch(self, job_id: JobId, reach: Reach) -> AsyncIterator[JobStatus]:
         """The status now, soon after each change and once a second, until the job has ended.
 
         Raises:
-            NotFoundError: no such job.
+            NotFoundError: no such job within reach.
         """
         while True:
-            tracked = self._jobs.get(job_id)
-            status = await self.status(job_id)
+            tracked = self._running(job_id, reach)
+            status = await self.status(job_id, reach)
             yield status
             if status.status.is_terminal or tracked is None:
                 return
@@ -177,16 +179,16 @@ class JobCoordinator:
             # A round changes a dozen times in a blink; telling each would cost more than the round.
             await self._clock.sleep(_WATCH_EVERY_S)
 
-    async def command(self, job_id: JobId, wish: Wish, who: str) -> None:
+    async def command(self, job_id: JobId, wish: Wish, caller: Caller) -> None:
         """Cancel, pause or resume a job; durable when this returns. Doing it twice is doing it once.
 
         Raises:
-            NotFoundError: no such job.
+            NotFoundError: no such job within reach.
             PreconditionError: the job has ended, or is not paused.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        await self.job(job_id)
-        self._commands.append((job_id, lambda job: wish(job, who, self._now()), done))
+        await self.job(job_id, caller.reach)
+        self._commands.append((job_id, lambda job: wish(job, caller.name, self._now()), done))
         self.wake()
         await done
 
@@ -224,6 +226,11 @@ class JobCoordinator:
         """Return when some job's event log has grown, or after a second."""
         await first_of(self._new_event.wait(), self._clock.sleep(1.0))
 
+    def _running(self, job_id: JobId, reach: Reach) -> Tracked | None:
+        """A job in memory, if it is within reach."""
+        tracked = self._jobs.get(job_id)
+        return tracked if tracked is not None and reach.covers(tracked.job) else None
+
     async def _take(self, job: Job, request_id: str | None, note: Note) -> JobId:
         """Store a new job and run it from now on; the earlier one's id when the request is not new."""
         await asyncio.to_thread(self._keyring.create, job.id)
@@ -238,7 +245,7 @@ class JobCoordinator:
         return stored
 
     async def _same_job(self, earlier: JobId, spec: JobSpec, request_id: str) -> JobId:
-        if (await self.job(earlier)).spec != spec:
+        if (await self.job(earlier, EVERYTHING)).spec != spec:
             raise AlreadyExistsError(f"request_id {request_id!r} was used for another job, {earlier}")
         return earlier
 
@@ -281,7 +288,7 @@ class JobCoordinator:
     async def _carry_out(self, job_id: JobId, decide: Command, done: asyncio.Future[None]) -> None:
         tracked = self._jobs.get(job_id)
         try:
-            verdict = decide(tracked.job if tracked else await self.job(job_id))
+            verdict = decide(tracked.job if tracked else await self.job(job_id, EVERYTHING))
         except PreconditionError as error:
             if not done.done():
                 done.set_exception(error)
@@ -381,6 +388,10 @@ class JobCoordinator:
 
     def _now(self) -> Now:
         return Now(self._clock.monotonic_s(), self._clock.wall_s())
+
+
+def _request_key(caller: Caller, request_id: str) -> str:
+    return hashlib.sha256(json.dumps([caller.org, caller.name, request_id]).encode()).hexdigest()
 
 
 def _insert(store: Store, *, job: Job, request_id: str | None, note: Note, epoch: int, now_s: float) -> JobId:

@@ -17,6 +17,7 @@ from cortex_common.tensors import safetensors_parts
 from services.coordinator.client import AggregatorPort
 from services.coordinator.domain.ending import best_round, kept_rounds
 from services.coordinator.domain.job import Job
+from services.coordinator.domain.reach import Reach
 from services.coordinator.domain.topology import with_used
 from services.coordinator.orders import Leftover
 from services.coordinator.store import Store, StoredVersion
@@ -45,18 +46,21 @@ class ModelDeploymentManager:
         self._pulling = asyncio.Semaphore(2)
         self._held = 0
 
-    async def versions(self, job_id: JobId) -> Sequence[VersionInfo]:
+    async def versions(self, job_id: JobId, reach: Reach) -> Sequence[VersionInfo]:
         """Versions that can be downloaded, oldest first."""
-        return [_info(job_id, stored) for stored in await self._store.call(lambda store: store.versions(job_id))]
+        stored = await self._store.call(lambda store: store.versions(job_id, reach))
+        return [_info(job_id, each) for each in stored]
 
-    async def download(self, job: Job, round_number: int | None) -> tuple[VersionInfo, AsyncIterator[bytes]]:
+    async def download(
+        self, job: Job, round_number: int | None, reach: Reach
+    ) -> tuple[VersionInfo, AsyncIterator[bytes]]:
         """A version and its safetensors file in pieces; fetched whole and verified before the first piece.
 
         Raises:
             NotFoundError: no such version, or pruned; the message lists what there is.
             UnavailableError: its aggregator cannot be reached.
         """
-        stored = await self._find(job.id, round_number)
+        stored = await self._find(job.id, round_number, reach)
         address = self._address_of(stored.aggregator) or job.aggregator_address
         return _info(job.id, stored), self._pieces(job.id, stored, address)
 
@@ -94,8 +98,8 @@ class ModelDeploymentManager:
     def _address(self, aggregator: NodeName, last: str) -> str:
         return self._address_of(aggregator) or last
 
-    async def _find(self, job_id: JobId, round_number: int | None) -> StoredVersion:
-        stored = await self._store.call(lambda store: store.versions(job_id))
+    async def _find(self, job_id: JobId, round_number: int | None, reach: Reach) -> StoredVersion:
+        stored = await self._store.call(lambda store: store.versions(job_id, reach))
         for version in reversed(stored):
             if round_number is None or version.version.round == round_number:
                 return version

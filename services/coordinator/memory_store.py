@@ -8,6 +8,7 @@ from dataclasses import replace
 from cortex_common.errors import ConflictError
 from cortex_common.ids import JobId, NodeName
 from services.coordinator.domain.job import Contribution, Job, Note, Stage
+from services.coordinator.domain.reach import Reach
 from services.coordinator.store import StoredEvent, StoredVersion
 
 
@@ -56,27 +57,29 @@ class MemoryStore:
             versions[after.version.round] = StoredVersion(after.version, after.aggregator or NodeName(""))
         self._append(after.id, notes, now_s)
 
-    def get(self, job_id: JobId) -> Job | None:
-        """The job with its history."""
-        return self._jobs.get(job_id)
+    def get(self, job_id: JobId, reach: Reach) -> Job | None:
+        """The job with its history, if it is within reach."""
+        job = self._jobs.get(job_id)
+        return job if job is not None and reach.covers(job) else None
 
     def unfinished(self) -> list[Job]:
         """Jobs that have not ended or not been cleaned up, oldest first."""
         wanted = [job for job in self._jobs.values() if not (job.stage.is_terminal and job.cleaned)]
         return sorted(wanted, key=lambda job: job.submitted_s)
 
-    def newest(self, limit: int) -> list[Job]:
-        """Jobs without their history, newest first."""
-        ordered = sorted(self._jobs.values(), key=lambda job: -job.submitted_s)
+    def newest(self, limit: int, reach: Reach) -> list[Job]:
+        """Jobs within reach without their history, newest first."""
+        ordered = sorted(filter(reach.covers, self._jobs.values()), key=lambda job: -job.submitted_s)
         return [replace(job, history=()) for job in ordered[:limit]]
 
-    def events(self, job_id: JobId, after: int, limit: int) -> list[StoredEvent]:
-        """Events with a sequence above `after`."""
-        return [event for event in self._events.get(job_id, []) if event.sequence > after][:limit]
+    def events(self, job_id: JobId, after: int, limit: int, reach: Reach) -> list[StoredEvent]:
+        """Events with a sequence above `after`, of a job within reach."""
+        events = self._events.get(job_id, []) if self.get(job_id, reach) else []
+        return [event for event in events if event.sequence > after][:limit]
 
-    def versions(self, job_id: JobId) -> list[StoredVersion]:
-        """Versions that have not been pruned, oldest first."""
-        versions = self._versions.get(job_id, {})
+    def versions(self, job_id: JobId, reach: Reach) -> list[StoredVersion]:
+        """Versions that have not been pruned, oldest first, of a job within reach."""
+        versions = self._versions.get(job_id, {}) if self.get(job_id, reach) else {}
         return [versions[number] for number in sorted(versions)]
 
     def prune_versions(self, job_id: JobId, keep: frozenset[int], epoch: int) -> None:

@@ -18,21 +18,22 @@ from cortex_common.job.status import EventInfo
 from cortex_common.job.wire import event_to_proto, spec_from_proto, status_to_proto, version_to_proto
 from cortex_common.pb.v1 import coordinator_pb2 as pb
 from cortex_common.pb.v1 import coordinator_pb2_grpc
-from cortex_common.rpc.identity import current_identity
+from cortex_common.rpc.identity import ORG_KEY, PRINCIPAL_KEY, REACH_ALL, REACH_KEY, current_identity
 from services.coordinator import wire
 from services.coordinator.attendance import Attendance
 from services.coordinator.coordinator import JobCoordinator
 from services.coordinator.deployment import ModelDeploymentManager
 from services.coordinator.domain import wishes
+from services.coordinator.domain.reach import EVERYTHING, Caller, Reach
 from services.coordinator.domain.seen import Activity, Seen
 from services.coordinator.store import Store, StoredEvent
 from services.coordinator.store_thread import StoreThread
 
 JOB_SERVICE = pb.DESCRIPTOR.services_by_name["JobService"].full_name
 ASSIGNMENT_SERVICE = pb.DESCRIPTOR.services_by_name["AssignmentService"].full_name
-PRINCIPAL_KEY = "cortex-principal"
 _EVENTS_AT_ONCE = 500
 _MAX_REQUEST_ID = 200
+_MAX_NAME = 100
 
 
 class JobServicer(coordinator_pb2_grpc.JobServiceServicer):
@@ -56,45 +57,46 @@ class JobServicer(coordinator_pb2_grpc.JobServiceServicer):
             raise InvalidArgumentError(
                 f"request_id: {len(request.request_id)} characters given; allowed: up to {_MAX_REQUEST_ID}"
             )
-        job_id = await self._coordinator.submit(spec, _principal(context), request.request_id or None)
+        job_id = await self._coordinator.submit(spec, _caller(context), request.request_id or None)
         return pb.SubmitJobResponse(job_id=job_id)
 
     async def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:
         """Where a job stands."""
-        return pb.GetJobResponse(job=status_to_proto(await self._coordinator.status(JobId(request.job_id))))
+        status = await self._coordinator.status(JobId(request.job_id), _caller(context).reach)
+        return pb.GetJobResponse(job=status_to_proto(status))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
         """Newest first."""
-        statuses = await self._coordinator.newest(min(request.limit or 100, 1000))
+        statuses = await self._coordinator.newest(min(request.limit or 100, 1000), _caller(context).reach)
         short = [status.model_copy(update={"history": ()}) for status in statuses]
         return pb.ListJobsResponse(jobs=[status_to_proto(status) for status in short])
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:
         """The status now and at each change."""
-        async for status in self._coordinator.watch(JobId(request.job_id)):
+        async for status in self._coordinator.watch(JobId(request.job_id), _caller(context).reach):
             yield pb.WatchJobResponse(job=status_to_proto(status))
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.CancelJobResponse:
         """End a job."""
-        await self._coordinator.command(JobId(request.job_id), wishes.cancel, _principal(context))
+        await self._coordinator.command(JobId(request.job_id), wishes.cancel, _caller(context))
         return pb.CancelJobResponse()
 
     async def PauseJob(self, request: pb.PauseJobRequest, context: Any) -> pb.PauseJobResponse:
         """Rest after this round."""
-        await self._coordinator.command(JobId(request.job_id), wishes.pause, _principal(context))
+        await self._coordinator.command(JobId(request.job_id), wishes.pause, _caller(context))
         return pb.PauseJobResponse()
 
     async def ResumeJob(self, request: pb.ResumeJobRequest, context: Any) -> pb.ResumeJobResponse:
         """Go on."""
-        await self._coordinator.command(JobId(request.job_id), wishes.resume, _principal(context))
+        await self._coordinator.command(JobId(request.job_id), wishes.resume, _caller(context))
         return pb.ResumeJobResponse()
 
     async def WatchEvents(self, request: pb.WatchEventsRequest, context: Any) -> AsyncIterator[pb.WatchEventsResponse]:
         """The event log, and what is added to it."""
-        job_id, after = JobId(request.job_id), request.after
+        job_id, after, reach = JobId(request.job_id), request.after, _caller(context).reach
         while True:
-            ended = (await self._coordinator.job(job_id)).stage.is_terminal
-            events = await self._store.call(partial(_read_events, job_id=job_id, after=after))
+            ended = (await self._coordinator.job(job_id, reach)).stage.is_terminal
+            events = await self._store.call(partial(_read_events, job_id=job_id, after=after, reach=reach))
             for event in events:
                 after = event.sequence
                 yield pb.WatchEventsResponse(event=event_to_proto(_shown(event)))
@@ -105,17 +107,19 @@ class JobServicer(coordinator_pb2_grpc.JobServiceServicer):
 
     async def ListVersions(self, request: pb.ListVersionsRequest, context: Any) -> pb.ListVersionsResponse:
         """What can be downloaded."""
-        job = await self._coordinator.job(JobId(request.job_id))
-        versions = await self._deployment.versions(job.id)
+        reach = _caller(context).reach
+        job = await self._coordinator.job(JobId(request.job_id), reach)
+        versions = await self._deployment.versions(job.id, reach)
         return pb.ListVersionsResponse(versions=[version_to_proto(version) for version in versions])
 
     async def DownloadModel(
         self, request: pb.DownloadModelRequest, context: Any
     ) -> AsyncIterator[pb.DownloadModelResponse]:
         """A version's file."""
-        job = await self._coordinator.job(JobId(request.job_id))
+        reach = _caller(context).reach
+        job = await self._coordinator.job(JobId(request.job_id), reach)
         wanted = request.round if request.HasField("round") else None
-        version, pieces = await self._deployment.download(job, wanted)
+        version, pieces = await self._deployment.download(job, wanted, reach)
         first = True
         async for piece in pieces:
             yield pb.DownloadModelResponse(version=version_to_proto(version) if first else None, data=piece)
@@ -189,18 +193,20 @@ def _own_name(name: str) -> NodeName:
     return caller.name
 
 
-def _principal(context: Any) -> str:
-    """Who asks: a person behind the gateway, or the operator of the certificate."""
-    caller = current_identity()
-    if caller.role is Role.GATEWAY:
-        for key, value in context.invocation_metadata() or ():
-            if key == PRINCIPAL_KEY and isinstance(value, str):
-                return value[:100]
-    return caller.name
+def _caller(context: Any) -> Caller:
+    """Who asks: a person behind the gateway, or the operator of the certificate, whose reach is the whole network."""
+    identity = current_identity()
+    if identity.role is not Role.GATEWAY:
+        return Caller(identity.name)
+    told = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    name, org = told.get(PRINCIPAL_KEY, "")[:_MAX_NAME], told.get(ORG_KEY, "")[:_MAX_NAME]
+    if not name or not org:
+        raise ForbiddenError(f"gateway {identity.name!r} does not say for whom it asks ({PRINCIPAL_KEY}, {ORG_KEY})")
+    return Caller(name, org, EVERYTHING if told.get(REACH_KEY) == REACH_ALL else Reach(org))
 
 
-def _read_events(store: Store, *, job_id: JobId, after: int) -> list[StoredEvent]:
-    return store.events(job_id, after, _EVENTS_AT_ONCE)
+def _read_events(store: Store, *, job_id: JobId, after: int, reach: Reach) -> list[StoredEvent]:
+    return store.events(job_id, after, _EVENTS_AT_ONCE, reach)
 
 
 def _shown(event: StoredEvent) -> EventInfo:

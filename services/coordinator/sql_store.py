@@ -8,7 +8,21 @@ from dataclasses import replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import Connection, Engine, Insert, Row, bindparam, delete, desc, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Insert,
+    Row,
+    bindparam,
+    delete,
+    desc,
+    func,
+    insert,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from cortex_common.errors import ConflictError, CorruptError
@@ -17,6 +31,7 @@ from cortex_common.job.status import RoundReport
 from cortex_common.logging import get_logger
 from cortex_common.storage.sql import migrate
 from services.coordinator.domain.job import Contribution, Job, Note, Stage, Version
+from services.coordinator.domain.reach import Reach
 from services.coordinator.store import StoredEvent, StoredVersion
 from services.coordinator.tables import CONTRIBUTION, EVENT, JOB, LEASE, ROUND, VERSION
 
@@ -96,10 +111,10 @@ class SqlStore:
             _add(db, _ADD_ROUND, [_report_row(after.id, report) for report in after.history[len(before.history) :]])
             _append(db, after.id, notes, epoch, now_s)
 
-    def get(self, job_id: JobId) -> Job | None:
-        """The job with its history."""
+    def get(self, job_id: JobId, reach: Reach) -> Job | None:
+        """The job with its history, if it is within reach."""
         with self._engine.connect() as db:
-            state = db.execute(select(JOB.c.state).where(JOB.c.id == job_id)).scalar()
+            state = db.execute(select(JOB.c.state).where(JOB.c.id == job_id, _within(reach))).scalar()
             if state is None:
                 return None
             job = _readable(state)
@@ -114,24 +129,27 @@ class SqlStore:
             states = db.execute(select(JOB.c.state).where(wanted).order_by(JOB.c.submitted_s)).scalars().all()
             return [_with_history(db, job) for state in states if (job := _readable(state)) is not None]
 
-    def newest(self, limit: int) -> list[Job]:
-        """Jobs without their history, newest first."""
+    def newest(self, limit: int, reach: Reach) -> list[Job]:
+        """Jobs within reach without their history, newest first."""
+        newest = select(JOB.c.state).where(_within(reach)).order_by(desc(JOB.c.submitted_s)).limit(limit)
         with self._engine.connect() as db:
-            states = db.execute(select(JOB.c.state).order_by(desc(JOB.c.submitted_s)).limit(limit)).scalars().all()
+            states = db.execute(newest).scalars().all()
         return [job for state in states if (job := _readable(state)) is not None]
 
-    def events(self, job_id: JobId, after: int, limit: int) -> list[StoredEvent]:
-        """Events with a sequence above `after`."""
+    def events(self, job_id: JobId, after: int, limit: int, reach: Reach) -> list[StoredEvent]:
+        """Events with a sequence above `after`, of a job within reach."""
         wanted = (EVENT.c.job_id == job_id) & (EVENT.c.sequence > after)
+        events = select(EVENT).join(JOB, JOB.c.id == EVENT.c.job_id).where(wanted, _within(reach))
         with self._engine.connect() as db:
-            rows = db.execute(select(EVENT).where(wanted).order_by(EVENT.c.sequence).limit(limit)).all()
+            rows = db.execute(events.order_by(EVENT.c.sequence).limit(limit)).all()
         return [StoredEvent(row.sequence, row.at_s, row.name, row.round, row.message) for row in rows]
 
-    def versions(self, job_id: JobId) -> list[StoredVersion]:
-        """Versions that have not been pruned, oldest first."""
+    def versions(self, job_id: JobId, reach: Reach) -> list[StoredVersion]:
+        """Versions that have not been pruned, oldest first, of a job within reach."""
         wanted = (VERSION.c.job_id == job_id) & (VERSION.c.pruned == 0)
+        versions = select(VERSION).join(JOB, JOB.c.id == VERSION.c.job_id).where(wanted, _within(reach))
         with self._engine.connect() as db:
-            rows = db.execute(select(VERSION).where(wanted).order_by(VERSION.c.round)).all()
+            rows = db.execute(versions.order_by(VERSION.c.round)).all()
         return [StoredVersion(_version(row), NodeName(row.aggregator)) for row in rows]
 
     def prune_versions(self, job_id: JobId, keep: frozenset[int], epoch: int) -> None:
@@ -158,6 +176,11 @@ class SqlStore:
         self._engine.dispose()
 
 
+def _within(reach: Reach) -> ColumnElement[bool]:
+    """The condition that a job is within reach."""
+    return true() if reach.org is None else JOB.c.org == reach.org
+
+
 def _readable(state: str) -> Job | None:
     """A stored job; one that cannot be read is left alone, so that the others go on."""
     try:
@@ -177,6 +200,7 @@ def _job_row(job: Job) -> dict[str, Any]:
     return {
         "name": job.spec.name,
         "owner": job.owner,
+        "org": job.org,
         "stage": job.stage.value,
         "cleaned": int(job.cleaned),
         "state": _JOB.dump_json(replace(job, history=())).decode(),

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from cortex_common.ids import JobId, NodeName
 from services.coordinator.domain.job import Contribution, Job, Note, Version
+from services.coordinator.domain.reach import Reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +49,20 @@ class Store(Protocol):
     def commit(self, before: Job, after: Job, notes: Sequence[Note], epoch: int, now_s: float) -> None:
         """Replace `before` by `after`, with everything that follows from the difference, or raise ConflictError."""
 
-    def get(self, job_id: JobId) -> Job | None:
-        """The job with its history."""
+    def get(self, job_id: JobId, reach: Reach) -> Job | None:
+        """The job with its history, if it is within reach."""
 
     def unfinished(self) -> list[Job]:
         """Jobs that have not ended or not been cleaned up, oldest first."""
 
-    def newest(self, limit: int) -> list[Job]:
-        """Jobs without their history, newest first."""
+    def newest(self, limit: int, reach: Reach) -> list[Job]:
+        """Jobs within reach without their history, newest first."""
 
-    def events(self, job_id: JobId, after: int, limit: int) -> list[StoredEvent]:
-        """Events with a sequence above `after`."""
+    def events(self, job_id: JobId, after: int, limit: int, reach: Reach) -> list[StoredEvent]:
+        """Events with a sequence above `after`, of a job within reach."""
 
-    def versions(self, job_id: JobId) -> list[StoredVersion]:
-        """Versions that have not been pruned, oldest first."""
+    def versions(self, job_id: JobId, reach: Reach) -> list[StoredVersion]:
+        """Versions that have not been pruned, oldest first, of a job within reach."""
 
     def prune_versions(self, job_id: JobId, keep: frozenset[int], epoch: int) -> None:
         """Mark every version but these as gone."""

@@ -33,6 +33,7 @@ JOB = Table(
     Column("request_id", String(301), nullable=True, unique=True),
     Column("name", String(100), nullable=False),
     Column("owner", String(100), nullable=False),
+    Column("org", String(63), nullable=False, index=True),
     Column("stage", String(20), nullable=False, index=True),
     Column("revision", BigInteger, nullable=False),
     Column("cleaned", Integer, nullable=False),

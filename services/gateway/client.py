@@ -18,12 +18,13 @@ from cortex_common.job.status import EventInfo, JobStatus, VersionInfo
 from cortex_common.job.wire import event_from_proto, spec_to_proto, status_from_proto, version_from_proto
 from cortex_common.pb.v1 import coordinator_pb2, coordinator_pb2_grpc, discovery_pb2, discovery_pb2_grpc
 from cortex_common.rpc.errors import calling
+from cortex_common.rpc.identity import ORG_KEY, PRINCIPAL_KEY, REACH_ALL, REACH_KEY
+from cortex_common.security.tokens import Principal, Scope
 from services.gateway.domain import NodeInfo
 from services.gateway.wire import node_from_proto
 
 _CALL_S = 15.0
 _CHECK_S = 2.0
-_PRINCIPAL_KEY = "cortex-principal"
 _Message = TypeVar("_Message")
 
 
@@ -54,67 +55,69 @@ class JobClient:
         self._channel = channels.calls
         self._what = what
 
-    async def submit(self, spec: JobSpec, request_id: str, principal: str) -> JobId:
+    async def submit(self, spec: JobSpec, request_id: str, principal: Principal) -> JobId:
         """Submit a job; the same request id again gives the same job."""
         request = coordinator_pb2.SubmitJobRequest(job=spec_to_proto(spec), request_id=request_id)
         with _asking(self._what):
             response = await self._stub.SubmitJob(request, timeout=_CALL_S, metadata=_by(principal))
         return JobId(response.job_id)
 
-    async def status(self, job_id: JobId, principal: str) -> JobStatus:
+    async def status(self, job_id: JobId, principal: Principal) -> JobStatus:
         """Where a job stands."""
         request = coordinator_pb2.GetJobRequest(job_id=job_id)
         with _asking(self._what):
             response = await self._stub.GetJob(request, timeout=_CALL_S, metadata=_by(principal))
         return status_from_proto(response.job)
 
-    async def jobs(self, limit: int, principal: str) -> tuple[JobStatus, ...]:
+    async def jobs(self, limit: int, principal: Principal) -> tuple[JobStatus, ...]:
         """The newest jobs, without history."""
         request = coordinator_pb2.ListJobsRequest(limit=limit)
         with _asking(self._what):
             response = await self._stub.ListJobs(request, timeout=_CALL_S, metadata=_by(principal))
         return tuple(status_from_proto(job) for job in response.jobs)
 
-    async def cancel(self, job_id: JobId, principal: str) -> None:
+    async def cancel(self, job_id: JobId, principal: Principal) -> None:
         """End a job."""
         request = coordinator_pb2.CancelJobRequest(job_id=job_id)
         with _asking(self._what):
             await self._stub.CancelJob(request, timeout=_CALL_S, metadata=_by(principal))
 
-    async def pause(self, job_id: JobId, principal: str) -> None:
+    async def pause(self, job_id: JobId, principal: Principal) -> None:
         """Hold a job after the round in progress."""
         request = coordinator_pb2.PauseJobRequest(job_id=job_id)
         with _asking(self._what):
             await self._stub.PauseJob(request, timeout=_CALL_S, metadata=_by(principal))
 
-    async def resume(self, job_id: JobId, principal: str) -> None:
+    async def resume(self, job_id: JobId, principal: Principal) -> None:
         """Let a paused job go on."""
         request = coordinator_pb2.ResumeJobRequest(job_id=job_id)
         with _asking(self._what):
             await self._stub.ResumeJob(request, timeout=_CALL_S, metadata=_by(principal))
 
-    async def versions(self, job_id: JobId, principal: str) -> tuple[VersionInfo, ...]:
+    async def versions(self, job_id: JobId, principal: Principal) -> tuple[VersionInfo, ...]:
         """The model versions of a job that are kept."""
         request = coordinator_pb2.ListVersionsRequest(job_id=job_id)
         with _asking(self._what):
             response = await self._stub.ListVersions(request, timeout=_CALL_S, metadata=_by(principal))
         return tuple(version_from_proto(version) for version in response.versions)
 
-    async def watch(self, job_id: JobId, principal: str) -> AsyncGenerator[JobStatus]:
+    async def watch(self, job_id: JobId, principal: Principal) -> AsyncGenerator[JobStatus]:
         """The status now and at each change, until the job has ended."""
         request = coordinator_pb2.WatchJobRequest(job_id=job_id)
         call = self._watches.WatchJob(request, metadata=_by(principal))
         async for response in _messages(call, self._what):
             yield status_from_proto(response.job)
 
-    async def events(self, job_id: JobId, *, follow: bool, after: int, principal: str) -> AsyncGenerator[EventInfo]:
+    async def events(
+        self, job_id: JobId, *, follow: bool, after: int, principal: Principal
+    ) -> AsyncGenerator[EventInfo]:
         """The events after a sequence number and, with `follow`, new ones until the job has ended."""
         request = coordinator_pb2.WatchEventsRequest(job_id=job_id, follow=follow, after=after)
         call = self._watches.WatchEvents(request, metadata=_by(principal))
         async for response in _messages(call, self._what):
             yield event_from_proto(response.event)
 
-    async def download(self, job_id: JobId, round_number: int | None, principal: str) -> Download:
+    async def download(self, job_id: JobId, round_number: int | None, principal: Principal) -> Download:
         """Open a model file; the newest version if no round is named.
 
         Raises:
@@ -209,5 +212,7 @@ def _asking(what: str) -> Iterator[None]:
         raise UnavailableError(f"{what} refuses this gateway: {error.message}") from error
 
 
-def _by(principal: str) -> tuple[tuple[str, str], ...]:
-    return ((_PRINCIPAL_KEY, principal),)
+def _by(principal: Principal) -> tuple[tuple[str, str], ...]:
+    """For whom the gateway asks, in the words of the coordinator."""
+    told = ((PRINCIPAL_KEY, principal.name), (ORG_KEY, principal.org))
+    return (*told, (REACH_KEY, REACH_ALL)) if principal.may(Scope.ADMIN) else told

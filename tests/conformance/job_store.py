@@ -10,6 +10,7 @@ from cortex_common.errors import ConflictError
 from cortex_common.ids import JobId
 from cortex_common.job.status import RoundReport
 from services.coordinator.domain.job import Note, Stage
+from services.coordinator.domain.reach import EVERYTHING, Reach
 from tests.unit.coordinator.jobs import collecting, new_job, trained, update, version
 
 NOTE = Note("job_submitted", 0, "by ann")
@@ -22,9 +23,9 @@ class JobStoreConformance:
         epoch = store.acquire("me", 1.0)
         job = new_job()
         assert store.insert(job, None, NOTE, epoch, 1.0) == job.id
-        assert store.get(job.id) == job
+        assert store.get(job.id, EVERYTHING) == job
         assert store.unfinished() == [job]
-        assert store.get(JobId("other")) is None
+        assert store.get(JobId("other"), EVERYTHING) is None
 
     def test_the_same_request_is_the_same_job(self, store):
         epoch = store.acquire("me", 1.0)
@@ -33,7 +34,7 @@ class JobStoreConformance:
         assert store.insert(replace(job, id=JobId("j2")), "r1", NOTE, epoch, 1.0) == job.id
         assert store.find_request("r1") == job.id
         assert store.find_request("r2") is None
-        assert store.get(JobId("j2")) is None
+        assert store.get(JobId("j2"), EVERYTHING) is None
 
     def test_every_step_of_a_round_is_kept(self, store):
         epoch = store.acquire("me", 1.0)
@@ -42,7 +43,7 @@ class JobStoreConformance:
         entries = (replace(update(0, "a"), trained=trained("a", train_loss=0.5)), update(1, "b"))
         sealed = replace(job, stage=Stage.SEALED, sealed=entries)
         store.commit(job, sealed, [Note("round_sealed", 1, "2 updates")], epoch, 2.0)
-        assert store.get(job.id) == sealed
+        assert store.get(job.id, EVERYTHING) == sealed
         assert store.contributions(job.id, 1) == [update(0, "a"), update(1, "b")]
 
         tested = replace(sealed, stage=Stage.TESTING, version=version(1), pending=RoundReport(round=1))
@@ -51,15 +52,15 @@ class JobStoreConformance:
         better = replace(version(1), metrics={"test_accuracy": 0.5})
         done = replace(tested, stage=Stage.GATHERING, round=2, version=better, history=(report,), pending=None)
         store.commit(tested, done, [Note("round_closed", 1, "ok")], epoch, 4.0)
-        assert store.get(job.id) == done
-        assert [stored.version for stored in store.versions(job.id)] == [better]
-        assert [(event.sequence, event.name) for event in store.events(job.id, 0, 10)] == [
+        assert store.get(job.id, EVERYTHING) == done
+        assert [stored.version for stored in store.versions(job.id, EVERYTHING)] == [better]
+        assert [(event.sequence, event.name) for event in store.events(job.id, 0, 10, EVERYTHING)] == [
             (1, "job_submitted"),
             (2, "round_sealed"),
             (3, "round_closed"),
         ]
-        assert [event.sequence for event in store.events(job.id, 2, 10)] == [3]
-        assert store.newest(10) == [replace(done, history=())]
+        assert [event.sequence for event in store.events(job.id, 2, 10, EVERYTHING)] == [3]
+        assert store.newest(10, EVERYTHING) == [replace(done, history=())]
 
     def test_a_list_given_up_is_replaced_by_that_of_the_next_attempt(self, store):
         epoch = store.acquire("me", 1.0)
@@ -81,7 +82,22 @@ class JobStoreConformance:
             store.commit(before, after, [], epoch, 1.0)
             before = after
         store.prune_versions(before.id, frozenset({1, 3}), epoch)
-        assert [stored.version.round for stored in store.versions(before.id)] == [1, 3]
+        assert [stored.version.round for stored in store.versions(before.id, EVERYTHING)] == [1, 3]
+
+    def test_a_job_is_found_by_its_organisation_only(self, store):
+        epoch = store.acquire("me", 1.0)
+        for job_id, org in (("j1", "acme"), ("j2", "other")):
+            job = replace(collecting("a"), id=JobId(job_id), org=org)
+            store.insert(job, None, NOTE, epoch, 1.0)
+            store.commit(job, replace(job, version=version(1)), [], epoch, 1.0)
+        acme, other = Reach("acme"), Reach("other")
+        assert store.get(JobId("j1"), acme).org == "acme"
+        assert store.get(JobId("j1"), other) is None
+        for reach, found in ((acme, ["j1"]), (other, ["j2"]), (Reach("third"), [])):
+            assert [job.id for job in store.newest(10, reach)] == found
+        assert len(store.newest(10, EVERYTHING)) == 2
+        assert [len(store.events(JobId("j1"), 0, 10, reach)) for reach in (acme, EVERYTHING, other)] == [1, 1, 0]
+        assert [len(store.versions(JobId("j1"), reach)) for reach in (acme, EVERYTHING, other)] == [1, 1, 0]
 
     def test_an_ended_job_cannot_be_changed(self, store):
         epoch = store.acquire("me", 1.0)
@@ -91,7 +107,7 @@ class JobStoreConformance:
         store.commit(job, cancelled, [], epoch, 2.0)
         with pytest.raises(ConflictError, match="ended"):
             store.commit(job, replace(job, stage=Stage.COMPLETED), [], epoch, 3.0)
-        assert store.get(job.id) == cancelled
+        assert store.get(job.id, EVERYTHING) == cancelled
         assert store.unfinished() == [cancelled], "until it is cleaned up"
         store.commit(cancelled, replace(cancelled, cleaned=True), [], epoch, 4.0)
         assert store.unfinished() == []
@@ -109,4 +125,4 @@ class JobStoreConformance:
         ):
             with pytest.raises(ConflictError, match="epoch 1 is over"):
                 write()
-        assert store.get(job.id) == job
+        assert store.get(job.id, EVERYTHING) == job

@@ -16,6 +16,7 @@ from cortex_common.ids import JobId, NodeName, SeatIndex
 from services.coordinator.domain.advance import Now, advance
 from services.coordinator.domain.assignments import Work, assignments
 from services.coordinator.domain.job import Contribution, Job, Note, Stage, Trained
+from services.coordinator.domain.reach import EVERYTHING
 from services.coordinator.domain.seen import (
     AggregatedVersion,
     AggregatorView,
@@ -177,7 +178,7 @@ class JobMachine(RuleBasedStateMachine):
     @rule()
     def the_coordinator_is_killed_and_started_again(self):
         self.epoch = self.store.acquire("next", self.now_s)
-        stored = self.store.get(JobId("j1"))
+        stored = self.store.get(JobId("j1"), EVERYTHING)
         assert stored is not None
         assert stored == self.job, "what was decided had been stored before"
         self.job = stored

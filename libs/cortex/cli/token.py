@@ -43,14 +43,17 @@ def create(
         str | None,
         typer.Option(help="How long it is valid, e.g. 12h or 30d; until revoked by default.", show_default=False),
     ] = None,
+    org: Annotated[
+        str, typer.Option(help="Organisation whose jobs it may see; with the scope admin those of all.")
+    ] = "default",
     directory: HereOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a token. It is shown once: only a hash of it is stored."""
     span = None if life is None else parse_life(life)
-    token = store_of(directory).create(name, scope or ["read"], span)
+    token = store_of(directory).create(name, scope or ["read"], span, org)
     if as_json:
-        print_json({"id": token.split("_")[1], "name": name, "scopes": scope or ["read"], "token": token})
+        print_json({"id": token.split("_")[1], "name": name, "org": org, "scopes": scope or ["read"], "token": token})
     else:
         typer.echo(token)
 
@@ -64,11 +67,12 @@ def list_tokens(directory: HereOption = None, as_json: JsonOption = False) -> No
         return
     from cortex.cli.tables import table
 
-    shown = table("id", "name", "scopes", "created", "expires")
+    shown = table("id", "name", "org", "scopes", "created", "expires")
     for record in records:
         shown.add_row(
             record["id"],
             record["name"],
+            record["org"],
             ", ".join(record["scopes"]),
             record["created_at"],
             record["expires_at"] or "never",

@@ -15,6 +15,7 @@ from cortex_common.clock import Clock
 from cortex_common.errors import CortexError, ForbiddenError, UnauthenticatedError, UnavailableError
 from cortex_common.identity import Role, TlsFiles
 from cortex_common.logging import get_logger
+from cortex_common.rpc.identity import ORG_KEY, PRINCIPAL_KEY
 from cortex_common.rpc.metrics import AUDIT_FAILURES
 from cortex_common.security.audit import AuditLog, Entry, Head
 from cortex_common.security.certificates import read_certificate
@@ -23,7 +24,6 @@ from cortex_common.security.signed_heads import HEADS_FILE, add_head, sign_head
 _log = get_logger(__name__)
 
 SIGN_EVERY_S = 60.0
-PRINCIPAL_KEY = "cortex-principal"
 # Fields of requests that name what is acted on; none of them is a secret.
 _ABOUT = ("job_id", "request_id", "name", "role", "token_id", "round", "reason", "root")
 _MAX_TEXT = 300
@@ -65,7 +65,7 @@ class Call:
         principal = ""
         if certificate.identity.role is Role.GATEWAY:
             pairs = dict(self._context.invocation_metadata() or ())
-            principal = str(pairs.get(PRINCIPAL_KEY, ""))[:_MAX_TEXT]
+            principal = "/".join(str(pairs[key]) for key in (ORG_KEY, PRINCIPAL_KEY) if key in pairs)[:_MAX_TEXT]
         return certificate.identity.uri, f"{certificate.serial:x}", principal
 
     def _about(self) -> str:

@@ -11,6 +11,12 @@ from cortex_common.errors import UnauthenticatedError
 from cortex_common.identity import Identity
 from cortex_common.security.certificates import Certificate, read_certificate
 
+# Who a gateway asks for, and how far they may see; believed from gateways only.
+PRINCIPAL_KEY = "cortex-principal"
+ORG_KEY = "cortex-org"
+REACH_KEY = "cortex-reach"
+REACH_ALL = "all"
+
 _caller: ContextVar[Identity | None] = ContextVar("cortex_caller", default=None)
 
 

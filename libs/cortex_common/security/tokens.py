@@ -26,6 +26,7 @@ from cortex_common.errors import (
     UnavailableError,
     Violation,
 )
+from cortex_common.ids import DEFAULT_ORG
 
 _PREFIX = "ctx"
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._@-]{0,61}[A-Za-z0-9])?")
@@ -51,6 +52,7 @@ class Principal:
     token_id: str
     name: str
     scopes: frozenset[Scope]
+    org: str = DEFAULT_ORG
 
     def require(self, scope: Scope) -> None:
         """Refuse unless the token has the scope, itself or through admin.
@@ -75,6 +77,7 @@ class TokenRecord(BaseModel):
     id: str
     name: str
     scopes: tuple[Scope, ...]
+    org: str = DEFAULT_ORG
     hash: str
     created_at: datetime
     expires_at: datetime | None = None
@@ -99,18 +102,19 @@ class TokenStore:
         self._held: tuple[tuple[int, int, int], Mapping[str, TokenRecord]] | None = None
         self._pepper = b""
 
-    def create(self, name: str, scopes: Iterable[str], life: timedelta | None = None) -> str:
+    def create(self, name: str, scopes: Iterable[str], life: timedelta | None = None, org: str = DEFAULT_ORG) -> str:
         """Make a token and return it; it cannot be shown again.
 
         Args:
             name: Whose it is, for logs and ownership.
             scopes: Out of read, submit, node, admin; at least one.
             life: How long it is valid; None means until revoked.
+            org: The organisation whose jobs it may see; with the scope admin those of all.
 
         Raises:
-            InvalidArgumentError: bad name, scopes or life.
+            InvalidArgumentError: bad name, scopes, life or organisation.
         """
-        granted = _checked(name, scopes, life)
+        granted = _checked(name, scopes, life, org)
         now = self._now()
         with self._changing():
             records = dict(self._records())
@@ -120,6 +124,7 @@ class TokenStore:
                 id=token_id,
                 name=name,
                 scopes=granted,
+                org=org,
                 hash=_keyed_hash(self._peppered(create=True), token),
                 created_at=now,
                 expires_at=now + life if life is not None else None,
@@ -142,7 +147,7 @@ class TokenStore:
             raise UnauthenticatedError("the token is unknown or was revoked")
         if record.expires_at is not None and record.expires_at <= self._now():
             raise UnauthenticatedError(f"token {record.name!r} expired at {record.expires_at.isoformat()}")
-        return Principal(record.id, record.name, frozenset(record.scopes))
+        return Principal(record.id, record.name, frozenset(record.scopes), record.org)
 
     def revoke(self, token_id: str) -> None:
         """Forget a token.
@@ -209,10 +214,11 @@ class TokenStore:
         _write_private(self._path, document.model_dump_json(indent=2).encode())
 
 
-def _checked(name: str, scopes: Iterable[str], life: timedelta | None) -> tuple[Scope, ...]:
+def _checked(name: str, scopes: Iterable[str], life: timedelta | None, org: str) -> tuple[Scope, ...]:
     mistakes: list[Violation] = []
-    if not _NAME.fullmatch(name):
-        mistakes.append(Violation("name", f"{name!r} given; allowed: 1 to 63 letters, digits, '.', '_', '@', '-'"))
+    for what, given in (("name", name), ("org", org)):
+        if not _NAME.fullmatch(given):
+            mistakes.append(Violation(what, f"{given!r} given; allowed: 1 to 63 letters, digits, '.', '_', '@', '-'"))
     wanted = list(dict.fromkeys(scopes))
     allowed = ", ".join(Scope)
     mistakes += [

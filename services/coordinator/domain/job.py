@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from cortex_common.ids import JobId, NodeName, SeatIndex, Sha256Hex
+from cortex_common.ids import DEFAULT_ORG, JobId, NodeName, SeatIndex, Sha256Hex
 from cortex_common.job.spec import JobSpec
 from cortex_common.job.status import JobPhase, RoundReport
 
@@ -109,6 +109,7 @@ class Job:
     spec: JobSpec
     owner: str
     submitted_s: float
+    org: str = DEFAULT_ORG
     stage: Stage = Stage.GATHERING
     pausing: bool = False
     round: int = 0

@@ -74,7 +74,7 @@ async def submit(
         mistake = Violation("header.idempotency-key", "allowed: 1 to 200 visible ASCII characters")
         raise InvalidArgumentError.of("request", [mistake])
     spec = await read_job(request)
-    job_id = await surroundings_of(request).jobs.submit(spec, idempotency_key, principal.name)
+    job_id = await surroundings_of(request).jobs.submit(spec, idempotency_key, principal)
     links = _links(job_id)
     response.headers["Location"] = links["status"]
     return Submitted(job_id=job_id, status=JobPhase.SUBMITTED, links=links)
@@ -83,44 +83,44 @@ async def submit(
 @router.get("", response_model=JobList, responses=responses(401, 403, 422, 503))
 async def jobs(request: Request, principal: Reader, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> Response:
     """The newest jobs, without their history."""
-    found = await surroundings_of(request).jobs.jobs(limit, principal.name)
+    found = await surroundings_of(request).jobs.jobs(limit, principal)
     return _json(JobList(jobs=list(found)))
 
 
 @router.get("/{job_id}/status", response_model=JobStatus, responses=STATUS | responses(401, 403, 404, 422, 503))
 async def status(request: Request, principal: Reader, job_id: JobIdInPath) -> Response:
     """Where a job stands: status, metrics, history, and what it waits for."""
-    return _json(await surroundings_of(request).jobs.status(JobId(job_id), principal.name))
+    return _json(await surroundings_of(request).jobs.status(JobId(job_id), principal))
 
 
 @router.post("/{job_id}/cancel", response_model=JobStatus, responses=responses(401, 403, 404, 409, 422, 503))
 async def cancel(request: Request, principal: Submitter, job_id: JobIdInPath) -> Response:
     """End a job; doing it again changes nothing."""
     clients = surroundings_of(request).jobs
-    await clients.cancel(JobId(job_id), principal.name)
-    return _json(await clients.status(JobId(job_id), principal.name))
+    await clients.cancel(JobId(job_id), principal)
+    return _json(await clients.status(JobId(job_id), principal))
 
 
 @router.post("/{job_id}/pause", response_model=JobStatus, responses=responses(401, 403, 404, 409, 422, 503))
 async def pause(request: Request, principal: Submitter, job_id: JobIdInPath) -> Response:
     """Hold a job after the round in progress."""
     clients = surroundings_of(request).jobs
-    await clients.pause(JobId(job_id), principal.name)
-    return _json(await clients.status(JobId(job_id), principal.name))
+    await clients.pause(JobId(job_id), principal)
+    return _json(await clients.status(JobId(job_id), principal))
 
 
 @router.post("/{job_id}/resume", response_model=JobStatus, responses=responses(401, 403, 404, 409, 422, 503))
 async def resume(request: Request, principal: Submitter, job_id: JobIdInPath) -> Response:
     """Let a paused job go on."""
     clients = surroundings_of(request).jobs
-    await clients.resume(JobId(job_id), principal.name)
-    return _json(await clients.status(JobId(job_id), principal.name))
+    await clients.resume(JobId(job_id), principal)
+    return _json(await clients.status(JobId(job_id), principal))
 
 
 @router.get("/{job_id}/versions", response_model=VersionList, responses=responses(401, 403, 404, 422, 503))
 async def versions(request: Request, principal: Reader, job_id: JobIdInPath) -> Response:
     """The model versions of a job that are kept: round, metrics, digest."""
-    found = await surroundings_of(request).jobs.versions(JobId(job_id), principal.name)
+    found = await surroundings_of(request).jobs.versions(JobId(job_id), principal)
     return _json(VersionList(versions=list(found)))
 
 
@@ -137,7 +137,7 @@ async def model(
     if_none_match: Annotated[str, Header()] = "",
 ) -> Response:
     """The model as a safetensors file. Its SHA-256 is the ETag and stands in X-Model-Sha256."""
-    download = await surroundings_of(request).jobs.download(JobId(job_id), round_number, principal.name)
+    download = await surroundings_of(request).jobs.download(JobId(job_id), round_number, principal)
     version = download.version
     headers = {"ETag": f'"{version.sha256}"', "X-Model-Sha256": version.sha256, "X-Model-Round": str(version.round)}
     if version.sha256 in if_none_match:
@@ -165,12 +165,12 @@ async def events(
     """Server-sent events until the job has ended; the last one is named `end` (or `problem`, with its cause)."""
     surroundings, job = surroundings_of(request), JobId(job_id)
     surroundings.streams.require_room()
-    await surroundings.jobs.status(job, principal.name)  # an unknown job is a 404, not an empty stream
+    await surroundings.jobs.status(job, principal)  # an unknown job is a 404, not an empty stream
     if kind == "status":
-        source = _status_events(surroundings.jobs.watch(job, principal.name))
+        source = _status_events(surroundings.jobs.watch(job, principal))
     else:
         start = int(last_event_id) if _SEQUENCE.fullmatch(last_event_id) else after
-        source = _log_events(surroundings.jobs.events(job, follow=follow, after=start, principal=principal.name))
+        source = _log_events(surroundings.jobs.events(job, follow=follow, after=start, principal=principal))
     return StreamingResponse(_stream(source, surroundings), media_type=sse.MEDIA_TYPE)
 
 

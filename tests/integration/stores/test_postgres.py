@@ -14,6 +14,7 @@ from cortex_common.errors import ConflictError, UnavailableError
 from cortex_common.ids import JobId
 from cortex_common.storage.sql import open_engine
 from services.coordinator import tables as job_tables
+from services.coordinator.domain.reach import EVERYTHING
 from services.coordinator.sql_store import SqlStore, _check_epoch
 from services.discovery import tables as node_tables
 from services.discovery.sql_store import SqlSnapshotStore
@@ -109,10 +110,10 @@ def test_a_database_that_is_away_is_told_and_found_again(postgres_server, opened
     postgres_server.stop()
     try:
         with pytest.raises(UnavailableError, match="the database does not answer"):
-            store.get(JobId("j1"))
+            store.get(JobId("j1"), EVERYTHING)
         with pytest.raises(UnavailableError, match="the database does not answer"):
             store.insert(replace(new_job(), id=JobId("j2")), None, NOTE, epoch, 1.0)
     finally:
         postgres_server.start()
-    assert store.get(JobId("j1")) == new_job(), "what was acknowledged has survived"
-    assert store.get(JobId("j2")) is None
+    assert store.get(JobId("j1"), EVERYTHING) == new_job(), "what was acknowledged has survived"
+    assert store.get(JobId("j2"), EVERYTHING) is None

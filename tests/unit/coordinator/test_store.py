@@ -12,6 +12,7 @@ from sqlalchemy import update as update_rows
 from cortex_common.errors import CorruptError
 from cortex_common.ids import JobId
 from cortex_common.storage.sql import open_engine, sqlite_url
+from services.coordinator.domain.reach import EVERYTHING
 from services.coordinator.memory_store import MemoryStore
 from services.coordinator.sql_store import SqlStore
 from services.coordinator.tables import JOB, METADATA
@@ -44,7 +45,7 @@ def test_opening_a_database_again_keeps_it(tmp_path):
     first.close()
     second = SqlStore(open_engine(sqlite_url(tmp_path / "jobs.db")))
     assert second.acquire("me", 2.0) == 2
-    assert second.get(JobId("j1")) == new_job()
+    assert second.get(JobId("j1"), EVERYTHING) == new_job()
 
 
 def test_a_job_that_cannot_be_read_keeps_nobody_from_starting(tmp_path):
@@ -56,6 +57,6 @@ def test_a_job_that_cannot_be_read_keeps_nobody_from_starting(tmp_path):
     with engine.begin() as db:
         db.execute(update_rows(JOB).where(JOB.c.id == "j1").values(state="{"))
     assert [job.id for job in store.unfinished()] == ["j2"]
-    assert [job.id for job in store.newest(10)] == ["j2"]
+    assert [job.id for job in store.newest(10, EVERYTHING)] == ["j2"]
     with pytest.raises(CorruptError, match="j1"):
-        store.get(JobId("j1"))
+        store.get(JobId("j1"), EVERYTHING)

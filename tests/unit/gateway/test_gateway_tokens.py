@@ -139,4 +139,4 @@ def test_scopes_hold_what_they_say():
 def test_the_file_is_plain_json(store, tmp_path):
     store.create("alice", ["read"], timedelta(days=1))
     (record,) = json.loads((tmp_path / "state" / "tokens.json").read_text())["tokens"]
-    assert set(record) == {"id", "name", "scopes", "hash", "created_at", "expires_at"}
+    assert set(record) == {"id", "name", "org", "scopes", "hash", "created_at", "expires_at"}
