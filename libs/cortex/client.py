@@ -245,6 +245,21 @@ class Client:
         answer = self._call(lambda: self._identities.CreateJoinToken(request, timeout=RPC_TIMEOUT_S), Role.DISCOVERY)
         return answer.token, answer.expires_at.ToDatetime(UTC)
 
+    def node_token(self, name: str, region: str, life_s: float = 0.0) -> tuple[str, datetime]:
+        """A token with which a worker takes part over WebSocket until it expires, and when that is.
+
+        Args:
+            name: The node's; the token is good for no other.
+            region: Where the node is.
+            life_s: Seconds; 0 means 30 days.
+
+        Raises:
+            AlreadyExistsError: the name belongs to a node of another role.
+        """
+        request = identity_pb2.CreateNodeTokenRequest(name=name, region=region, life_s=life_s)
+        answer = self._call(lambda: self._identities.CreateNodeToken(request, timeout=RPC_TIMEOUT_S), Role.DISCOVERY)
+        return answer.token, answer.expires_at.ToDatetime(UTC)
+
     def identities(self) -> IdentitiesView:
         """Who has certificates of the network, who is shut out, which join tokens are open."""
         request = identity_pb2.ListIdentitiesRequest()

@@ -6,12 +6,20 @@ import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from cortex_common.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, UnauthenticatedError
+from cortex_common.errors import (
+    AlreadyExistsError,
+    ForbiddenError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnauthenticatedError,
+)
 from cortex_common.identity import Identity, Role
 
 MAX_TOKEN_LIFE_S = 30 * 86400.0
+MAX_NODE_TOKEN_LIFE_S = 366 * 86400.0
 MAX_OPEN_TOKENS = 10_000
 MAX_REASON = 200
+_KEPT_S = 30 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +45,26 @@ class Ticket:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeKey:
+    """What is kept of a node token: enough to check its proofs, not to make one.
+
+    Attributes:
+        token_id: Its public name.
+        public_key: Of the key derived from it; hexadecimal.
+        identity, region: Whose it is.
+        expires_s: Wall time.
+    """
+
+    token_id: str
+    public_key: str
+    identity: Identity
+    region: str
+    expires_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Issued:
-    """A certificate in use."""
+    """A certificate in use, or a node token, under its number."""
 
     serial: int
     issued_s: float
@@ -63,6 +89,7 @@ class Identities:
     issued: Mapping[Identity, tuple[Issued, ...]] = field(default_factory=dict)
     regions: Mapping[Identity, str] = field(default_factory=dict)
     revoked: Mapping[Identity, Revocation] = field(default_factory=dict)
+    node_keys: Mapping[str, NodeKey] = field(default_factory=dict)
 
 
 def with_ticket(state: Identities, ticket: Ticket, now_s: float) -> Identities:
@@ -77,10 +104,46 @@ def with_ticket(state: Identities, ticket: Ticket, now_s: float) -> Identities:
         raise InvalidArgumentError(f"life_s: {life_s:g} given; allowed: above 0, up to {MAX_TOKEN_LIFE_S:g}")
     if len(state.tickets) >= MAX_OPEN_TOKENS:
         raise InvalidArgumentError(f"{len(state.tickets)} join tokens are open; allowed: {MAX_OPEN_TOKENS}")
-    for other in state.issued:
-        if other.name == ticket.identity.name and other.role is not ticket.identity.role:
-            raise AlreadyExistsError(f"name {other.name!r} belongs to a node of role {other.role.value}")
+    _require_free(state, ticket.identity)
     return replace(state, tickets={**state.tickets, ticket.token_id: ticket})
+
+
+def with_node_key(state: Identities, key: NodeKey, made: Issued) -> Identities:
+    """One more node token. Its node, if it was shut out, is let in again, with nothing from before.
+
+    Raises:
+        InvalidArgumentError: it lives too long, or there are too many.
+        AlreadyExistsError: the name belongs to a node of another role.
+    """
+    life_s = made.expires_s - made.issued_s
+    if not 0 < life_s <= MAX_NODE_TOKEN_LIFE_S:
+        raise InvalidArgumentError(f"life_s: {life_s:g} given; allowed: above 0, up to {MAX_NODE_TOKEN_LIFE_S:g}")
+    if len(state.node_keys) >= MAX_OPEN_TOKENS:
+        raise InvalidArgumentError(f"{len(state.node_keys)} node tokens are in use; allowed: {MAX_OPEN_TOKENS}")
+    _require_free(state, key.identity)
+    state = _readmitted(state, key.identity)
+    state = with_certificate(state, key.identity, key.region, made)
+    return replace(state, node_keys={**state.node_keys, key.token_id: key})
+
+
+def proven(state: Identities, token_id: str, node: str, region: str, now_s: float) -> NodeKey:
+    """The node token that a node says it has; whether it has it, only its proof can say.
+
+    Raises:
+        UnauthenticatedError: it is unknown or expired.
+        ForbiddenError: it is another node's, or of another region.
+    """
+    key = state.node_keys.get(token_id)
+    if key is None:
+        raise UnauthenticatedError("this node token is not known here: it was revoked or never made", "token")
+    if now_s >= key.expires_s:
+        raise UnauthenticatedError("this node token has expired: ask the operator for a new one", "token")
+    if (key.identity.name, key.region) != (node, region):
+        raise ForbiddenError(
+            f"node {node!r} in region {region!r} given; this node token is for {key.identity.name!r} in {key.region!r}"
+        )
+    require_member(state, key.identity)
+    return key
 
 
 def redeemed(state: Identities, token_id: str, secret_hash: str, key: str, now_s: float) -> tuple[Identities, Ticket]:
@@ -97,12 +160,7 @@ def redeemed(state: Identities, token_id: str, secret_hash: str, key: str, now_s
     if ticket.used_by not in ("", key):
         raise UnauthenticatedError("this join token has been used: ask the operator for a new one", "token")
     used = replace(ticket, used_by=key)
-    state = replace(state, tickets={**state.tickets, token_id: used})
-    revocation = state.revoked.get(ticket.identity)
-    if revocation is not None and not revocation.serials:
-        serials = frozenset(each.serial for each in state.issued.get(ticket.identity, ()))
-        state = replace(state, revoked=_let_in(state.revoked, ticket.identity, serials))
-    return state, used
+    return _readmitted(replace(state, tickets={**state.tickets, token_id: used}), ticket.identity), used
 
 
 def require_member(state: Identities, identity: Identity) -> None:
@@ -146,7 +204,8 @@ def with_revoked(
         raise NotFoundError(f"no node {name!r} is known; `cortex node list` shows who is")
     fresh = {i: revocation for i in meant if i not in state.revoked or state.revoked[i].serials}
     tickets = {key: ticket for key, ticket in state.tickets.items() if ticket.identity not in meant}
-    return replace(state, revoked={**state.revoked, **fresh}, tickets=tickets), meant
+    node_keys = {token_id: key for token_id, key in state.node_keys.items() if key.identity not in meant}
+    return replace(state, revoked={**state.revoked, **fresh}, tickets=tickets, node_keys=node_keys), meant
 
 
 def pruned(state: Identities, now_s: float) -> Identities:
@@ -156,6 +215,8 @@ def pruned(state: Identities, now_s: float) -> Identities:
         identity: tuple(each for each in made if each.expires_s > now_s) for identity, made in state.issued.items()
     }
     issued = {identity: made for identity, made in issued.items() if made}
+    # An expired token is remembered for a while, so that its node is told what is wrong.
+    node_keys = {token_id: key for token_id, key in state.node_keys.items() if key.expires_s + _KEPT_S > now_s}
     serials = {each.serial for made in issued.values() for each in made}
     revoked = {
         identity: revocation
@@ -163,8 +224,23 @@ def pruned(state: Identities, now_s: float) -> Identities:
         if not revocation.serials or revocation.serials & serials
     }
     regions = {identity: region for identity, region in state.regions.items() if identity in issued}
-    fresh = Identities(tickets, issued, regions, revoked)
+    fresh = Identities(tickets, issued, regions, revoked, node_keys)
     return state if fresh == state else fresh
+
+
+def _require_free(state: Identities, identity: Identity) -> None:
+    for other in state.issued:
+        if other.name == identity.name and other.role is not identity.role:
+            raise AlreadyExistsError(f"name {other.name!r} belongs to a node of role {other.role.value}")
+
+
+def _readmitted(state: Identities, identity: Identity) -> Identities:
+    """The state with a node let in again that was shut out entirely; everything it had before stays shut out."""
+    revocation = state.revoked.get(identity)
+    if revocation is None or revocation.serials:
+        return state
+    serials = frozenset(each.serial for each in state.issued.get(identity, ()))
+    return replace(state, revoked=_let_in(state.revoked, identity, serials))
 
 
 def _let_in(

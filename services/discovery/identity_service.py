@@ -95,7 +95,7 @@ class IdentityAuthority:
         token = JoinToken.fresh(identity, region, self.address, self._signer().fingerprint)
         now_s = self._clock.wall_s()
         ticket = Ticket(token.token_id, token.hash, identity, region, now_s + life_s, now_s)
-        await self._change(lambda state: (identities.with_ticket(state, ticket, now_s), None))
+        await self.change(lambda state: (identities.with_ticket(state, ticket, now_s), None))
         log.info("join_permitted", identity=identity.uri, region=region, token_id=token.token_id)
         return token, ticket.expires_s
 
@@ -108,7 +108,7 @@ class IdentityAuthority:
                     state = identities.with_ticket(state, ticket, self._clock.wall_s())
             return state, None
 
-        await self._change(take)
+        await self.change(take)
 
     async def enroll(self, token_id: str, secret: bytes, csr: bytes, hosts: list[str]) -> Granted:
         """A first certificate, for a join token.
@@ -127,7 +127,7 @@ class IdentityAuthority:
             made = _issued(chain, now_s)
             return identities.with_certificate(state, ticket.identity, ticket.region, made), (ticket.identity, chain)
 
-        identity, chain = await self._change(enroll)
+        identity, chain = await self.change(enroll)
         metrics.CERTIFICATES.labels(role=identity.role.value, why="join").inc()
         log.info("node_enrolled", identity=identity.uri)
         return Granted(chain, self._roots)
@@ -146,7 +146,7 @@ class IdentityAuthority:
             chain = signer.sign(csr, caller, hosts, self._lives.leaf)
             return identities.with_certificate(state, caller, None, _issued(chain, now_s)), chain
 
-        chain = await self._change(renew)
+        chain = await self.change(renew)
         metrics.CERTIFICATES.labels(role=caller.role.value, why="renewal").inc()
         return Granted(chain, self._roots)
 
@@ -161,7 +161,7 @@ class IdentityAuthority:
             # A name with its role is enough: it may be somebody whose certificate was made elsewhere and never came.
             known |= {Identity(self._network, role, NodeName(name))}
         revocation = Revocation(self._clock.wall_s(), reason, by.uri)
-        meant = await self._change(lambda state: identities.with_revoked(state, name, role, known, revocation))
+        meant = await self.change(lambda state: identities.with_revoked(state, name, role, known, revocation))
         for identity in meant:
             log.warning("node_revoked", identity=identity.uri, reason=reason, by=by.uri)
         return meant
@@ -181,7 +181,7 @@ class IdentityAuthority:
             try:
                 if self._authority is not None:
                     await self._advance("")
-                await self._change(lambda state: (state, None))
+                await self.change(lambda state: (state, None))
                 reason = ""
             except (CortexError, OSError) as error:
                 if str(error) != reason:
@@ -246,7 +246,7 @@ class IdentityAuthority:
             self._wake()
         return made
 
-    async def _change(self, step: Callable[[Identities], tuple[Identities, _Result]]) -> _Result:
+    async def change(self, step: Callable[[Identities], tuple[Identities, _Result]]) -> _Result:
         """Take one step, and keep where it led before anybody is told."""
 
         def take() -> _Result:

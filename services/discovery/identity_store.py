@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from cortex_common.errors import CorruptError, InvalidArgumentError
 from cortex_common.identity import Identity
 from cortex_common.security.issuing import write_files
-from services.discovery.identities import Identities, Issued, Revocation, Ticket
+from services.discovery.identities import Identities, Issued, NodeKey, Revocation, Ticket
 
 _FORMAT = 1
 
@@ -100,6 +100,16 @@ def _document(state: Identities) -> dict[str, Any]:
             }
             for identity, revocation in state.revoked.items()
         ],
+        "node_keys": [
+            {
+                "id": key.token_id,
+                "public_key": key.public_key,
+                "identity": key.identity.uri,
+                "region": key.region,
+                "expires_s": key.expires_s,
+            }
+            for key in state.node_keys.values()
+        ],
     }
 
 
@@ -121,7 +131,13 @@ def _state(document: dict[str, Any]) -> Identities:
         for each in document["revoked"]
     }
     regions = {Identity.parse(each["identity"]): each["region"] for each in document["issued"]}
-    return Identities({ticket.token_id: ticket for ticket in tickets}, issued, regions, revoked)
+    node_keys = {each["id"]: _node_key(each) for each in document.get("node_keys", ())}
+    return Identities({ticket.token_id: ticket for ticket in tickets}, issued, regions, revoked, node_keys)
+
+
+def _node_key(document: dict[str, Any]) -> NodeKey:
+    identity = Identity.parse(document["identity"])
+    return NodeKey(document["id"], document["public_key"], identity, document["region"], float(document["expires_s"]))
 
 
 def _ticket_document(ticket: Ticket) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from cortex_common.rpc.denial import Denial
 from services.discovery.identities import Identities
 from services.discovery.wire import REGION, role_from_proto
 
+_REGIONS = "{!r} given; allowed: 1 to 63 letters, digits, '.', '_' and '-'"
+
 
 def token_request(request: pb.CreateJoinTokenRequest) -> tuple[Role, str, str]:
     """Role, name and region that a token is asked for.
@@ -25,12 +27,21 @@ def token_request(request: pb.CreateJoinTokenRequest) -> tuple[Role, str, str]:
     if role is None:
         mistakes.append(Violation("role", f"missing; allowed: {', '.join(Role)}"))
     if not REGION.fullmatch(request.region or "local"):
-        mistakes.append(
-            Violation("region", f"{request.region!r} given; allowed: 1 to 63 letters, digits, '.', '_' and '-'")
-        )
+        mistakes.append(Violation("region", _REGIONS.format(request.region)))
     if mistakes or role is None:
         raise InvalidArgumentError.of("join token", mistakes)
     return role, request.name, request.region or "local"
+
+
+def region_of(given: str, what: str) -> str:
+    """The region a token is asked for.
+
+    Raises:
+        InvalidArgumentError: it is not allowed.
+    """
+    if not REGION.fullmatch(given or "local"):
+        raise InvalidArgumentError.of(what, [Violation("region", _REGIONS.format(given))])
+    return given or "local"
 
 
 def trust_to_proto(roots: bytes, denials: Iterable[Denial]) -> pb.WatchTrustResponse:

@@ -24,6 +24,7 @@ from cortex_common.telemetry.collectors import publish_node
 from cortex_common.telemetry.metrics import cortex_version, publish_build_info
 from cortex_common.telemetry.ops_server import ops_server
 from cortex_common.telemetry.resources import probe_resources
+from services.discovery.admission import NodeAdmission
 from services.discovery.identity_service import IdentityAuthority
 from services.discovery.identity_store import FileIdentityStore, read_tickets
 from services.discovery.service import NodeDiscoveryService
@@ -58,7 +59,8 @@ async def run(
     identity = settings.identity(Role.DISCOVERY)
     publish_build_info("discovery")
     publish_node(settings.tls, settings.state_dir, clock)
-    attach = [DiscoveryServicer(service).attach, IdentityServicer(identities).attach]
+    admission = NodeAdmission(settings.network, identities, settings.tls, settings.pass_life_s, clock)
+    attach = [DiscoveryServicer(service).attach, IdentityServicer(identities, admission).attach]
     async with (
         ops_server(settings.metrics_host, settings.metrics_port, lambda: (not stop.is_set(), "")) as ops,
         auditing(settings.state_dir / "audit", settings.tls, clock) as auditor,

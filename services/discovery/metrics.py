@@ -16,6 +16,7 @@ SNAPSHOT_FAILURES = counter("cortex_discovery_snapshot_failures_total", "Snapsho
 CERTIFICATES = counter("cortex_discovery_certificates_total", "Certificates made.", ("role", "why"))
 ROTATIONS = counter("cortex_discovery_authority_rotations_total", "New authorities.", ("kind",))
 DENIALS = gauge("cortex_discovery_denials", "Identities shut out, entirely or in part.")
+PASSES = counter("cortex_discovery_node_passes_total", "Passes given to gateways, for nodes that proved their token.")
 
 
 def measure_nodes(views: Iterable[View]) -> None:

@@ -9,8 +9,9 @@ import grpc
 
 from cortex_common.pb.v1 import discovery_pb2, discovery_pb2_grpc, identity_pb2, identity_pb2_grpc
 from cortex_common.rpc.identity import current_identity
+from services.discovery.admission import NodeAdmission
 from services.discovery.identity_service import IdentityAuthority
-from services.discovery.identity_wire import identities_to_proto, token_request, trust_to_proto
+from services.discovery.identity_wire import identities_to_proto, region_of, token_request, trust_to_proto
 from services.discovery.service import NodeDiscoveryService, checked_refresh
 from services.discovery.wire import announcement_from_proto, node_to_proto, role_from_proto
 
@@ -19,6 +20,7 @@ IDENTITY_SERVICE = identity_pb2.DESCRIPTOR.services_by_name["IdentityService"].f
 ENROLLMENT_SERVICE = identity_pb2.DESCRIPTOR.services_by_name["EnrollmentService"].full_name
 _DEFAULT_REFRESH_S = 3.0
 _DEFAULT_TOKEN_LIFE_S = 86400.0
+_DEFAULT_NODE_TOKEN_LIFE_S = 30 * 86400.0
 
 
 class DiscoveryServicer(discovery_pb2_grpc.DiscoveryServiceServicer):
@@ -79,8 +81,9 @@ class EnrollmentServicer(identity_pb2_grpc.EnrollmentServiceServicer):
 class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
     """For members."""
 
-    def __init__(self, authority: IdentityAuthority) -> None:
+    def __init__(self, authority: IdentityAuthority, admission: NodeAdmission) -> None:
         self._authority = authority
+        self._admission = admission
 
     def attach(self, server: grpc.aio.Server) -> None:
         """Register with a server."""
@@ -109,6 +112,36 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
         answer = identity_pb2.CreateJoinTokenResponse(token=token.encode())
         answer.expires_at.FromMicroseconds(round(expires_s * 1e6))
         return answer
+
+    async def CreateNodeToken(
+        self, request: identity_pb2.CreateNodeTokenRequest, context: Any
+    ) -> identity_pb2.CreateNodeTokenResponse:
+        """Let a worker take part over WebSocket."""
+        region = region_of(request.region, "node token")
+        life_s = request.life_s or _DEFAULT_NODE_TOKEN_LIFE_S
+        token, expires_s = await self._admission.create_token(request.name, region, life_s)
+        answer = identity_pb2.CreateNodeTokenResponse(token=token.encode())
+        answer.expires_at.FromMicroseconds(round(expires_s * 1e6))
+        return answer
+
+    async def ChallengeNode(
+        self, request: identity_pb2.ChallengeNodeRequest, context: Any
+    ) -> identity_pb2.ChallengeNodeResponse:
+        """What a node at the calling gateway is to sign."""
+        return identity_pb2.ChallengeNodeResponse(challenge=self._admission.challenge(current_identity()))
+
+    async def AdmitNode(self, request: identity_pb2.AdmitNodeRequest, context: Any) -> identity_pb2.AdmitNodeResponse:
+        """A pass for the calling gateway."""
+        signed, life_s = await self._admission.admit(
+            current_identity(),
+            request.node,
+            request.region,
+            request.token_id,
+            request.sealing_key,
+            request.challenge,
+            request.proof,
+        )
+        return identity_pb2.AdmitNodeResponse(**{"pass": signed}, life_s=life_s)
 
     async def ListIdentities(
         self, request: identity_pb2.ListIdentitiesRequest, context: Any

@@ -22,6 +22,7 @@ class DiscoverySettings(ServiceSettings):
         join_tokens: JSON file of join tokens made beforehand (their hashes), taken up at the start.
         database: An SQLAlchemy URL to keep the snapshot in; a file in `state_dir` by default.
         database_password_file: Holds the database's password, which then is not in the URL.
+        pass_life_s: How long a gateway may speak for a node after it proved its token; it is asked again at half of it.
     """
 
     port: int = Field(default=50052, ge=0, le=65535)
@@ -38,6 +39,7 @@ class DiscoverySettings(ServiceSettings):
     leaf_life_s: float = Field(default=LEAF_LIFE.total_seconds(), ge=1)
     issuing_life_s: float = Field(default=ISSUING_LIFE.total_seconds(), ge=1)
     root_life_s: float = Field(default=ROOT_LIFE.total_seconds(), ge=1)
+    pass_life_s: float = Field(default=300.0, ge=1, le=3600)
 
     @property
     def lives(self) -> Lives:

@@ -12,6 +12,8 @@ from cortex.cli.durations import parse_life
 from cortex_common.errors import InvalidArgumentError, NotFoundError
 from cortex_common.identity import Role
 
+_JOIN_LIFE, _NODE_LIFE = "24h", "30d"
+
 app = typer.Typer(no_args_is_help=True, help="Members of the network: let them in, list them, shut them out.")
 
 
@@ -19,31 +21,52 @@ app = typer.Typer(no_args_is_help=True, help="Members of the network: let them i
     epilog=example(
         "cortex node token --role worker --name eu-7 --region eu",
         "cortex node token --role operator --name ann --life 1h > ann.join",
+        "cortex node token --gateway --name lab-3 --region eu",
     )
 )
 def token(
-    role: Annotated[Role, typer.Option(help="What the node will be.", case_sensitive=False)],
+    role: Annotated[Role, typer.Option(help="What the node will be.", case_sensitive=False)] = Role.WORKER,
     name: Annotated[
         str | None,
         typer.Option(help="Its name; the region and a number by default, for workers.", show_default=False),
     ] = None,
     region: Annotated[str, typer.Option(help="Where it is.")] = "local",
-    life: Annotated[str, typer.Option(help="How long the token may be used, e.g. 1h or 7d.")] = "24h",
+    life: Annotated[
+        str | None,
+        typer.Option(
+            help="How long the token may be used, e.g. 1h or 7d; 24h by default, 30d with --gateway.",
+            show_default=False,
+        ),
+    ] = None,
+    gateway: Annotated[
+        bool,
+        typer.Option("--gateway", help="For a worker that only reaches the gateway, over WebSocket: no certificate."),
+    ] = False,
     directory: DirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a join token: it lets one node in, once. Carry it there by a way you trust; it is shown this once."""
+    """Make a join token: it lets one node in, once. Carry it there by a way you trust; it is shown this once.
+
+    With --gateway, a node token instead: the worker proves itself with it whenever it connects, until it expires.
+    """
+    if gateway and role is not Role.WORKER:
+        raise InvalidArgumentError(f"--gateway: a {role.value} needs a certificate; allowed is --role worker")
+    span_s = parse_life(life or (_NODE_LIFE if gateway else _JOIN_LIFE)).total_seconds()
     with open_client(directory) as client:
         if name is None:
             name = _free_name(role, region, {each.name for each in client.identities().identities})
-        made, expires_at = client.join_token(role, name, region, parse_life(life).total_seconds())
+        if gateway:
+            made, expires_at = client.node_token(name, region, span_s)
+        else:
+            made, expires_at = client.join_token(role, name, region, span_s)
     if as_json:
         print_json(
             {"token": made, "role": role.value, "name": name, "region": region, "expires_at": f"{expires_at:%FT%TZ}"}
         )
         return
     typer.echo(made)
-    say(f"lets {role.value} {name!r} in until {expires_at:%F %T} UTC; there: cortex node enroll TOKEN")
+    there = "set node_token and gateway_url" if gateway else "cortex node enroll TOKEN"
+    say(f"lets {role.value} {name!r} in until {expires_at:%F %T} UTC; there: {there}")
 
 
 @app.command(

@@ -16,6 +16,7 @@ _PUSHERS = frozenset({Role.WORKER, Role.AGGREGATOR})
 _PULLERS = frozenset({Role.WORKER, Role.AGGREGATOR, Role.COORDINATOR})
 _NODES = frozenset({Role.COORDINATOR, Role.DISCOVERY, Role.AGGREGATOR, Role.WORKER, Role.GATEWAY})
 _OPERATOR = frozenset({Role.OPERATOR})
+_GATEWAY = frozenset({Role.GATEWAY})
 _ALL = frozenset(Role)
 _NOBODY: frozenset[Role] = frozenset()
 _WATCHERS = frozenset({Role.COORDINATOR, Role.GATEWAY, Role.OPERATOR})
@@ -54,6 +55,9 @@ _TABLE: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "Renew": _ALL,
         "WatchTrust": _ALL,
         "CreateJoinToken": _OPERATOR,
+        "CreateNodeToken": _OPERATOR,
+        "ChallengeNode": _GATEWAY,
+        "AdmitNode": _GATEWAY,
         "ListIdentities": _OPERATOR,
         "RevokeNode": _OPERATOR,
         "RotateAuthority": _OPERATOR,
@@ -62,6 +66,19 @@ _TABLE: Mapping[str, Mapping[str, frozenset[Role]]] = {
 
 # For callers who have no certificate yet; served at a port of their own, and by no role.
 ANYBODY = frozenset({f"/{_PACKAGE}.EnrollmentService/GetRoots", f"/{_PACKAGE}.EnrollmentService/Enroll"})
+
+# What a gateway may do for a node it has a pass for, and then is allowed what the node is: nothing else of a worker's.
+RELAYED = frozenset(
+    f"/{_PACKAGE}.{method}"
+    for method in (
+        "AssignmentService/Attend",
+        "AssignmentService/Report",
+        "WeightService/PushUpdate",
+        "WeightService/PullModel",
+        "DiscoveryService/Heartbeat",
+        "DiscoveryService/Leave",
+    )
+)
 
 # What changes the network, a job or who may do so, and what takes a model out: each call is in the audit log.
 PRIVILEGED = frozenset(
@@ -75,6 +92,7 @@ PRIVILEGED = frozenset(
         "EnrollmentService/Enroll",
         "IdentityService/Renew",
         "IdentityService/CreateJoinToken",
+        "IdentityService/CreateNodeToken",
         "IdentityService/RevokeNode",
         "IdentityService/RotateAuthority",
     )

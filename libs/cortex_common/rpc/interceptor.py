@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, asynccontextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -20,6 +20,7 @@ from cortex_common.rpc.denial import DenyList
 from cortex_common.rpc.errors import DETAILS_KEY, rich_status, status_of
 from cortex_common.rpc.identity import acting_as, authenticate, expired
 from cortex_common.rpc.metrics import REFUSALS, MethodMetrics
+from cortex_common.rpc.passing import PassReader, acting_by
 from cortex_common.security.certificates import Certificate
 
 _log = get_logger(__name__)
@@ -33,7 +34,10 @@ INTERNAL = "internal error"
 class GuardingInterceptor(grpc.aio.ServerInterceptor):
     """Authenticates, authorises, maps errors and counts, once per RPC; messages of a stream pass untouched."""
 
-    def __init__(self, network: str, clock: Clock, denied: DenyList, auditor: Auditor | None = None) -> None:
+    def __init__(
+        self, network: str, clock: Clock, denied: DenyList, passes: PassReader, auditor: Auditor | None = None
+    ) -> None:
+        self._passes = passes
         self._network = network
         self._clock = clock
         self._denied = denied
@@ -113,32 +117,45 @@ class GuardingInterceptor(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _admitted(self, method: str, context: _Context) -> AsyncIterator[None]:
-        """Run the block as the caller, if it may call; no longer than its certificate holds and it is not shut out."""
+        """Run the block as the caller, if it may call; no longer than its certificate holds and it is not shut out.
+
+        A gateway with a pass is, for this call, the node that the pass is for.
+        """
         if method in ANYBODY:
             yield
             return
         now_s = self._clock.wall_s()
         certificate = authenticate(context.auth_context(), self._network, now_s)
         self._denied.check(certificate)
-        authorise(certificate.identity, method)
-        with acting_as(certificate.identity):
-            async with _while_allowed(certificate, now_s, self._denied):
+        given = self._passes.of_call(certificate, method, context.invocation_metadata(), now_s)
+        standings = [certificate]
+        if given is not None:
+            self._denied.check(given.standing)
+            standings.append(given.standing)
+        caller = certificate.identity if given is None else given.node
+        authorise(caller, method)
+        with acting_as(caller), acting_by(given):
+            async with _while_allowed(standings, now_s, self._denied):
                 yield
 
 
 @asynccontextmanager
-async def _while_allowed(certificate: Certificate, now_s: float, denied: DenyList) -> AsyncIterator[None]:
-    """End the block when the certificate does, or is shut out: a stream must not outlive its caller's right to it."""
-    limit = asyncio.timeout(certificate.seconds_left(now_s))
+async def _while_allowed(standings: Sequence[Certificate], now_s: float, denied: DenyList) -> AsyncIterator[None]:
+    """End the block when a standing does, or is shut out: a stream must not outlive its caller's right to it."""
+    first = min(standings, key=lambda each: each.not_after)
+    limit = asyncio.timeout(first.seconds_left(now_s))
     loop = asyncio.get_running_loop()
     try:
         async with limit:
-            with denied.cutting(certificate, lambda: limit.reschedule(loop.time())):
+            with ExitStack() as watched:
+                for each in standings:
+                    watched.enter_context(denied.cutting(each, lambda: limit.reschedule(loop.time())))
                 yield
     except TimeoutError:
         if limit.expired():
-            denied.check(certificate)
-            raise UnauthenticatedError(expired(certificate), "expired") from None
+            for each in standings:
+                denied.check(each)
+            raise UnauthenticatedError(expired(first), "expired") from None
         raise
 
 

@@ -19,6 +19,7 @@ from cortex_common.identity import TlsFiles
 from cortex_common.rpc.auditing import Auditor
 from cortex_common.rpc.denial import DenyList
 from cortex_common.rpc.interceptor import GuardingInterceptor
+from cortex_common.rpc.passing import PassReader
 from cortex_common.rpc.tls import ReloadingServerCredentials
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024 + 64 * 1024
@@ -110,8 +111,10 @@ async def serving(
         PreconditionError: the address cannot be listened at.
         NotFoundError, InvalidArgumentError, UnauthenticatedError: the TLS files are not usable, or have expired.
     """
+    passes = PassReader(settings.tls)
+    guard = GuardingInterceptor(settings.network, settings.clock, settings.denied, passes, settings.auditor)
     server = grpc.aio.server(
-        interceptors=[GuardingInterceptor(settings.network, settings.clock, settings.denied, settings.auditor)],
+        interceptors=[guard],
         options=server_options(settings),
         maximum_concurrent_rpcs=settings.max_requests,
     )

@@ -12,7 +12,7 @@ import cortex_common.pb.v1 as generated
 from cortex_common.errors import ForbiddenError
 from cortex_common.identity import Identity, Role
 from cortex_common.ids import NodeName
-from cortex_common.rpc.authorisation import ALLOWED, allowed_roles, authorise
+from cortex_common.rpc.authorisation import ALLOWED, RELAYED, allowed_roles, authorise
 
 OP, GW, W, C, A, D = Role.OPERATOR, Role.GATEWAY, Role.WORKER, Role.COORDINATOR, Role.AGGREGATOR, Role.DISCOVERY
 EXPECTED = {
@@ -29,6 +29,9 @@ EXPECTED = {
     "IdentityService/Renew": set(Role),
     "IdentityService/WatchTrust": set(Role),
     "IdentityService/CreateJoinToken": {OP},
+    "IdentityService/CreateNodeToken": {OP},
+    "IdentityService/ChallengeNode": {GW},
+    "IdentityService/AdmitNode": {GW},
     "IdentityService/ListIdentities": {OP},
     "IdentityService/RevokeNode": {OP},
     "IdentityService/RotateAuthority": {OP},
@@ -47,6 +50,12 @@ def every_rpc() -> Iterator[str]:
 
 def identity(role: Role) -> Identity:
     return Identity("cortex", role, NodeName("n1"))
+
+
+def test_a_gateway_may_do_for_a_node_only_what_workers_may_do() -> None:
+    for method in RELAYED:
+        authorise(identity(W), method)
+    assert not any("IdentityService" in method for method in RELAYED), "or it could become the worker"
 
 
 def test_every_rpc_is_declared_and_nothing_else_is() -> None:

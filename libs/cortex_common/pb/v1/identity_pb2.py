@@ -26,7 +26,7 @@ from cortex_common.pb.v1 import common_pb2 as cortex_dot_v1_dot_common__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63ortex/v1/identity.proto\x12\tcortex.v1\x1a\x16\x63ortex/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n\x0fGetRootsRequest\"!\n\x10GetRootsResponse\x12\r\n\x05roots\x18\x01 \x01(\x0c\"M\n\rEnrollRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\x0c\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\x12\r\n\x05hosts\x18\x04 \x03(\t\"4\n\x0e\x45nrollResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\r\n\x05roots\x18\x02 \x01(\x0c\"*\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\r\n\x05hosts\x18\x02 \x03(\t\"3\n\rRenewResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\r\n\x05roots\x18\x02 \x01(\x0c\"&\n\x11WatchTrustRequest\x12\x11\n\trefresh_s\x18\x01 \x01(\x01\"G\n\x12WatchTrustResponse\x12\r\n\x05roots\x18\x01 \x01(\x0c\x12\"\n\x07\x64\x65nials\x18\x02 \x03(\x0b\x32\x11.cortex.v1.Denial\"c\n\x06\x44\x65nial\x12\x10\n\x08identity\x18\x01 \x01(\t\x12\x0f\n\x07serials\x18\x02 \x03(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12&\n\x02\x61t\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"e\n\x16\x43reateJoinTokenRequest\x12\x1d\n\x04role\x18\x01 \x01(\x0e\x32\x0f.cortex.v1.Role\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06region\x18\x03 \x01(\t\x12\x0e\n\x06life_s\x18\x04 \x01(\x01\"X\n\x17\x43reateJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x17\n\x15ListIdentitiesRequest\"q\n\x16ListIdentitiesResponse\x12-\n\nidentities\x18\x01 \x03(\x0b\x32\x19.cortex.v1.IssuedIdentity\x12(\n\x06tokens\x18\x02 \x03(\x0b\x32\x18.cortex.v1.OpenJoinToken\"\x98\x02\n\x0eIssuedIdentity\x12\x10\n\x08identity\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0e\n\x06serial\x18\x03 \x01(\t\x12-\n\tissued_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11live_certificates\x18\x06 \x01(\r\x12\x33\n\nrevoked_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x12\x16\n\x0erevoked_reason\x18\x08 \x01(\tB\r\n\x0b_revoked_at\"s\n\rOpenJoinToken\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\t\x12\x0e\n\x06region\x18\x03 \x01(\t\x12.\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x11RevokeNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.cortex.v1.Role\x12\x0e\n\x06reason\x18\x03 \x01(\t\"(\n\x12RevokeNodeResponse\x12\x12\n\nidentities\x18\x01 \x03(\t\"&\n\x16RotateAuthorityRequest\x12\x0c\n\x04root\x18\x01 \x01(\x08\"\'\n\x17RotateAuthorityResponse\x12\x0c\n\x04made\x18\x01 \x03(\t2\x97\x01\n\x11\x45nrollmentService\x12\x43\n\x08GetRoots\x12\x1a.cortex.v1.GetRootsRequest\x1a\x1b.cortex.v1.GetRootsResponse\x12=\n\x06\x45nroll\x12\x18.cortex.v1.EnrollRequest\x1a\x19.cortex.v1.EnrollResponse2\xf0\x03\n\x0fIdentityService\x12:\n\x05Renew\x12\x17.cortex.v1.RenewRequest\x1a\x18.cortex.v1.RenewResponse\x12K\n\nWatchTrust\x12\x1c.cortex.v1.WatchTrustRequest\x1a\x1d.cortex.v1.WatchTrustResponse0\x01\x12X\n\x0f\x43reateJoinToken\x12!.cortex.v1.CreateJoinTokenRequest\x1a\".cortex.v1.CreateJoinTokenResponse\x12U\n\x0eListIdentities\x12 .cortex.v1.ListIdentitiesRequest\x1a!.cortex.v1.ListIdentitiesResponse\x12I\n\nRevokeNode\x12\x1c.cortex.v1.RevokeNodeRequest\x1a\x1d.cortex.v1.RevokeNodeResponse\x12X\n\x0fRotateAuthority\x12!.cortex.v1.RotateAuthorityRequest\x1a\".cortex.v1.RotateAuthorityResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63ortex/v1/identity.proto\x12\tcortex.v1\x1a\x16\x63ortex/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n\x0fGetRootsRequest\"!\n\x10GetRootsResponse\x12\r\n\x05roots\x18\x01 \x01(\x0c\"M\n\rEnrollRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\x0c\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\x12\r\n\x05hosts\x18\x04 \x03(\t\"4\n\x0e\x45nrollResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\r\n\x05roots\x18\x02 \x01(\x0c\"*\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\r\n\x05hosts\x18\x02 \x03(\t\"3\n\rRenewResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\r\n\x05roots\x18\x02 \x01(\x0c\"&\n\x11WatchTrustRequest\x12\x11\n\trefresh_s\x18\x01 \x01(\x01\"G\n\x12WatchTrustResponse\x12\r\n\x05roots\x18\x01 \x01(\x0c\x12\"\n\x07\x64\x65nials\x18\x02 \x03(\x0b\x32\x11.cortex.v1.Denial\"c\n\x06\x44\x65nial\x12\x10\n\x08identity\x18\x01 \x01(\t\x12\x0f\n\x07serials\x18\x02 \x03(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12&\n\x02\x61t\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"e\n\x16\x43reateJoinTokenRequest\x12\x1d\n\x04role\x18\x01 \x01(\x0e\x32\x0f.cortex.v1.Role\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06region\x18\x03 \x01(\t\x12\x0e\n\x06life_s\x18\x04 \x01(\x01\"X\n\x17\x43reateJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\x16\x43reateNodeTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0e\n\x06life_s\x18\x03 \x01(\x01\"X\n\x17\x43reateNodeTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x16\n\x14\x43hallengeNodeRequest\"*\n\x15\x43hallengeNodeResponse\x12\x11\n\tchallenge\x18\x01 \x01(\x0c\"y\n\x10\x41\x64mitNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x10\n\x08token_id\x18\x03 \x01(\t\x12\x13\n\x0bsealing_key\x18\x04 \x01(\t\x12\x11\n\tchallenge\x18\x05 \x01(\x0c\x12\r\n\x05proof\x18\x06 \x01(\t\"1\n\x11\x41\x64mitNodeResponse\x12\x0c\n\x04pass\x18\x01 \x01(\x0c\x12\x0e\n\x06life_s\x18\x02 \x01(\x01\"\x17\n\x15ListIdentitiesRequest\"q\n\x16ListIdentitiesResponse\x12-\n\nidentities\x18\x01 \x03(\x0b\x32\x19.cortex.v1.IssuedIdentity\x12(\n\x06tokens\x18\x02 \x03(\x0b\x32\x18.cortex.v1.OpenJoinToken\"\x98\x02\n\x0eIssuedIdentity\x12\x10\n\x08identity\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0e\n\x06serial\x18\x03 \x01(\t\x12-\n\tissued_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11live_certificates\x18\x06 \x01(\r\x12\x33\n\nrevoked_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x12\x16\n\x0erevoked_reason\x18\x08 \x01(\tB\r\n\x0b_revoked_at\"s\n\rOpenJoinToken\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\t\x12\x0e\n\x06region\x18\x03 \x01(\t\x12.\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x11RevokeNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.cortex.v1.Role\x12\x0e\n\x06reason\x18\x03 \x01(\t\"(\n\x12RevokeNodeResponse\x12\x12\n\nidentities\x18\x01 \x03(\t\"&\n\x16RotateAuthorityRequest\x12\x0c\n\x04root\x18\x01 \x01(\x08\"\'\n\x17RotateAuthorityResponse\x12\x0c\n\x04made\x18\x01 \x03(\t2\x97\x01\n\x11\x45nrollmentService\x12\x43\n\x08GetRoots\x12\x1a.cortex.v1.GetRootsRequest\x1a\x1b.cortex.v1.GetRootsResponse\x12=\n\x06\x45nroll\x12\x18.cortex.v1.EnrollRequest\x1a\x19.cortex.v1.EnrollResponse2\xe6\x05\n\x0fIdentityService\x12:\n\x05Renew\x12\x17.cortex.v1.RenewRequest\x1a\x18.cortex.v1.RenewResponse\x12K\n\nWatchTrust\x12\x1c.cortex.v1.WatchTrustRequest\x1a\x1d.cortex.v1.WatchTrustResponse0\x01\x12X\n\x0f\x43reateJoinToken\x12!.cortex.v1.CreateJoinTokenRequest\x1a\".cortex.v1.CreateJoinTokenResponse\x12X\n\x0f\x43reateNodeToken\x12!.cortex.v1.CreateNodeTokenRequest\x1a\".cortex.v1.CreateNodeTokenResponse\x12R\n\rChallengeNode\x12\x1f.cortex.v1.ChallengeNodeRequest\x1a .cortex.v1.ChallengeNodeResponse\x12\x46\n\tAdmitNode\x12\x1b.cortex.v1.AdmitNodeRequest\x1a\x1c.cortex.v1.AdmitNodeResponse\x12U\n\x0eListIdentities\x12 .cortex.v1.ListIdentitiesRequest\x1a!.cortex.v1.ListIdentitiesResponse\x12I\n\nRevokeNode\x12\x1c.cortex.v1.RevokeNodeRequest\x1a\x1d.cortex.v1.RevokeNodeResponse\x12X\n\x0fRotateAuthority\x12!.cortex.v1.RotateAuthorityRequest\x1a\".cortex.v1.RotateAuthorityResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,24 +55,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEJOINTOKENREQUEST']._serialized_end=695
   _globals['_CREATEJOINTOKENRESPONSE']._serialized_start=697
   _globals['_CREATEJOINTOKENRESPONSE']._serialized_end=785
-  _globals['_LISTIDENTITIESREQUEST']._serialized_start=787
-  _globals['_LISTIDENTITIESREQUEST']._serialized_end=810
-  _globals['_LISTIDENTITIESRESPONSE']._serialized_start=812
-  _globals['_LISTIDENTITIESRESPONSE']._serialized_end=925
-  _globals['_ISSUEDIDENTITY']._serialized_start=928
-  _globals['_ISSUEDIDENTITY']._serialized_end=1208
-  _globals['_OPENJOINTOKEN']._serialized_start=1210
-  _globals['_OPENJOINTOKEN']._serialized_end=1325
-  _globals['_REVOKENODEREQUEST']._serialized_start=1327
-  _globals['_REVOKENODEREQUEST']._serialized_end=1407
-  _globals['_REVOKENODERESPONSE']._serialized_start=1409
-  _globals['_REVOKENODERESPONSE']._serialized_end=1449
-  _globals['_ROTATEAUTHORITYREQUEST']._serialized_start=1451
-  _globals['_ROTATEAUTHORITYREQUEST']._serialized_end=1489
-  _globals['_ROTATEAUTHORITYRESPONSE']._serialized_start=1491
-  _globals['_ROTATEAUTHORITYRESPONSE']._serialized_end=1530
-  _globals['_ENROLLMENTSERVICE']._serialized_start=1533
-  _globals['_ENROLLMENTSERVICE']._serialized_end=1684
-  _globals['_IDENTITYSERVICE']._serialized_start=1687
-  _globals['_IDENTITYSERVICE']._serialized_end=2183
+  _globals['_CREATENODETOKENREQUEST']._serialized_start=787
+  _globals['_CREATENODETOKENREQUEST']._serialized_end=857
+  _globals['_CREATENODETOKENRESPONSE']._serialized_start=859
+  _globals['_CREATENODETOKENRESPONSE']._serialized_end=947
+  _globals['_CHALLENGENODEREQUEST']._serialized_start=949
+  _globals['_CHALLENGENODEREQUEST']._serialized_end=971
+  _globals['_CHALLENGENODERESPONSE']._serialized_start=973
+  _globals['_CHALLENGENODERESPONSE']._serialized_end=1015
+  _globals['_ADMITNODEREQUEST']._serialized_start=1017
+  _globals['_ADMITNODEREQUEST']._serialized_end=1138
+  _globals['_ADMITNODERESPONSE']._serialized_start=1140
+  _globals['_ADMITNODERESPONSE']._serialized_end=1189
+  _globals['_LISTIDENTITIESREQUEST']._serialized_start=1191
+  _globals['_LISTIDENTITIESREQUEST']._serialized_end=1214
+  _globals['_LISTIDENTITIESRESPONSE']._serialized_start=1216
+  _globals['_LISTIDENTITIESRESPONSE']._serialized_end=1329
+  _globals['_ISSUEDIDENTITY']._serialized_start=1332
+  _globals['_ISSUEDIDENTITY']._serialized_end=1612
+  _globals['_OPENJOINTOKEN']._serialized_start=1614
+  _globals['_OPENJOINTOKEN']._serialized_end=1729
+  _globals['_REVOKENODEREQUEST']._serialized_start=1731
+  _globals['_REVOKENODEREQUEST']._serialized_end=1811
+  _globals['_REVOKENODERESPONSE']._serialized_start=1813
+  _globals['_REVOKENODERESPONSE']._serialized_end=1853
+  _globals['_ROTATEAUTHORITYREQUEST']._serialized_start=1855
+  _globals['_ROTATEAUTHORITYREQUEST']._serialized_end=1893
+  _globals['_ROTATEAUTHORITYRESPONSE']._serialized_start=1895
+  _globals['_ROTATEAUTHORITYRESPONSE']._serialized_end=1934
+  _globals['_ENROLLMENTSERVICE']._serialized_start=1937
+  _globals['_ENROLLMENTSERVICE']._serialized_end=2088
+  _globals['_IDENTITYSERVICE']._serialized_start=2091
+  _globals['_IDENTITYSERVICE']._serialized_end=2833
 # @@protoc_insertion_point(module_scope)

@@ -174,6 +174,21 @@ class IdentityServiceStub:
                 request_serializer=cortex_dot_v1_dot_identity__pb2.CreateJoinTokenRequest.SerializeToString,
                 response_deserializer=cortex_dot_v1_dot_identity__pb2.CreateJoinTokenResponse.FromString,
                 _registered_method=True)
+        self.CreateNodeToken = channel.unary_unary(
+                '/cortex.v1.IdentityService/CreateNodeToken',
+                request_serializer=cortex_dot_v1_dot_identity__pb2.CreateNodeTokenRequest.SerializeToString,
+                response_deserializer=cortex_dot_v1_dot_identity__pb2.CreateNodeTokenResponse.FromString,
+                _registered_method=True)
+        self.ChallengeNode = channel.unary_unary(
+                '/cortex.v1.IdentityService/ChallengeNode',
+                request_serializer=cortex_dot_v1_dot_identity__pb2.ChallengeNodeRequest.SerializeToString,
+                response_deserializer=cortex_dot_v1_dot_identity__pb2.ChallengeNodeResponse.FromString,
+                _registered_method=True)
+        self.AdmitNode = channel.unary_unary(
+                '/cortex.v1.IdentityService/AdmitNode',
+                request_serializer=cortex_dot_v1_dot_identity__pb2.AdmitNodeRequest.SerializeToString,
+                response_deserializer=cortex_dot_v1_dot_identity__pb2.AdmitNodeResponse.FromString,
+                _registered_method=True)
         self.ListIdentities = channel.unary_unary(
                 '/cortex.v1.IdentityService/ListIdentities',
                 request_serializer=cortex_dot_v1_dot_identity__pb2.ListIdentitiesRequest.SerializeToString,
@@ -211,6 +226,29 @@ class IdentityServiceServicer:
 
     def CreateJoinToken(self, request, context):
         """Lets one node join, once. ALREADY_EXISTS: a live node of another role has the name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateNodeToken(self, request, context):
+        """Lets one worker take part over WebSocket, without a certificate, until the token expires.
+        ALREADY_EXISTS: a live node of another role has the name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChallengeNode(self, request, context):
+        """For gateways: what a node is to sign. It holds for half a minute, and only for the gateway that asked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AdmitNode(self, request, context):
+        """For gateways: a pass with which the caller may speak for a node, for the node's answer to a challenge.
+        UNAUTHENTICATED: token unknown, expired or revoked; proof or challenge wrong. PERMISSION_DENIED: the token is another node's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -255,6 +293,21 @@ def add_IdentityServiceServicer_to_server(servicer, server):
                     servicer.CreateJoinToken,
                     request_deserializer=cortex_dot_v1_dot_identity__pb2.CreateJoinTokenRequest.FromString,
                     response_serializer=cortex_dot_v1_dot_identity__pb2.CreateJoinTokenResponse.SerializeToString,
+            ),
+            'CreateNodeToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateNodeToken,
+                    request_deserializer=cortex_dot_v1_dot_identity__pb2.CreateNodeTokenRequest.FromString,
+                    response_serializer=cortex_dot_v1_dot_identity__pb2.CreateNodeTokenResponse.SerializeToString,
+            ),
+            'ChallengeNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChallengeNode,
+                    request_deserializer=cortex_dot_v1_dot_identity__pb2.ChallengeNodeRequest.FromString,
+                    response_serializer=cortex_dot_v1_dot_identity__pb2.ChallengeNodeResponse.SerializeToString,
+            ),
+            'AdmitNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdmitNode,
+                    request_deserializer=cortex_dot_v1_dot_identity__pb2.AdmitNodeRequest.FromString,
+                    response_serializer=cortex_dot_v1_dot_identity__pb2.AdmitNodeResponse.SerializeToString,
             ),
             'ListIdentities': grpc.unary_unary_rpc_method_handler(
                     servicer.ListIdentities,
@@ -354,6 +407,87 @@ class IdentityService:
             '/cortex.v1.IdentityService/CreateJoinToken',
             cortex_dot_v1_dot_identity__pb2.CreateJoinTokenRequest.SerializeToString,
             cortex_dot_v1_dot_identity__pb2.CreateJoinTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateNodeToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cortex.v1.IdentityService/CreateNodeToken',
+            cortex_dot_v1_dot_identity__pb2.CreateNodeTokenRequest.SerializeToString,
+            cortex_dot_v1_dot_identity__pb2.CreateNodeTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChallengeNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cortex.v1.IdentityService/ChallengeNode',
+            cortex_dot_v1_dot_identity__pb2.ChallengeNodeRequest.SerializeToString,
+            cortex_dot_v1_dot_identity__pb2.ChallengeNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdmitNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cortex.v1.IdentityService/AdmitNode',
+            cortex_dot_v1_dot_identity__pb2.AdmitNodeRequest.SerializeToString,
+            cortex_dot_v1_dot_identity__pb2.AdmitNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

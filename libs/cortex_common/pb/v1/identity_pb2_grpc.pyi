@@ -94,6 +94,16 @@ class IdentityServiceStub:
     """Roots and shut-out identities, whole, now and at each change, and at least every `refresh_s`."""
     CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreateJoinTokenRequest, _identity_pb2.CreateJoinTokenResponse]
     """Lets one node join, once. ALREADY_EXISTS: a live node of another role has the name."""
+    CreateNodeToken: _grpc.UnaryUnaryMultiCallable[_identity_pb2.CreateNodeTokenRequest, _identity_pb2.CreateNodeTokenResponse]
+    """Lets one worker take part over WebSocket, without a certificate, until the token expires.
+    ALREADY_EXISTS: a live node of another role has the name.
+    """
+    ChallengeNode: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ChallengeNodeRequest, _identity_pb2.ChallengeNodeResponse]
+    """For gateways: what a node is to sign. It holds for half a minute, and only for the gateway that asked."""
+    AdmitNode: _grpc.UnaryUnaryMultiCallable[_identity_pb2.AdmitNodeRequest, _identity_pb2.AdmitNodeResponse]
+    """For gateways: a pass with which the caller may speak for a node, for the node's answer to a challenge.
+    UNAUTHENTICATED: token unknown, expired or revoked; proof or challenge wrong. PERMISSION_DENIED: the token is another node's.
+    """
     ListIdentities: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListIdentitiesRequest, _identity_pb2.ListIdentitiesResponse]
     """Who has certificates, who is shut out, which tokens are open."""
     RevokeNode: _grpc.UnaryUnaryMultiCallable[_identity_pb2.RevokeNodeRequest, _identity_pb2.RevokeNodeResponse]
@@ -114,6 +124,16 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     """Roots and shut-out identities, whole, now and at each change, and at least every `refresh_s`."""
     CreateJoinToken: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateJoinTokenRequest, _identity_pb2.CreateJoinTokenResponse]  # type: ignore[assignment]
     """Lets one node join, once. ALREADY_EXISTS: a live node of another role has the name."""
+    CreateNodeToken: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateNodeTokenRequest, _identity_pb2.CreateNodeTokenResponse]  # type: ignore[assignment]
+    """Lets one worker take part over WebSocket, without a certificate, until the token expires.
+    ALREADY_EXISTS: a live node of another role has the name.
+    """
+    ChallengeNode: _aio.UnaryUnaryMultiCallable[_identity_pb2.ChallengeNodeRequest, _identity_pb2.ChallengeNodeResponse]  # type: ignore[assignment]
+    """For gateways: what a node is to sign. It holds for half a minute, and only for the gateway that asked."""
+    AdmitNode: _aio.UnaryUnaryMultiCallable[_identity_pb2.AdmitNodeRequest, _identity_pb2.AdmitNodeResponse]  # type: ignore[assignment]
+    """For gateways: a pass with which the caller may speak for a node, for the node's answer to a challenge.
+    UNAUTHENTICATED: token unknown, expired or revoked; proof or challenge wrong. PERMISSION_DENIED: the token is another node's.
+    """
     ListIdentities: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListIdentitiesRequest, _identity_pb2.ListIdentitiesResponse]  # type: ignore[assignment]
     """Who has certificates, who is shut out, which tokens are open."""
     RevokeNode: _aio.UnaryUnaryMultiCallable[_identity_pb2.RevokeNodeRequest, _identity_pb2.RevokeNodeResponse]  # type: ignore[assignment]
@@ -149,6 +169,34 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.CreateJoinTokenResponse, _abc.Awaitable[_identity_pb2.CreateJoinTokenResponse]]:
         """Lets one node join, once. ALREADY_EXISTS: a live node of another role has the name."""
+
+    @_abc_1.abstractmethod
+    def CreateNodeToken(
+        self,
+        request: _identity_pb2.CreateNodeTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.CreateNodeTokenResponse, _abc.Awaitable[_identity_pb2.CreateNodeTokenResponse]]:
+        """Lets one worker take part over WebSocket, without a certificate, until the token expires.
+        ALREADY_EXISTS: a live node of another role has the name.
+        """
+
+    @_abc_1.abstractmethod
+    def ChallengeNode(
+        self,
+        request: _identity_pb2.ChallengeNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.ChallengeNodeResponse, _abc.Awaitable[_identity_pb2.ChallengeNodeResponse]]:
+        """For gateways: what a node is to sign. It holds for half a minute, and only for the gateway that asked."""
+
+    @_abc_1.abstractmethod
+    def AdmitNode(
+        self,
+        request: _identity_pb2.AdmitNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.AdmitNodeResponse, _abc.Awaitable[_identity_pb2.AdmitNodeResponse]]:
+        """For gateways: a pass with which the caller may speak for a node, for the node's answer to a challenge.
+        UNAUTHENTICATED: token unknown, expired or revoked; proof or challenge wrong. PERMISSION_DENIED: the token is another node's.
+        """
 
     @_abc_1.abstractmethod
     def ListIdentities(
