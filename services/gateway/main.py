@@ -114,6 +114,7 @@ async def _surroundings(settings: GatewaySettings, clock: Clock, stop: asyncio.E
             tokens=TokenStore(settings.token_file, clock),
             clock=clock,
             streams=Streams(settings.max_event_streams),
+            watch_patience_s=settings.watch_patience_s,
             stopping=stop,
         )
 

@@ -19,6 +19,7 @@ class GatewaySettings(ServiceSettings):
         tokens: The token file; `<state_dir>/tokens.json` if unset.
         http_certificate: PEM file; HTTPS if set together with `http_key`, plain HTTP if neither is.
         max_event_streams: Event streams open at a time.
+        watch_patience_s: An event stream outlives a coordinator that is away for less.
     """
 
     port: int = Field(default=8080, ge=0, le=65535)
@@ -29,6 +30,7 @@ class GatewaySettings(ServiceSettings):
     http_key: Path | None = None
     max_body_bytes: int = Field(default=1 << 20, gt=0)
     max_event_streams: int = Field(default=100, gt=0, le=120)
+    watch_patience_s: float = Field(default=60.0, ge=0.0)
 
     @model_validator(mode="after")
     def _both_or_neither(self) -> Self:

@@ -46,13 +46,17 @@ class Streams:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """The gateway's peers, tokens and limits; `stopping` is set when the process is to end."""
+    """The gateway's peers, tokens and limits; `stopping` is set when the process is to end.
+
+    An event stream ends with a problem when the coordinator was away for `watch_patience_s`.
+    """
 
     jobs: JobClient
     nodes: NodeClient
     tokens: TokenStore
     clock: Clock
     streams: Streams = field(default_factory=lambda: Streams(100))
+    watch_patience_s: float = 60.0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 

@@ -16,9 +16,11 @@ from cortex_common.errors import CortexError, InvalidArgumentError, Violation
 from cortex_common.ids import JobId
 from cortex_common.job.status import EventInfo, JobPhase, JobStatus, VersionInfo
 from cortex_common.logging import get_logger
+from cortex_common.security.tokens import Principal
 from services.gateway import sse
 from services.gateway.auth import Reader, Submitter
 from services.gateway.body import read_job
+from services.gateway.following import unbroken
 from services.gateway.openapi import EVENTS, JOB_BODY, MODEL_FILE, STATUS
 from services.gateway.problems import responses
 from services.gateway.surroundings import Surroundings, surroundings_of
@@ -167,10 +169,10 @@ async def events(
     surroundings.streams.require_room()
     await surroundings.jobs.status(job, principal)  # an unknown job is a 404, not an empty stream
     if kind == "status":
-        source = _status_events(surroundings.jobs.watch(job, principal))
+        source = _status_events(surroundings, job, principal)
     else:
         start = int(last_event_id) if _SEQUENCE.fullmatch(last_event_id) else after
-        source = _log_events(surroundings.jobs.events(job, follow=follow, after=start, principal=principal))
+        source = _log_events(surroundings, job, principal, start, follow=follow)
     return StreamingResponse(_stream(source, surroundings), media_type=sse.MEDIA_TYPE)
 
 
@@ -182,15 +184,30 @@ async def _stream(source: AsyncGenerator[sse.ServerEvent], surroundings: Surroun
                 yield piece
 
 
-async def _status_events(source: AsyncGenerator[JobStatus]) -> AsyncGenerator[sse.ServerEvent]:
-    async with aclosing(source):
-        async for status in source:
-            yield sse.ServerEvent("status", status.model_dump_json())
+async def _status_events(around: Surroundings, job_id: JobId, principal: Principal) -> AsyncGenerator[sse.ServerEvent]:
+    """The status at each change; a connection opened again tells the present one, which may have been told."""
+    told = ""
+    watch = unbroken(lambda: around.jobs.watch(job_id, principal), around.clock, around.watch_patience_s)
+    async with aclosing(watch) as statuses:
+        async for status in statuses:
+            text = status.model_dump_json()
+            if text != told:
+                told = text
+                yield sse.ServerEvent("status", text)
 
 
-async def _log_events(source: AsyncGenerator[EventInfo]) -> AsyncGenerator[sse.ServerEvent]:
-    async with aclosing(source):
-        async for event in source:
+async def _log_events(
+    around: Surroundings, job_id: JobId, principal: Principal, after: int, *, follow: bool
+) -> AsyncGenerator[sse.ServerEvent]:
+    """Each event once, in order."""
+    seen = after
+
+    def opened() -> AsyncGenerator[EventInfo]:
+        return around.jobs.events(job_id, follow=follow, after=seen, principal=principal)
+
+    async with aclosing(unbroken(opened, around.clock, around.watch_patience_s)) as found:
+        async for event in found:
+            seen = event.sequence
             yield sse.ServerEvent("event", event.model_dump_json(), str(event.sequence))
 
 

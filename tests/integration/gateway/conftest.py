@@ -79,6 +79,10 @@ class FakeJobs(coordinator_pb2_grpc.JobServiceServicer):
     principals: list[str] = field(default_factory=list)
     submitted: list[tuple[JobSpec, str]] = field(default_factory=list)
     watching: int = 0
+    log_length: int | None = None
+    """Events so far, of a job whose log grows; None for one that has ended with three."""
+    events_after: list[int] = field(default_factory=list)
+    grown: asyncio.Event = field(default_factory=asyncio.Event)
     unwatched: asyncio.Event = field(default_factory=asyncio.Event)
 
     def _called(self, name: str, request, context) -> None:
@@ -133,9 +137,17 @@ class FakeJobs(coordinator_pb2_grpc.JobServiceServicer):
 
     async def WatchEvents(self, request, context):
         self._called("WatchEvents", request, context)
-        for sequence in range(request.after + 1, 4):
-            event = EventInfo(sequence=sequence, at=MOMENT, name="round_closed", round=sequence, message="all reported")
-            yield coordinator_pb2.WatchEventsResponse(event=event_to_proto(event))
+        self.events_after.append(request.after)
+        sent = request.after
+        while True:
+            for sequence in range(sent + 1, (3 if self.log_length is None else self.log_length) + 1):
+                event = EventInfo(sequence=sequence, at=MOMENT, name="round_closed", round=sequence, message="all in")
+                yield coordinator_pb2.WatchEventsResponse(event=event_to_proto(event))
+                sent = sequence
+            if self.log_length is None:
+                break
+            self.grown.clear()
+            await self.grown.wait()
         if request.follow:
             event = EventInfo(sequence=99, at=MOMENT, name="job_completed", round=5, message="")
             yield coordinator_pb2.WatchEventsResponse(event=event_to_proto(event))
@@ -193,10 +205,12 @@ class Gateway:
         self.http: httpx.AsyncClient
         self.url = ""
         self.stop = asyncio.Event()
+        self.rpc: dict[str, float] = {}
+        """What the peers' servers have otherwise than usual."""
         self._peers: dict[str, AsyncExitStack] = {}
 
     async def _peer(self, role: Role, attach, name: str) -> str:
-        settings = RpcSettings("127.0.0.1", 0, self.tls_of(role), "cortex", stop_grace_s=0.0)
+        settings = RpcSettings("127.0.0.1", 0, self.tls_of(role), "cortex", stop_grace_s=0.0, **self.rpc)
         self._peers[role.value] = stack = AsyncExitStack()
         return (await stack.enter_async_context(serving(settings, [attach], [f"cortex.v1.{name}"]))).address
 

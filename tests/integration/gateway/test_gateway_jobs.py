@@ -13,6 +13,7 @@ from cortex_common import errors
 from cortex_common.errors import InvalidArgumentError, Violation
 from cortex_common.identity import Role
 from cortex_common.job.status import JobPhase
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -286,7 +287,7 @@ async def test_a_reader_who_goes_away_ends_the_watch(gateway):
 
 
 async def test_the_coordinators_end_is_told_in_the_stream(stopped_gateway):
-    async with stopped_gateway.running() as gateway:
+    async with stopped_gateway.running(watch_patience_s=0.0) as gateway:
         gateway.jobs.watched, gateway.jobs.endless = [gateway.jobs.status], True
         async with gateway.http.stream("GET", "/api/v1/jobs/job-1/events") as response:
             lines = response.aiter_lines()
@@ -294,6 +295,42 @@ async def test_the_coordinators_end_is_told_in_the_stream(stopped_gateway):
             await gateway.stop_peer(Role.COORDINATOR)
             rest = [line async for line in lines]
         assert "event: problem" in rest
+
+
+async def test_log_events_outlive_the_connection_to_the_coordinator(stopped_gateway):
+    stopped_gateway.rpc = {"connection_life_s": 0.5, "connection_grace_s": 0.1}
+    async with stopped_gateway.running() as gateway:
+        jobs = gateway.jobs
+        jobs.log_length = 2
+        async with (
+            asyncio.timeout(20),
+            gateway.http.stream("GET", "/api/v1/jobs/job-1/events?kind=events") as response,
+        ):
+            lines = (line async for line in response.aiter_lines() if line.startswith(("id: ", "event: ")))
+            assert [await anext(lines) for _ in range(4)] == ["id: 1", "event: event", "id: 2", "event: event"]
+            await eventually(lambda: len(jobs.events_after) >= 3)
+            jobs.log_length = 3
+            jobs.grown.set()
+            assert [await anext(lines) for _ in range(2)] == ["id: 3", "event: event"]
+            jobs.log_length = None
+            jobs.grown.set()
+            assert [line async for line in lines] == ["id: 99", "event: event", "event: end"]
+        assert jobs.events_after[:3] == [0, 2, 2]
+
+
+async def test_status_events_outlive_the_connection_and_tell_no_status_twice(stopped_gateway):
+    stopped_gateway.rpc = {"connection_life_s": 0.5, "connection_grace_s": 0.1}
+    async with stopped_gateway.running() as gateway:
+        running = gateway.jobs.status
+        gateway.jobs.watched, gateway.jobs.endless = [running], True
+        async with asyncio.timeout(20), gateway.http.stream("GET", "/api/v1/jobs/job-1/events") as response:
+            lines = response.aiter_lines()
+            assert await anext(lines) == "event: status"
+            await eventually(lambda: gateway.jobs.calls.count("WatchJob") >= 3)
+            gateway.jobs.watched = [running.model_copy(update={"status": JobPhase.COMPLETED})]
+            gateway.jobs.endless = False
+            rest = [line async for line in lines if line.startswith("event: ")]
+        assert rest == ["event: status", "event: end"]
 
 
 async def test_streams_end_when_the_gateway_stops(stopped_gateway):
