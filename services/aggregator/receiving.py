@@ -154,7 +154,7 @@ class Receiver:
             raise
         state.receipt = receipt
         live.changed.fire()
-        metrics.UPDATES.labels("accepted").inc()
+        metrics.count_accepted(header, receipt.size_bytes)
         key = live.terms.key
         log.info("update_accepted", job_id=key.job_id, round=key.round, seat=header.seat, worker=header.sender)
         yield receipt

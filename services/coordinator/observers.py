@@ -11,7 +11,8 @@ from cortex_common.job.status import JobPhase
 from cortex_common.logging import get_logger
 from cortex_common.telemetry.metrics import counter, gauge, histogram
 from cortex_common.telemetry.tensorboard import ScalarLog
-from services.coordinator.domain.job import Job, Note
+from services.coordinator.curves import Curves
+from services.coordinator.domain.job import Job, Note, Stage
 
 log = get_logger(__name__)
 
@@ -23,6 +24,9 @@ _RETRIED = counter("cortex_coordinator_rounds_retried_total", "Attempts at a rou
 _SECONDS = histogram("cortex_coordinator_round_seconds", "Seconds of a round, by phase.", ["phase"])
 _UPDATES = counter("cortex_coordinator_updates_total", "Updates of finished rounds.", ["result"])
 _BYTES = counter("cortex_coordinator_bytes_total", "Payload of finished rounds.", ["direction"])
+# A counter that is first seen at 1 has not increased: alerts need the zero.
+for _stage in (Stage.COMPLETED, Stage.FAILED, Stage.CANCELLED):
+    _ENDED.labels(_stage.value)
 
 
 class Observers:
@@ -32,6 +36,7 @@ class Observers:
         self._root = tensorboard_root
         self._scalars: dict[JobId, ScalarLog] = {}
         self._counted: Counter[JobPhase] | None = None
+        self._curves = Curves()
 
     def tensorboard_dir(self, job_id: JobId) -> str:
         """Where TensorBoard finds the job's scalars."""
@@ -49,6 +54,7 @@ class Observers:
     def round_finished(self, job: Job) -> None:
         """The newest round of the history."""
         report = job.history[-1]
+        self._curves.round_finished(job)
         _ROUNDS.inc()
         _UPDATES.labels("accepted").inc(report.accepted)
         _UPDATES.labels("dropped").inc(len(report.dropped))

@@ -15,6 +15,8 @@ WATCHERS = gauge("cortex_discovery_watchers", "Streams of people and services th
 SNAPSHOT_FAILURES = counter("cortex_discovery_snapshot_failures_total", "Snapshots that could not be written.")
 CERTIFICATES = counter("cortex_discovery_certificates_total", "Certificates made.", ("role", "why"))
 ROTATIONS = counter("cortex_discovery_authority_rotations_total", "New authorities.", ("kind",))
+for _kind in ("root", "issuing"):
+    ROTATIONS.labels(_kind)
 DENIALS = gauge("cortex_discovery_denials", "Identities shut out, entirely or in part.")
 PASSES = counter("cortex_discovery_node_passes_total", "Passes given to gateways, for nodes that proved their token.")
 

@@ -36,6 +36,9 @@ from cortex_common.telemetry.metrics import counter
 _log = get_logger(__name__)
 
 RENEWALS = counter("cortex_certificate_renewals_total", "Attempts to renew this node's certificate.", ("result",))
+# A counter that is first seen at 1 has not increased: alerts need the zero.
+for _result in ("renewed", "failed"):
+    RENEWALS.labels(_result)
 MARKER = "enrolment.json"
 _CALL_S = 15.0
 _CONNECT_S = 5.0
