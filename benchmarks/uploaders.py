@@ -21,9 +21,10 @@ from cortex_common.clock import SystemClock
 from cortex_common.codec import WeightCompressor
 from cortex_common.identity import Role
 from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex, Sha256Hex
-from cortex_common.pb.v1 import aggregator_pb2, aggregator_pb2_grpc
+from cortex_common.pb.v1 import aggregator_pb2, aggregator_pb2_grpc, common_pb2
 from cortex_common.rpc.channel import open_channel
 from cortex_common.security.encryption import DataKey, EncryptionManager, ObjectHeader, ObjectKind
+from cortex_common.security.sealing import KeyWrapper
 from cortex_common.tensors import DEFAULT_CHUNK_ELEMENTS, Arena, ChunkRange, Manifest, TensorKind, chunk_count
 from cortex_common.transfer import Receipt, pull_model, push_update
 from cortex_common.transfer.wire import data_key_to_proto
@@ -51,6 +52,8 @@ class RoundKeeper:
     def __init__(self, channel: grpc.aio.Channel, key: DataKey, workers: int) -> None:
         self._rounds: aggregator_pb2_grpc.RoundServiceAsyncStub = aggregator_pb2_grpc.RoundServiceStub(channel)
         self._key = key
+        self._wrapper = KeyWrapper(NETWORK)
+        self._sealing_key = b""
         self._workers = workers
 
     async def open(self, number: int, base: str, codec: WeightCompressor) -> None:
@@ -67,7 +70,7 @@ class RoundKeeper:
             strategy="fedavg",
             strategy_options="{}",
             chunk_elements=DEFAULT_CHUNK_ELEMENTS,
-            data_key=data_key_to_proto(self._key),
+            data_key=await self._wrapped_key(),
         )
         await self._rounds.OpenRound(aggregator_pb2.OpenRoundRequest(round=spec), timeout=_RPC_S)
 
@@ -84,12 +87,18 @@ class RoundKeeper:
             round=number,
             fence=_FENCE,
             contributions=contributions,
-            data_key=data_key_to_proto(self._key),
+            data_key=await self._wrapped_key(),
         )
         sha256 = (await self._rounds.SealRound(request, timeout=_RPC_S)).version.sha256
         prune = aggregator_pb2.PruneJobRequest(job_id=_JOB, fence=_FENCE, keep_rounds=[number])
         await self._rounds.PruneJob(prune, timeout=_RPC_S)
         return str(sha256)
+
+    async def _wrapped_key(self) -> common_pb2.DataKey:
+        if not self._sealing_key:
+            answer = await self._rounds.GetSealingKey(aggregator_pb2.GetSealingKeyRequest(), timeout=_RPC_S)
+            self._sealing_key = answer.public_key
+        return data_key_to_proto(self._wrapper.wrap(self._sealing_key, _JOB, self._key))
 
 
 class Uploaders:

@@ -18,6 +18,7 @@ from cortex_common.network.membership import Membership
 from cortex_common.rpc.auditing import auditing
 from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.server import Running, serving
+from cortex_common.security.sealing import SealingKey
 from cortex_common.settings import load_settings
 from cortex_common.storage import BlobStore, DirectoryBlobStore
 from cortex_common.telemetry.collectors import publish_node
@@ -59,7 +60,7 @@ async def run(
         auditing(settings.state_dir / "audit", settings.tls, clock) as auditor,
         serving(
             settings.rpc(membership.denied, auditor, bulk=True),
-            [RoundServicer(aggregator).attach, WeightServicer(aggregator).attach],
+            [RoundServicer(aggregator, SealingKey(settings.network)).attach, WeightServicer(aggregator).attach],
             [ROUND_SERVICE, WEIGHT_SERVICE],
         ) as server,
         asyncio.TaskGroup() as tasks,

@@ -12,6 +12,8 @@ from cortex_common.errors import InvalidArgumentError
 from cortex_common.ids import JobId, RoundNumber
 from cortex_common.pb.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cortex_common.rpc.identity import current_identity
+from cortex_common.security.objects import DataKey
+from cortex_common.security.sealing import SealingKey
 from cortex_common.transfer import ChunkFrame, HeaderFrame, TrailerFrame, frame_to_bytes
 from cortex_common.transfer.wire import receipt_to_proto
 from services.aggregator.aggregation import WeightAggregator
@@ -20,8 +22,8 @@ from services.aggregator.versions import PartReader, SealedPart
 from services.aggregator.wire import (
     answer_to_proto,
     contributions_from_proto,
+    data_key_of,
     key_from_proto,
-    sealing_key_from_proto,
     terms_from_proto,
     version_to_proto,
     view_to_proto,
@@ -35,19 +37,26 @@ WEIGHT_SERVICE: str = _SERVICES["WeightService"].full_name
 class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
     """For the coordinator."""
 
-    def __init__(self, aggregator: WeightAggregator) -> None:
+    def __init__(self, aggregator: WeightAggregator, sealing: SealingKey) -> None:
         self._aggregator = aggregator
+        self._sealing = sealing
 
     def attach(self, server: grpc.aio.Server) -> None:
         """Register with a server."""
         aggregator_pb2_grpc.add_RoundServiceServicer_to_server(self, server)
+
+    async def GetSealingKey(
+        self, request: aggregator_pb2.GetSealingKeyRequest, context: Any
+    ) -> aggregator_pb2.GetSealingKeyResponse:
+        """What to wrap data keys to."""
+        return aggregator_pb2.GetSealingKeyResponse(public_key=self._sealing.public)
 
     async def OpenRound(
         self, request: aggregator_pb2.OpenRoundRequest, context: Any
     ) -> aggregator_pb2.OpenRoundResponse:
         """Take updates for a round."""
         terms, data_key = terms_from_proto(request.round)
-        await self._aggregator.open_round(terms, data_key)
+        await self._aggregator.open_round(terms, self._sealing.unwrap(terms.key.job_id, data_key))
         return aggregator_pb2.OpenRoundResponse()
 
     async def WatchRound(
@@ -62,7 +71,7 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
     ) -> aggregator_pb2.SealRoundResponse:
         """Fold a frozen list into the next version."""
         version = await self._aggregator.seal(
-            key_from_proto(request), request.fence, contributions_from_proto(request), sealing_key_from_proto(request)
+            key_from_proto(request), request.fence, contributions_from_proto(request), self._data_key(request)
         )
         return aggregator_pb2.SealRoundResponse(version=version_to_proto(version), update_norm=version.update_norm)
 
@@ -71,7 +80,7 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
     ) -> aggregator_pb2.ForwardRoundResponse:
         """Push the mean of a frozen list one tier up."""
         done = await self._aggregator.forward(
-            key_from_proto(request), request.fence, contributions_from_proto(request), sealing_key_from_proto(request)
+            key_from_proto(request), request.fence, contributions_from_proto(request), self._data_key(request)
         )
         return aggregator_pb2.ForwardRoundResponse(
             receipt=receipt_to_proto(done.receipt), relayed_bytes=done.relayed_bytes
@@ -89,6 +98,12 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
         keep = [RoundNumber(number) for number in request.keep_rounds]
         removed = await self._aggregator.prune(JobId(request.job_id), request.fence, keep, ended=request.ended)
         return aggregator_pb2.PruneJobResponse(removed_versions=removed)
+
+    def _data_key(
+        self, request: aggregator_pb2.SealRoundRequest | aggregator_pb2.ForwardRoundRequest
+    ) -> DataKey | None:
+        wrapped = data_key_of(request)
+        return None if wrapped is None else self._sealing.unwrap(JobId(request.job_id), wrapped)
 
 
 class WeightServicer:

@@ -7,7 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from cortex_common.errors import InvalidArgumentError
 from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex, Sha256Hex
 from cortex_common.pb.v1 import aggregator_pb2, common_pb2
-from cortex_common.security.encryption import DataKey
+from cortex_common.security.objects import WrappedKey
 from cortex_common.transfer import Receipt
 from cortex_common.transfer.wire import data_key_from_proto, receipt_to_proto
 from services.aggregator.domain import Contribution, RoundKey, RoundTerms, Upstream
@@ -16,7 +16,7 @@ from services.aggregator.rounds import RoundView
 from services.aggregator.versions import Version
 
 
-def terms_from_proto(spec: aggregator_pb2.RoundSpec) -> tuple[RoundTerms, DataKey]:
+def terms_from_proto(spec: aggregator_pb2.RoundSpec) -> tuple[RoundTerms, WrappedKey]:
     """A round and its key.
 
     Raises:
@@ -58,9 +58,9 @@ def key_from_proto(
     return RoundKey(JobId(request.job_id), RoundNumber(request.round), request.attempt)
 
 
-def sealing_key_from_proto(
+def data_key_of(
     request: aggregator_pb2.SealRoundRequest | aggregator_pb2.ForwardRoundRequest,
-) -> DataKey | None:
+) -> WrappedKey | None:
     """The data key, when it was sent again."""
     return data_key_from_proto(request.data_key) if request.HasField("data_key") else None
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import grpc.aio
 
+from cortex_common.errors import UnavailableError
 from cortex_common.identity import Role, TlsFiles
 from cortex_common.ids import JobId, SeatIndex, Sha256Hex
-from cortex_common.pb.v1 import aggregator_pb2_grpc, common_pb2, discovery_pb2, discovery_pb2_grpc
+from cortex_common.pb.v1 import aggregator_pb2, aggregator_pb2_grpc, common_pb2, discovery_pb2, discovery_pb2_grpc
 from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.errors import calling
 from cortex_common.rpc.renewing import follow
 from cortex_common.security.encryption import DataKey, EncryptionManager
+from cortex_common.security.sealing import KeyWrapper, Wrap, check_public_key
 from cortex_common.tensors import Arena
 from cortex_common.transfer import PullResult, pull_model
 from services.coordinator import wire
@@ -65,16 +69,21 @@ class AggregatorPort(Protocol):
 
 
 class AggregatorClient:
-    """Implements AggregatorPort over gRPC; keeps a control and a bulk channel to each address."""
+    """Implements AggregatorPort over gRPC; keeps a control and a bulk channel to each address.
 
-    def __init__(self, tls: TlsFiles) -> None:
+    Data keys go out wrapped to the sealing key of the aggregator that answers there.
+    """
+
+    def __init__(self, tls: TlsFiles, wrapper: KeyWrapper) -> None:
         self._tls = tls
+        self._wrapper = wrapper
+        self._sealing_keys: dict[str, bytes] = {}
         self._channels: dict[tuple[str, bool], grpc.aio.Channel] = {}
 
     async def open_round(self, address: str, order: RoundOrder) -> None:
         """Open a round, or refresh it."""
-        with calling(f"aggregator at {address}"):
-            await self._rounds(address).OpenRound(wire.open_request(order), timeout=_CALL_S)
+        async with self._wrapping(address) as wrap:
+            await self._rounds(address).OpenRound(wire.open_request(order, wrap), timeout=_CALL_S)
 
     async def watch_round(self, address: str, order: RoundOrder) -> AsyncIterator[Progress]:
         """The round's state now and at each change."""
@@ -85,14 +94,14 @@ class AggregatorClient:
 
     async def seal_round(self, address: str, order: SealOrder) -> AggregatedVersion:
         """Fold the list into the next version."""
-        with calling(f"aggregator at {address}"):
-            answer = await self._rounds(address).SealRound(wire.seal_request(order), timeout=_SEAL_S)
+        async with self._wrapping(address) as wrap:
+            answer = await self._rounds(address).SealRound(wire.seal_request(order, wrap), timeout=_SEAL_S)
         return wire.aggregated_of(answer)
 
     async def forward_round(self, address: str, order: SealOrder) -> Forwarded:
         """Push the list's mean one tier up."""
-        with calling(f"aggregator at {address}"):
-            answer = await self._rounds(address).ForwardRound(wire.forward_request(order), timeout=_SEAL_S)
+        async with self._wrapping(address) as wrap:
+            answer = await self._rounds(address).ForwardRound(wire.forward_request(order, wrap), timeout=_SEAL_S)
         return Forwarded(wire.contribution_of(answer.receipt), answer.relayed_bytes)
 
     async def clean(self, address: str, job_id: JobId, fence: int, keep: Sequence[int], *, ended: bool) -> None:
@@ -111,6 +120,21 @@ class AggregatorClient:
         for channel in self._channels.values():
             await channel.close()
         self._channels.clear()
+
+    @asynccontextmanager
+    async def _wrapping(self, address: str) -> AsyncIterator[Wrap]:
+        """A call with data keys. One that fails because the aggregator was away asks for its sealing key anew."""
+        try:
+            with calling(f"aggregator at {address}"):
+                if address not in self._sealing_keys:
+                    request = aggregator_pb2.GetSealingKeyRequest()
+                    answer = await self._rounds(address).GetSealingKey(request, timeout=_CALL_S)
+                    check_public_key(answer.public_key)
+                    self._sealing_keys[address] = answer.public_key
+                yield partial(self._wrapper.wrap, self._sealing_keys[address])
+        except UnavailableError:
+            self._sealing_keys.pop(address, None)
+            raise
 
     def _rounds(self, address: str) -> aggregator_pb2_grpc.RoundServiceAsyncStub:
         return aggregator_pb2_grpc.RoundServiceStub(self._channel(address, bulk=False))

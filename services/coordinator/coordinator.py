@@ -22,7 +22,6 @@ from cortex_common.ids import JobId, NodeName, SeatIndex
 from cortex_common.job.spec import JobSpec
 from cortex_common.job.status import JobStatus
 from cortex_common.logging import get_logger
-from cortex_common.security.keyring import FileKeyring
 from cortex_common.security.objects import DataKey
 from cortex_common.tensors import DEFAULT_CHUNK_ELEMENTS
 from services.coordinator.attendance import Attendance
@@ -34,6 +33,7 @@ from services.coordinator.domain.job import Job, Note, Stage
 from services.coordinator.domain.placement import admission
 from services.coordinator.domain.reach import EVERYTHING, Caller, Reach
 from services.coordinator.domain.seen import Dataset, Rules, Seen, World
+from services.coordinator.keys import JobKeys
 from services.coordinator.link_keeper import LinkKeeper
 from services.coordinator.network_view import NetworkView
 from services.coordinator.observers import Observers
@@ -64,7 +64,7 @@ class JobCoordinator:
     def __init__(
         self,
         store: StoreThread[Store],
-        keyring: FileKeyring,
+        keys: JobKeys,
         attendance: Attendance,
         network: NetworkView,
         links: LinkKeeper,
@@ -77,7 +77,7 @@ class JobCoordinator:
         woken: asyncio.Event,
     ) -> None:
         self._store = store
-        self._keyring = keyring
+        self._keys = keys
         self._attendance = attendance
         self._network = network
         self._links = links
@@ -100,6 +100,7 @@ class JobCoordinator:
         """
         now_s = self._clock.monotonic_s()
         for job in await self._store.call(lambda store: store.unfinished()):
+            await self._keys.load(job.id)
             self._jobs[job.id] = Tracked(job, Seen(since_s=now_s))
             log.info("job_taken_up", job_id=job.id, stage=job.stage.value, round=job.round)
         async with asyncio.TaskGroup() as tasks:
@@ -233,11 +234,10 @@ class JobCoordinator:
 
     async def _take(self, job: Job, request_id: str | None, note: Note) -> JobId:
         """Store a new job and run it from now on; the earlier one's id when the request is not new."""
-        await asyncio.to_thread(self._keyring.create, job.id)
-        insert = partial(_insert, job=job, request_id=request_id, note=note, epoch=self._epoch, now_s=job.submitted_s)
-        stored = await self._store.call(insert)
+        keys, now_s = [await self._keys.first(job.id)], job.submitted_s
+        stored = await self._store.call(lambda store: store.insert(job, request_id, note, self._epoch, now_s, keys))
         if stored != job.id:
-            await asyncio.to_thread(self._keyring.forget, job.id)
+            self._keys.forget(job.id)
             return stored
         self._jobs[job.id] = Tracked(job, Seen(since_s=self._clock.monotonic_s()))
         self._observers.noted(job, note)
@@ -268,6 +268,7 @@ class JobCoordinator:
             self._links.mend(tracked, tasks, self.observe, self._cleaned)
             if tracked.job.stage.is_terminal and tracked.job.cleaned:
                 del self._jobs[tracked.job.id]
+                self._keys.forget(tracked.job.id)
 
     def _steps(self, tracked: Tracked) -> Sequence[Verdict]:
         """What is decided now, one decision after another; stored together, because each commit waits for the disk."""
@@ -359,7 +360,7 @@ class JobCoordinator:
     def _key_of(self, tracked: Tracked) -> DataKey | None:
         """The job's data key; without it the job, and only it, cannot go on."""
         try:
-            return self._keyring.get(tracked.job.id)
+            return self._keys.get(tracked.job.id)
         except (NotFoundError, CorruptError) as error:
             tracked.seen = replace(tracked.seen, fatal=error.message)
             self.wake()
@@ -392,10 +393,6 @@ class JobCoordinator:
 
 def _request_key(caller: Caller, request_id: str) -> str:
     return hashlib.sha256(json.dumps([caller.org, caller.name, request_id]).encode()).hexdigest()
-
-
-def _insert(store: Store, *, job: Job, request_id: str | None, note: Note, epoch: int, now_s: float) -> JobId:
-    return store.insert(job, request_id, note, epoch, now_s)
 
 
 def _commit(store: Store, *, before: Job, after: Job, notes: Sequence[Note], epoch: int, now_s: float) -> None:

@@ -12,13 +12,13 @@ from cortex_common.errors import CortexError, NotFoundError, OverloadedError
 from cortex_common.ids import JobId, NodeName
 from cortex_common.job.status import VersionInfo
 from cortex_common.logging import get_logger
-from cortex_common.security.keyring import FileKeyring
 from cortex_common.tensors import safetensors_parts
 from services.coordinator.client import AggregatorPort
 from services.coordinator.domain.ending import best_round, kept_rounds
 from services.coordinator.domain.job import Job
 from services.coordinator.domain.reach import Reach
 from services.coordinator.domain.topology import with_used
+from services.coordinator.keys import JobKeys
 from services.coordinator.orders import Leftover
 from services.coordinator.store import Store, StoredVersion
 from services.coordinator.store_thread import StoreThread
@@ -35,12 +35,12 @@ class ModelDeploymentManager:
     def __init__(
         self,
         store: StoreThread[Store],
-        keyring: FileKeyring,
+        keys: JobKeys,
         aggregators: AggregatorPort,
         address_of: Callable[[NodeName], str | None],
     ) -> None:
         self._store = store
-        self._keyring = keyring
+        self._keys = keys
         self._aggregators = aggregators
         self._address_of = address_of
         self._pulling = asyncio.Semaphore(2)
@@ -112,7 +112,8 @@ class ModelDeploymentManager:
             raise OverloadedError(f"{self._held} models are being downloaded; allowed at a time are {_MAX_HELD}")
         self._held += 1
         try:
-            key = self._keyring.get(job_id)
+            await self._keys.load(job_id)
+            key = self._keys.get(job_id)
             async with self._pulling:
                 pulled = await self._aggregators.pull(address, job_id, stored.version.sha256, key)
             if pulled.arena is None:

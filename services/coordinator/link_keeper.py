@@ -9,11 +9,11 @@ from functools import partial
 
 from cortex_common.errors import CorruptError, NotFoundError
 from cortex_common.ids import JobId, NodeName, SeatIndex
-from cortex_common.security.keyring import FileKeyring
 from cortex_common.tensors import DEFAULT_CHUNK_ELEMENTS
 from services.coordinator.deployment import ModelDeploymentManager
 from services.coordinator.domain.job import Job, Stage
 from services.coordinator.domain.seen import Seen
+from services.coordinator.keys import JobKeys
 from services.coordinator.links import Links
 from services.coordinator.network_view import NetworkView
 from services.coordinator.orders import RoundOrder, SealOrder, Upstream
@@ -28,13 +28,13 @@ class LinkKeeper:
     def __init__(
         self,
         links: Links,
-        keyring: FileKeyring,
+        keys: JobKeys,
         deployment: ModelDeploymentManager,
         network: NetworkView,
         epoch: int,
     ) -> None:
         self._links = links
-        self._keyring = keyring
+        self._keys = keys
         self._deployment = deployment
         self._network = network
         self._epoch = epoch
@@ -98,7 +98,7 @@ class LinkKeeper:
 
     def _seal_order(self, job: Job, tier: int | None) -> SealOrder:
         listed = tuple(entry for entry in job.sealed if job.tier_of(entry.seat) == tier)
-        key = self._keyring.get(job.id)
+        key = self._keys.get(job.id)
         return SealOrder(job.transfer_id(tier), job.round, job.attempt, self._epoch, listed, key)
 
     def _round_order(self, job: Job, tier: int | None) -> RoundOrder:
@@ -115,7 +115,7 @@ class LinkKeeper:
             base_sha256=job.version.sha256 if job.version and job.round else "",
             seats={seat: name for seat, name in job.members.items() if job.tier_of(seat) == tier},
             spec=job.spec,
-            data_key=self._keyring.get(job.id),
+            data_key=self._keys.get(job.id),
             chunk_elements=DEFAULT_CHUNK_ELEMENTS,
             upstream=upstream,
         )

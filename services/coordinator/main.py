@@ -22,6 +22,7 @@ from cortex_common.rpc.auditing import auditing
 from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.server import Running, serving
 from cortex_common.security.keyring import FileKeyring
+from cortex_common.security.sealing import KeyWrapper
 from cortex_common.settings import load_settings
 from cortex_common.storage.sql import open_engine, sqlite_url
 from cortex_common.telemetry.collectors import publish_node
@@ -33,6 +34,7 @@ from services.coordinator.client import AggregatorClient, DiscoveryClient
 from services.coordinator.coordinator import JobCoordinator
 from services.coordinator.deployment import ModelDeploymentManager
 from services.coordinator.domain.seen import Dataset
+from services.coordinator.keys import JobKeys
 from services.coordinator.link_keeper import LinkKeeper
 from services.coordinator.links import Links
 from services.coordinator.network_view import NetworkView
@@ -92,9 +94,11 @@ async def _parts(
     settings: CoordinatorSettings, clock: Clock, store: StoreThread[Store], identity: Identity
 ) -> AsyncIterator[_Parts]:
     epoch = await store.call(lambda opened: opened.acquire(identity.name, clock.wall_s()))
-    aggregators = AggregatorClient(settings.tls)
+    wrapper = KeyWrapper(settings.network)
+    aggregators = AggregatorClient(settings.tls, wrapper)
     observers = Observers(settings.state_dir / "tensorboard")
-    keyring = FileKeyring(settings.state_dir / "keys")
+    keyring = await asyncio.to_thread(FileKeyring, settings.keyring or settings.state_dir / "keyring.json")
+    keys = JobKeys(settings.network, store, keyring, clock)
     woken = asyncio.Event()
     attendance = Attendance(clock, woken.set)
     membership = Membership(settings.tls, settings.discovery, settings.state_dir / "denials.json", clock)
@@ -106,14 +110,14 @@ async def _parts(
         settings.lease_s,
         lambda role, name: membership.denied.is_denied(Identity(settings.network, role, name)),
     )
-    deployment = ModelDeploymentManager(store, keyring, aggregators, network.address_of)
+    deployment = ModelDeploymentManager(store, keys, aggregators, network.address_of)
     known = {name: Dataset(info.input_dim, info.classes) for name, info in known_datasets().items()}
     coordinator = JobCoordinator(
         store=store,
-        keyring=keyring,
+        keys=keys,
         attendance=attendance,
         network=network,
-        links=LinkKeeper(Links(aggregators, clock), keyring, deployment, network, epoch),
+        links=LinkKeeper(Links(aggregators, clock), keys, deployment, network, epoch),
         deployment=deployment,
         observers=observers,
         known_datasets=known,
@@ -125,7 +129,7 @@ async def _parts(
     log.info("leading", epoch=epoch)
     try:
         jobs = JobServicer(coordinator, deployment, store)
-        assignments = AssignmentServicer(coordinator, attendance, clock)
+        assignments = AssignmentServicer(coordinator, attendance, wrapper, clock)
         yield _Parts(coordinator, attendance, network, jobs, assignments, membership)
     finally:
         observers.close()

@@ -9,7 +9,7 @@ from cortex_common.errors import ConflictError
 from cortex_common.ids import JobId, NodeName
 from services.coordinator.domain.job import Contribution, Job, Note, Stage
 from services.coordinator.domain.reach import Reach
-from services.coordinator.store import StoredEvent, StoredVersion
+from services.coordinator.store import StoredEvent, StoredKey, StoredVersion
 
 
 class MemoryStore:
@@ -21,6 +21,7 @@ class MemoryStore:
         self._requests: dict[str, JobId] = {}
         self._events: dict[JobId, list[StoredEvent]] = {}
         self._versions: dict[JobId, dict[int, StoredVersion]] = {}
+        self._keys: dict[JobId, dict[int, StoredKey]] = {}
         self._contributions: dict[tuple[JobId, int], list[Contribution]] = {}
 
     def acquire(self, holder: str, now_s: float) -> int:
@@ -28,14 +29,23 @@ class MemoryStore:
         self._epoch += 1
         return self._epoch
 
-    def insert(self, job: Job, request_id: str | None, note: Note, epoch: int, now_s: float) -> JobId:
-        """Store a new job; the id of the earlier one when `request_id` was used before."""
+    def insert(
+        self,
+        job: Job,
+        request_id: str | None,
+        note: Note,
+        epoch: int,
+        now_s: float,
+        keys: Sequence[StoredKey] = (),
+    ) -> JobId:
+        """Store a new job and its keys; the id of the earlier one when `request_id` was used before."""
         self._check(epoch)
         if request_id is not None and request_id in self._requests:
             return self._requests[request_id]
         if request_id is not None:
             self._requests[request_id] = job.id
         self._jobs[job.id] = job
+        self._keys[job.id] = {key.epoch: key for key in keys}
         self._append(job.id, [note], now_s)
         return job.id
 
@@ -91,6 +101,11 @@ class MemoryStore:
     def contributions(self, job_id: JobId, round_number: int) -> list[Contribution]:
         """The frozen list of a round, in seat order."""
         return [replace(entry, trained=None) for entry in self._contributions.get((job_id, round_number), [])]
+
+    def keys(self, job_id: JobId) -> list[StoredKey]:
+        """The job's data keys, oldest first."""
+        keys = self._keys.get(job_id, {})
+        return [keys[epoch] for epoch in sorted(keys)]
 
     def close(self) -> None:
         """Nothing to let go of."""

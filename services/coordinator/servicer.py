@@ -19,6 +19,7 @@ from cortex_common.job.wire import event_to_proto, spec_from_proto, status_to_pr
 from cortex_common.pb.v1 import coordinator_pb2 as pb
 from cortex_common.pb.v1 import coordinator_pb2_grpc
 from cortex_common.rpc.identity import ORG_KEY, PRINCIPAL_KEY, REACH_ALL, REACH_KEY, current_identity
+from cortex_common.security.sealing import KeyWrapper, check_public_key
 from services.coordinator import wire
 from services.coordinator.attendance import Attendance
 from services.coordinator.coordinator import JobCoordinator
@@ -129,9 +130,10 @@ class JobServicer(coordinator_pb2_grpc.JobServiceServicer):
 class AssignmentServicer(coordinator_pb2_grpc.AssignmentServiceServicer):
     """For workers."""
 
-    def __init__(self, coordinator: JobCoordinator, attendance: Attendance, clock: Clock) -> None:
+    def __init__(self, coordinator: JobCoordinator, attendance: Attendance, wrapper: KeyWrapper, clock: Clock) -> None:
         self._coordinator = coordinator
         self._attendance = attendance
+        self._wrapper = wrapper
         self._clock = clock
 
     def attach(self, server: grpc.aio.Server) -> None:
@@ -143,8 +145,10 @@ class AssignmentServicer(coordinator_pb2_grpc.AssignmentServiceServicer):
         worker = _own_name(request.worker)
         if not request.incarnation or request.slots < 1:
             raise InvalidArgumentError("attend: incarnation must be given and slots must be 1 or more")
+        check_public_key(request.sealing_key)
+        wrap = partial(self._wrapper.wrap, request.sealing_key)
         async for orders in self._attendance.attend(worker, request.region, request.incarnation, request.slots):
-            yield wire.attend_response(orders)
+            yield wire.attend_response(orders, wrap)
 
     async def Report(self, request: pb.ReportRequest, context: Any) -> pb.ReportResponse:
         """What a worker did."""

@@ -16,12 +16,15 @@ class CoordinatorSettings(ServiceSettings):
     Attributes:
         database: An SQLAlchemy URL, `postgresql://…` for one; SQLite in `state_dir` by default.
         database_password_file: Holds the database's password, which then is not in the URL.
+        keyring: File of the key-encryption keys; made if there is none. `keyring.json` in `state_dir` by default; on
+            another disk than the database it protects what a stolen or backed-up disk holds.
     """
 
     port: int = Field(default=50051, ge=0, le=65535)
     discovery: str = "127.0.0.1:50052"
     database: str | None = None
     database_password_file: Path | None = None
+    keyring: Path | None = None
     lease_s: float = Field(default=10.0, gt=0)
     gather_s: float = Field(default=5.0, ge=0)
     report_s: float = Field(default=2.0, ge=0)

@@ -30,9 +30,10 @@ from cortex_common.ids import JobId, NodeName, SeatIndex, Sha256Hex
 from cortex_common.job.status import RoundReport
 from cortex_common.logging import get_logger
 from cortex_common.storage.sql import migrate
+from services.coordinator import sql_keys
 from services.coordinator.domain.job import Contribution, Job, Note, Stage, Version
 from services.coordinator.domain.reach import Reach
-from services.coordinator.store import StoredEvent, StoredVersion
+from services.coordinator.store import StoredEvent, StoredKey, StoredVersion
 from services.coordinator.tables import CONTRIBUTION, EVENT, JOB, LEASE, ROUND, VERSION
 
 log = get_logger(__name__)
@@ -76,8 +77,16 @@ class SqlStore:
                 db.execute(update(LEASE).where(LEASE.c.id == 1).values(**values))
         return epoch
 
-    def insert(self, job: Job, request_id: str | None, note: Note, epoch: int, now_s: float) -> JobId:
-        """Store a new job; the id of the earlier one when `request_id` was used before."""
+    def insert(
+        self,
+        job: Job,
+        request_id: str | None,
+        note: Note,
+        epoch: int,
+        now_s: float,
+        keys: Sequence[StoredKey] = (),
+    ) -> JobId:
+        """Store a new job and its keys; the id of the earlier one when `request_id` was used before."""
         with self._engine.begin() as db:
             _check_epoch(db, epoch)
             if request_id is not None:
@@ -86,6 +95,7 @@ class SqlStore:
                     return JobId(earlier)
             row = _job_row(job) | {"id": job.id, "request_id": request_id, "revision": 1}
             db.execute(insert(JOB).values(**row))
+            sql_keys.add(db, job.id, keys)
             _append(db, job.id, [note], epoch, now_s)
         return job.id
 
@@ -170,6 +180,11 @@ class SqlStore:
             )
             for row in rows
         ]
+
+    def keys(self, job_id: JobId) -> list[StoredKey]:
+        """The job's data keys, oldest first."""
+        with self._engine.connect() as db:
+            return sql_keys.of_job(db, job_id)
 
     def close(self) -> None:
         """Let go of the database."""

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cortex_common.ids import JobId, NodeName
+from cortex_common.ids import JobId, KeyId, NodeName
+from cortex_common.security.keyring import RestingKey
 from services.coordinator.domain.job import Contribution, Job, Note, Version
 from services.coordinator.domain.reach import Reach
 
@@ -30,6 +31,22 @@ class StoredVersion:
     aggregator: NodeName
 
 
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """A job's data key of one epoch, wrapped under a key-encryption key; no bytes once it has been erased.
+
+    It is the job's key from `from_round` and `from_attempt` on.
+    """
+
+    key_id: KeyId
+    epoch: int
+    resting: RestingKey
+    created_s: float
+    reason: str
+    from_round: int = 0
+    from_attempt: int = 0
+
+
 class Store(Protocol):
     """Everything durable of the coordinator. Calls block; one that writes is one transaction, synced on return.
 
@@ -40,8 +57,16 @@ class Store(Protocol):
     def acquire(self, holder: str, now_s: float) -> int:
         """Become the writer; gives the new epoch."""
 
-    def insert(self, job: Job, request_id: str | None, note: Note, epoch: int, now_s: float) -> JobId:
-        """Store a new job; the id of the earlier one when `request_id` was used before."""
+    def insert(
+        self,
+        job: Job,
+        request_id: str | None,
+        note: Note,
+        epoch: int,
+        now_s: float,
+        keys: Sequence[StoredKey] = (),
+    ) -> JobId:
+        """Store a new job and its keys; the id of the earlier one when `request_id` was used before."""
 
     def find_request(self, request_id: str) -> JobId | None:
         """The job that was submitted under this id."""
@@ -69,6 +94,9 @@ class Store(Protocol):
 
     def contributions(self, job_id: JobId, round_number: int) -> list[Contribution]:
         """The frozen list of a round, in seat order."""
+
+    def keys(self, job_id: JobId) -> list[StoredKey]:
+        """The job's data keys, oldest first."""
 
     def close(self) -> None:
         """Let go of the database."""

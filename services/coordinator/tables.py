@@ -8,6 +8,7 @@ from sqlalchemy import (
     Float,
     ForeignKey,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -78,6 +79,21 @@ VERSION = Table(
     Column("created_s", Float, nullable=False),
     Column("aggregator", String(63), nullable=False),
     Column("pruned", Integer, nullable=False),
+)
+
+DATA_KEY = Table(
+    "data_key",
+    METADATA,
+    Column("job_id", String(64), ForeignKey("job.id"), primary_key=True),
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    Column("key_id", String(64), nullable=False, unique=True),
+    Column("kek_id", String(100), nullable=False, index=True),
+    # Under the key-encryption key named; empty once the epoch has been erased.
+    Column("wrapped", LargeBinary, nullable=False),
+    Column("created_s", Float, nullable=False),
+    Column("reason", String(200), nullable=False),
+    Column("from_round", Integer, nullable=False),
+    Column("from_attempt", Integer, nullable=False),
 )
 
 EVENT = Table(

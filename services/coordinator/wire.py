@@ -12,6 +12,7 @@ from cortex_common.ids import JobId, NodeName, SeatIndex, Sha256Hex
 from cortex_common.job.spec import JobSpec
 from cortex_common.job.wire import spec_to_proto
 from cortex_common.pb.v1 import aggregator_pb2, common_pb2, coordinator_pb2, job_pb2, transfer_pb2
+from cortex_common.security.sealing import Wrap
 from cortex_common.transfer.wire import data_key_to_proto
 from services.coordinator.domain.assignments import Work
 from services.coordinator.domain.job import Contribution, Trained, Version
@@ -23,7 +24,7 @@ _JOBS: dict[int, tuple[JobSpec, job_pb2.JobSpec]] = {}
 """Messages of the newest specifications, by the id of the object that is held beside them."""
 
 
-def open_request(order: RoundOrder) -> aggregator_pb2.OpenRoundRequest:
+def open_request(order: RoundOrder, wrap: Wrap) -> aggregator_pb2.OpenRoundRequest:
     """Open this round."""
     aggregation = order.spec.aggregation
     codec, options = ("none", {}) if order.is_plain else order.spec.upload_of(order.round)
@@ -41,7 +42,7 @@ def open_request(order: RoundOrder) -> aggregator_pb2.OpenRoundRequest:
             strategy=aggregation.strategy,
             strategy_options=_canonical(aggregation.options),
             chunk_elements=order.chunk_elements,
-            data_key=data_key_to_proto(order.data_key),
+            data_key=data_key_to_proto(wrap(order.job_id, order.data_key)),
             upstream=_upstream(order.upstream) if order.upstream else None,
             download_codec=download_codec,
             download_options=_canonical(download_options),
@@ -64,7 +65,7 @@ def watch_request(order: RoundOrder) -> aggregator_pb2.WatchRoundRequest:
     return aggregator_pb2.WatchRoundRequest(job_id=order.job_id, round=order.round, attempt=order.attempt)
 
 
-def seal_request(order: SealOrder) -> aggregator_pb2.SealRoundRequest:
+def seal_request(order: SealOrder, wrap: Wrap) -> aggregator_pb2.SealRoundRequest:
     """Fold this list."""
     return aggregator_pb2.SealRoundRequest(
         job_id=order.job_id,
@@ -72,11 +73,11 @@ def seal_request(order: SealOrder) -> aggregator_pb2.SealRoundRequest:
         attempt=order.attempt,
         fence=order.fence,
         contributions=_listed(order),
-        data_key=data_key_to_proto(order.data_key),
+        data_key=data_key_to_proto(wrap(order.job_id, order.data_key)),
     )
 
 
-def forward_request(order: SealOrder) -> aggregator_pb2.ForwardRoundRequest:
+def forward_request(order: SealOrder, wrap: Wrap) -> aggregator_pb2.ForwardRoundRequest:
     """Push the mean of this list one tier up."""
     return aggregator_pb2.ForwardRoundRequest(
         job_id=order.job_id,
@@ -84,7 +85,7 @@ def forward_request(order: SealOrder) -> aggregator_pb2.ForwardRoundRequest:
         attempt=order.attempt,
         fence=order.fence,
         contributions=_listed(order),
-        data_key=data_key_to_proto(order.data_key),
+        data_key=data_key_to_proto(wrap(order.job_id, order.data_key)),
     )
 
 
@@ -139,12 +140,12 @@ def aggregated_of(answer: aggregator_pb2.SealRoundResponse) -> AggregatedVersion
     )
 
 
-def attend_response(orders: Sequence[Order]) -> coordinator_pb2.AttendResponse:
+def attend_response(orders: Sequence[Order], wrap: Wrap) -> coordinator_pb2.AttendResponse:
     """What a worker has to do now."""
-    return coordinator_pb2.AttendResponse(assignments=[_assignment(order) for order in orders])
+    return coordinator_pb2.AttendResponse(assignments=[_assignment(order, wrap) for order in orders])
 
 
-def _assignment(order: Order) -> coordinator_pb2.Assignment:
+def _assignment(order: Order, wrap: Wrap) -> coordinator_pb2.Assignment:
     given = order.assignment
     message = coordinator_pb2.Assignment(
         assignment_id=given.id,
@@ -155,7 +156,7 @@ def _assignment(order: Order) -> coordinator_pb2.Assignment:
         seat=given.seat,
         seats=given.seats,
         job=_job(order.spec),
-        data_key=data_key_to_proto(order.data_key),
+        data_key=data_key_to_proto(wrap(given.job_id, order.data_key)),
         aggregator=order.aggregator,
         aggregator_address=order.address,
         base=_version(given.job_id, order.base) if order.base else None,

@@ -25,6 +25,7 @@ from cortex_common.network.work import (
     Trained,
 )
 from cortex_common.security.encryption import EncryptionManager
+from cortex_common.security.sealing import SealingKey
 from cortex_common.tensors import Manifest
 from cortex_common.transfer import PushResult, pull_model, push_update
 from cortex_common.transfer.pacing import Paces
@@ -58,6 +59,7 @@ class Surroundings:
     name: NodeName
     channels: Channels
     clock: Clock
+    sealing: SealingKey
     paces: Paces = field(default_factory=Paces)
     warmer: CodecWarmer = field(default_factory=CodecWarmer)
 
@@ -178,7 +180,7 @@ class Execution:
                 assignment.job_id,
                 Sha256Hex(wanted),
                 self._bench.held_sha256,
-                EncryptionManager(assignment.data_key),
+                self._encryption(assignment),
                 self._bench.allocate,
                 assignment.round,
                 lambda done, total: self._tell("pulling", done / total, {}),
@@ -209,7 +211,7 @@ class Execution:
         assignment = self._current()
         codec = codec_of(assignment)
         header = header_of(assignment, manifest, codec, self._around.network, self._around.name, weight)
-        encryption = EncryptionManager(assignment.data_key)
+        encryption = self._encryption(assignment)
         feedback = None
         if feeds_back:
             feedback = await asyncio.to_thread(feedback_of, self._bench, assignment, header, codec, encryption)
@@ -233,6 +235,10 @@ class Execution:
                 feedback.close()
         metrics.BYTES_UP.inc(pushed.bytes_up)
         return pushed
+
+    def _encryption(self, assignment: Assignment) -> EncryptionManager:
+        """Seals and opens with the keys that came with the assignment."""
+        return EncryptionManager(self._around.sealing.unwrap(assignment.job_id, assignment.data_key))
 
     def _channel(self) -> grpc.aio.Channel:
         """To the aggregator, wherever it is by now; looked up for each attempt of a transfer."""

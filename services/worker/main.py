@@ -21,6 +21,7 @@ from cortex_common.network.grpc_transport import GrpcTransport, Peers
 from cortex_common.network.heartbeat import NodeReport
 from cortex_common.network.membership import Membership
 from cortex_common.network.messages import Assignments, Hello
+from cortex_common.security.sealing import SealingKey
 from cortex_common.settings import load_settings
 from cortex_common.telemetry.collectors import publish_node
 from cortex_common.telemetry.metrics import cortex_version, publish_build_info
@@ -72,9 +73,10 @@ async def run(
     incarnation, started_s = uuid.uuid4().hex, clock.wall_s()
     hello = Hello(settings.name, settings.region, incarnation, settings.slots)
     peers = Peers(settings.coordinator, settings.discovery)
-    bridge = TenzroBridge(GrpcTransport(hello, peers, settings.tls, clock), clock)
+    sealing = SealingKey(settings.network)
+    bridge = TenzroBridge(GrpcTransport(hello, peers, settings.tls, clock, sealing.public), clock)
     paces = Paces.of(settings.bandwidth.up, settings.bandwidth.down, clock)
-    surroundings = Surroundings(settings.network, NodeName(settings.name), bridge, clock, paces)
+    surroundings = Surroundings(settings.network, NodeName(settings.name), bridge, clock, sealing, paces)
     start_trainer = partial(TrainerProcess.start, settings.threads, settings.device)
     supervisor = Supervisor(settings, surroundings, bridge, start_trainer)
     _route(bridge, supervisor)

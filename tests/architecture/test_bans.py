@@ -11,7 +11,18 @@ from tests.architecture.sources import ROOT, calls, imports, sources
 
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "jsonpickle", "marshal", "shelve"}
 UNSAFE_CALLS = {"torch.load", "torch.save", "torch.jit.load", "eval", "exec"}
-CIPHERS = ("AESGCM", "AESGCMSIV", "ChaCha20Poly1305", "Cipher")
+CIPHERS = (
+    "AESGCM",
+    "AESGCMSIV",
+    "ChaCha20Poly1305",
+    "Cipher",
+    "Suite",
+    "Fernet",
+    "AESCCM",
+    "AESOCB3",
+    "AESSIV",
+    "aes_key_wrap",
+)
 
 
 def where(rule: Callable[[ast.Module], bool]) -> set[str]:

@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 
 from cortex_common.errors import ConflictError
-from cortex_common.ids import JobId
+from cortex_common.ids import JobId, KeyId
 from cortex_common.job.status import RoundReport
+from cortex_common.security.keyring import RestingKey
 from services.coordinator.domain.job import Note, Stage
 from services.coordinator.domain.reach import EVERYTHING, Reach
+from services.coordinator.store import StoredKey
 from tests.unit.coordinator.jobs import collecting, new_job, trained, update, version
 
 NOTE = Note("job_submitted", 0, "by ann")
@@ -26,6 +28,18 @@ class JobStoreConformance:
         assert store.get(job.id, EVERYTHING) == job
         assert store.unfinished() == [job]
         assert store.get(JobId("other"), EVERYTHING) is None
+
+    def test_keys_are_stored_with_their_job(self, store):
+        epoch = store.acquire("me", 1.0)
+        job = new_job()
+        keys = [StoredKey(KeyId("k1"), 1, RestingKey("kek", b"\0wrapped"), 1.5, "job submitted", 2, 3)]
+        store.insert(job, "r1", NOTE, epoch, 1.0, keys)
+        assert store.keys(job.id) == keys
+        assert store.keys(JobId("other")) == []
+        again = [replace(keys[0], key_id=KeyId("k2"))]
+        store.insert(replace(job, id=JobId("j2")), "r1", NOTE, epoch, 1.0, again)
+        assert store.keys(job.id) == keys
+        assert store.keys(JobId("j2")) == []
 
     def test_the_same_request_is_the_same_job(self, store):
         epoch = store.acquire("me", 1.0)

@@ -94,7 +94,7 @@ class TenzroBridge:
     `run` keeps the line up; what arrives goes to the handlers of its type, in order. Requests may be made at any time.
 
     ```python
-    bridge = TenzroBridge(GrpcTransport(hello, peers, tls, clock), clock)      # or WebSocketTransport(url, …)
+    bridge = TenzroBridge(GrpcTransport(hello, peers, tls, clock, sealing.public), clock)  # or WebSocketTransport
     bridge.on(Assignments, lambda message: plan(message.assignments))
     bridge.on(Connected, lambda _: print("connected"))
     line = asyncio.create_task(bridge.run())

@@ -58,6 +58,7 @@ class GrpcTransport:
         peers: Peers,
         tls: TlsFiles,
         clock: Clock,
+        sealing_key: bytes,
         metadata: Callable[[], Metadata] = tuple,
     ) -> None:
         """Prepare; nothing is dialled yet.
@@ -67,6 +68,7 @@ class GrpcTransport:
             peers: Whom to call.
             tls: This process's certificate.
             clock: Tells whether the certificate is still good.
+            sealing_key: The node's public key, to which its data keys are wrapped.
             metadata: Goes along with each call: a gateway's proof of whom it speaks for.
         """
         self.what = f"coordinator at {peers.coordinator}"
@@ -74,6 +76,7 @@ class GrpcTransport:
         self._peers = peers
         self._tls = tls
         self._clock = clock
+        self._sealing_key = sealing_key
         self._metadata = metadata
         self._reports: grpc.aio.Channel | None = None
         self._aggregators = AggregatorChannels(tls)
@@ -83,7 +86,7 @@ class GrpcTransport:
         async with open_channel(self._peers.coordinator, self._tls, Role.COORDINATOR, clock=self._clock) as channel:
             stub: coordinator_pb2_grpc.AssignmentServiceAsyncStub = coordinator_pb2_grpc.AssignmentServiceStub(channel)
             with calling(self.what):
-                request, is_first = wire.attend_request(self._hello), True
+                request, is_first = wire.attend_request(self._hello, self._sealing_key), True
                 metadata = tuple(self._metadata())
                 async for response in follow(channel, stub.Attend, request, metadata=metadata):
                     deliver(wire.assignments_from_proto(response, is_first=is_first))

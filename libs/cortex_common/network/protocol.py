@@ -106,7 +106,7 @@ class TenzroProtocol:
         """
         match message:
             case m.Join():
-                return wire.attend_request(message.hello)
+                return wire.attend_request(message.hello, bytes.fromhex(message.sealing_key))
             case m.TrainingMetrics() | m.WorkResult():
                 return wire.report_request(message, hello)
             case m.ModelPull():

@@ -14,10 +14,14 @@ from cortex_common.pb.v1 import aggregator_pb2, coordinator_pb2, job_pb2
 from cortex_common.transfer.wire import data_key_from_proto, receipt_to_proto
 
 
-def attend_request(hello: m.Hello) -> coordinator_pb2.AttendRequest:
-    """Open the node's line."""
+def attend_request(hello: m.Hello, sealing_key: bytes) -> coordinator_pb2.AttendRequest:
+    """Open the node's line; data keys are wrapped to this public key."""
     return coordinator_pb2.AttendRequest(
-        worker=hello.node, region=hello.region, incarnation=hello.incarnation, slots=hello.slots
+        worker=hello.node,
+        region=hello.region,
+        incarnation=hello.incarnation,
+        slots=hello.slots,
+        sealing_key=sealing_key,
     )
 
 

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, String
 
 from cortex_common.ids import JobId, KeyId, NodeName, RoundNumber, SeatIndex
 from cortex_common.job.spec import JobSpec
-from cortex_common.security.objects import DataKey
+from cortex_common.security.objects import WrappedKey
 from cortex_common.transfer.receipt import Receipt
 
 STRICT = ConfigDict(extra="forbid")
@@ -23,15 +23,15 @@ Figures = Annotated[Mapping[str, float], Field(max_length=200)]
 def _key_from_json(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
-    return DataKey(KeyId(str(value["key_id"])), int(value["epoch"]), bytes.fromhex(str(value["key"])))
+    return WrappedKey(KeyId(str(value["key_id"])), int(value["epoch"]), bytes.fromhex(str(value["wrapped"])))
 
 
-def _key_to_json(key: DataKey) -> dict[str, str | int]:
-    return {"key_id": key.key_id, "epoch": key.epoch, "key": key.key.hex()}
+def _key_to_json(key: WrappedKey) -> dict[str, str | int]:
+    return {"key_id": key.key_id, "epoch": key.epoch, "wrapped": key.wrapped.hex()}
 
 
 JobKey = Annotated[
-    DataKey, BeforeValidator(_key_from_json), PlainSerializer(_key_to_json, return_type=dict[str, str | int])
+    WrappedKey, BeforeValidator(_key_from_json), PlainSerializer(_key_to_json, return_type=dict[str, str | int])
 ]
 
 
@@ -89,6 +89,7 @@ class Assignment:
 
     Attributes:
         transfer_id: Id under which the aggregator knows the round: the job's, or that of its tier in a region.
+        data_key: Wrapped to the sealing key that this node said it has.
         seats: Of the job; seat i trains partition i of this many.
         aggregator_address: host:port to exchange weights with; over WebSocket the gateway does.
         base_sha256: Version to start from; empty in round 0.

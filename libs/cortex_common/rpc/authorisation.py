@@ -36,6 +36,7 @@ _TABLE: Mapping[str, Mapping[str, frozenset[Role]]] = {
     },
     "AssignmentService": {"Attend": _WORKER, "Report": _WORKER},
     "RoundService": {
+        "GetSealingKey": _COORDINATOR,
         "OpenRound": _COORDINATOR,
         "WatchRound": _COORDINATOR,
         "SealRound": _COORDINATOR,

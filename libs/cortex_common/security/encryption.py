@@ -1,10 +1,13 @@
-"""EncryptionManager: sealing of models and updates. The only place that constructs ciphers.
+"""EncryptionManager: sealing of models and updates, and wrapping of keys. The only place that constructs ciphers.
 
 Each object (one upload, one stored version) has its own key, derived from the job's data key, a fresh salt and the
 object's header; so a header of another job, round, sender or codec opens nothing. Chunk i is one AES-256-GCM message
 under the nonce prefix || i || last, so a reordered, dropped, truncated or spliced chunk opens nothing either. (The
 construction of Tink's AES-GCM-HKDF streaming.) Sealing the same plaintext under the same header gives the same bytes;
 new plaintext takes a new salt.
+
+Keys are never sealed as objects: one that travels is wrapped to its receiver with HPKE (RFC 9180, base mode), one that
+rests is wrapped with AES-256-GCM under a random nonce, and both only under the context that they were wrapped for.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ import hashlib
 import os
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from cortex_common.errors import CorruptError, InvalidArgumentError, NotFoundError
@@ -25,6 +30,8 @@ __all__ = ["TAG_BYTES", "DataKey", "EncryptionManager", "ObjectHeader", "ObjectK
 
 TAG_BYTES = 16
 _PREFIX_BYTES = 7
+_NONCE_BYTES = 12
+_HPKE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 _MAX_CHUNKS = 1 << 32
 
 
@@ -145,6 +152,48 @@ class EncryptionManager:
         info = hashlib.sha256(header.canonical()).digest()
         derived = HKDF(SHA256(), KEY_BYTES + _PREFIX_BYTES, header.salt, info).derive(key.key)
         return AESGCM(derived[:KEY_BYTES]), derived[KEY_BYTES:]
+
+
+def wrap_for(public_key: bytes, secret: bytes, context: bytes) -> bytes:
+    """The secret, for the holder of an X25519 key alone: encapsulated key, ciphertext, tag.
+
+    Raises:
+        InvalidArgumentError: no X25519 public key, or one that everybody has the private key of.
+    """
+    try:
+        return _HPKE.encrypt(secret, X25519PublicKey.from_public_bytes(public_key), context)
+    except ValueError:
+        raise InvalidArgumentError("sealing key: no X25519 public key of 32 bytes") from None
+
+
+def unwrap_with(private_key: X25519PrivateKey, wrapped: bytes, context: bytes) -> bytes:
+    """The secret that `wrap_for` wrapped.
+
+    Raises:
+        CorruptError: it was changed, wrapped for another key, or under another context.
+    """
+    try:
+        return _HPKE.decrypt(wrapped, private_key, context)
+    except (InvalidTag, ValueError) as exc:
+        raise CorruptError("a wrapped key does not open: changed, for another receiver or of another context") from exc
+
+
+def wrap_under(key: bytes, secret: bytes, context: bytes) -> bytes:
+    """The secret as it rests under a key: nonce, ciphertext, tag. A key may wrap 2**32 of them."""
+    nonce = os.urandom(_NONCE_BYTES)
+    return nonce + AESGCM(key).encrypt(nonce, secret, context)
+
+
+def unwrap_under(key: bytes, wrapped: bytes, context: bytes) -> bytes:
+    """The secret that `wrap_under` wrapped.
+
+    Raises:
+        CorruptError: it was changed, wrapped under another key, or under another context.
+    """
+    try:
+        return AESGCM(key).decrypt(wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], context)
+    except (InvalidTag, ValueError) as exc:
+        raise CorruptError("a wrapped key does not open: changed, under another key or of another context") from exc
 
 
 def _nonce(prefix: bytes, index: int, chunks: int) -> bytes:

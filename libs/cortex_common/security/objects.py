@@ -14,6 +14,8 @@ from cortex_common.errors import CorruptError, InvalidArgumentError
 from cortex_common.ids import JobId, KeyId, NodeName, RoundNumber, SeatIndex, Sha256Hex
 
 KEY_BYTES = 32
+WRAPPED_BYTES = 80
+"""An encapsulated X25519 key of 32 bytes, the key of 32 bytes, a tag of 16."""
 
 
 class ObjectKind(StrEnum):
@@ -41,6 +43,20 @@ class DataKey:
         """Refuse keys of another length."""
         if len(self.key) != KEY_BYTES or not self.key_id:
             raise InvalidArgumentError(f"data key: {KEY_BYTES} bytes and an id are needed")
+
+
+@dataclass(frozen=True, slots=True)
+class WrappedKey:
+    """A data key as it travels: wrapped to the sealing key of the one member that can open it."""
+
+    key_id: KeyId
+    epoch: int
+    wrapped: bytes
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be one."""
+        if len(self.wrapped) != WRAPPED_BYTES or not self.key_id:
+            raise InvalidArgumentError(f"data key: an id, and a key wrapped into {WRAPPED_BYTES} bytes, are needed")
 
 
 @dataclass(frozen=True, slots=True)

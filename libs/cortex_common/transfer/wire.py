@@ -5,7 +5,7 @@ from __future__ import annotations
 from cortex_common.errors import InvalidArgumentError
 from cortex_common.ids import JobId, KeyId, NodeName, RoundNumber, SeatIndex, Sha256Hex
 from cortex_common.pb.v1 import common_pb2, transfer_pb2
-from cortex_common.security.encryption import DataKey, ObjectHeader, ObjectKind
+from cortex_common.security.objects import ObjectHeader, ObjectKind, WrappedKey
 from cortex_common.transfer.receipt import Receipt
 
 _KIND_TO_PROTO = {
@@ -82,14 +82,14 @@ def header_from_proto(proto: transfer_pb2.TransferHeader) -> ObjectHeader:
     )
 
 
-def data_key_to_proto(key: DataKey) -> common_pb2.DataKey:
-    """A data key; only ever inside mTLS, to a member of the job."""
-    return common_pb2.DataKey(key_id=key.key_id, epoch=key.epoch, key=key.key)
+def data_key_to_proto(key: WrappedKey) -> common_pb2.DataKey:
+    """A data key, for the member that it is wrapped to."""
+    return common_pb2.DataKey(key_id=key.key_id, epoch=key.epoch, key=key.wrapped)
 
 
-def data_key_from_proto(proto: common_pb2.DataKey) -> DataKey:
-    """Read a data key. InvalidArgumentError: no id, or not 32 bytes."""
-    return DataKey(KeyId(proto.key_id), proto.epoch, proto.key)
+def data_key_from_proto(proto: common_pb2.DataKey) -> WrappedKey:
+    """Read a data key. InvalidArgumentError: no id, or not wrapped."""
+    return WrappedKey(KeyId(proto.key_id), proto.epoch, proto.key)
 
 
 def receipt_to_proto(receipt: Receipt) -> transfer_pb2.Receipt:

@@ -20,9 +20,9 @@ from cortex_common.rpc.channel import open_channel
 from cortex_common.security.encryption import DataKey, EncryptionManager, ObjectHeader, ObjectKind
 from cortex_common.tensors import Arena, ChunkRange, Manifest, TensorKind, chunk_count
 from cortex_common.transfer import PullResult, PushResult, Receipt, pull_model, push_update
-from cortex_common.transfer.wire import data_key_to_proto
 from services.aggregator.main import run
 from services.aggregator.settings import AggregatorSettings
+from tests.keys import wrapped
 
 JOB = JobId("job-1")
 CHUNK = 1024
@@ -58,6 +58,7 @@ class Cluster:
     strategy_options: str = "{}"
     download: str = "none"
     address: str = ""
+    sealing_key: bytes = b""
     _channels: list[grpc.aio.Channel] = field(default_factory=list)
     _stop: asyncio.Event | None = None
     _task: asyncio.Task[None] | None = None
@@ -71,6 +72,11 @@ class Cluster:
             self._task.result()
         self.address = started.result().address
         self.settings = self.settings.model_copy(update={"port": started.result().port})
+        await self.meet()
+
+    async def meet(self) -> None:
+        """Ask the aggregator what to wrap keys to."""
+        self.sealing_key = (await self.rounds.GetSealingKey(aggregator_pb2.GetSealingKeyRequest())).public_key
 
     async def stop(self) -> None:
         for channel in self._channels:
@@ -110,7 +116,7 @@ class Cluster:
             strategy=self.strategy,
             strategy_options=self.strategy_options,
             chunk_elements=self.chunk_elements,
-            data_key=data_key_to_proto(self.key),
+            data_key=wrapped(self.sealing_key, JOB, self.key),
             download_codec=self.download if number else "none",
         )
 
@@ -166,7 +172,7 @@ class Cluster:
                 )
                 for each in receipts
             ],
-            data_key=data_key_to_proto(self.key),
+            data_key=wrapped(self.sealing_key, JOB, self.key),
         )
         return await self.rounds.SealRound(request)
 

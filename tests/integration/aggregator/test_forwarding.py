@@ -19,9 +19,9 @@ from cortex_common.pb.v1 import aggregator_pb2
 from cortex_common.rpc.errors import calling
 from cortex_common.storage.records import read_record
 from cortex_common.transfer import Receipt
-from cortex_common.transfer.wire import data_key_to_proto
 from tests.integration.aggregator.harness import JOB, Cluster, arena_of, running_cluster, settings_for
 from tests.integration.aggregator.test_uploads import until_received
+from tests.keys import wrapped
 from tests.links import Link, over
 
 TIER = JobId(f"{JOB}-t0")
@@ -44,6 +44,7 @@ class Tiers:
     async def open_region(self, address: str = "") -> None:
         spec = self.region.spec(1, self.base)
         spec.job_id = TIER
+        spec.data_key.CopyFrom(wrapped(self.region.sealing_key, TIER, self.region.key))
         spec.upstream.CopyFrom(
             aggregator_pb2.Upstream(aggregator="aggregator-1", address=address or self.root.address, job_id=JOB, seat=0)
         )
@@ -63,7 +64,7 @@ class Tiers:
                     seat=0, worker="w0", content_sha256=receipt.content_sha256, weight=receipt.weight
                 )
             ],
-            data_key=data_key_to_proto(self.region.key),
+            data_key=wrapped(self.region.sealing_key, TIER, self.region.key),
         )
         with calling("aggregator"):
             return await self.region.rounds.ForwardRound(request, timeout=20)

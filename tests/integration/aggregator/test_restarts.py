@@ -103,6 +103,7 @@ class KillableCluster(Cluster):
                 assert self.process.returncode is None, "the aggregator ended at its start"
                 await asyncio.sleep(0.02)
         self.address = json.loads(ready.read_text())["address"]
+        await self.meet()
 
     async def close_channels(self) -> None:
         for channel in self._channels:

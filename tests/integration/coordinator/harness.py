@@ -18,7 +18,8 @@ from cortex_common.identity import Role, TlsFiles
 from cortex_common.ids import NodeName, RoundNumber, SeatIndex
 from cortex_common.pb.v1 import coordinator_pb2, coordinator_pb2_grpc
 from cortex_common.rpc.channel import open_channel
-from cortex_common.security.encryption import EncryptionManager, ObjectHeader, ObjectKind
+from cortex_common.security.encryption import DataKey, EncryptionManager, ObjectHeader, ObjectKind
+from cortex_common.security.sealing import SealingKey
 from cortex_common.tensors import Arena, Manifest, TensorKind, chunk_count
 from cortex_common.transfer import pull_model, push_update
 from cortex_common.transfer.wire import data_key_from_proto, receipt_to_proto
@@ -122,6 +123,9 @@ class ScriptedWorker:
         self._site = site
         self._value = value
         self._incarnation = incarnation
+        self.sealing = SealingKey("cortex")
+        self.keys: dict[str, DataKey] = {}
+        """Data keys it was given."""
         self._arena: Arena | None = None
         self._held = ""
         self.pulled: list[tuple[int, str, int]] = []
@@ -141,7 +145,11 @@ class ScriptedWorker:
                 async with open_channel(entrance, tls, Role.COORDINATOR) as channel:
                     stub = coordinator_pb2_grpc.AssignmentServiceStub(channel)
                     request = coordinator_pb2.AttendRequest(
-                        worker=self.name, region=self._region, incarnation=self._incarnation, slots=1
+                        worker=self.name,
+                        region=self._region,
+                        incarnation=self._incarnation,
+                        slots=1,
+                        sealing_key=self.sealing.public,
                     )
                     async for answer in stub.Attend(request):
                         self._follow(stub, answer, running)
@@ -193,10 +201,16 @@ class ScriptedWorker:
         await stub.Report(report)
         self.done.append(assignment.assignment_id)
 
+    def _encryption(self, assignment: coordinator_pb2.Assignment) -> EncryptionManager:
+        key = data_key_from_proto(assignment.data_key)
+        opened = self.sealing.unwrap(assignment.job_id, key)
+        self.keys[opened.key_id] = opened
+        return EncryptionManager(opened)
+
     async def _pull(self, assignment: coordinator_pb2.Assignment) -> None:
         """The version to evaluate, from the aggregator named, into the memory of the last: `pull_model` verifies it."""
         tls = self._site.tls_of(Role.WORKER, self.name)
-        encryption = EncryptionManager(data_key_from_proto(assignment.data_key))
+        encryption = self._encryption(assignment)
         async with open_channel(assignment.aggregator_address, tls, Role.AGGREGATOR, bulk=True) as channel:
             base = assignment.base.sha256
             held = self._held
@@ -213,7 +227,7 @@ class ScriptedWorker:
         return self._arena
 
     async def _push(self, assignment: coordinator_pb2.Assignment) -> Any:
-        encryption = EncryptionManager(data_key_from_proto(assignment.data_key))
+        encryption = self._encryption(assignment)
         is_first = assignment.round == 0
         header = ObjectHeader(
             kind=ObjectKind.UPDATE,

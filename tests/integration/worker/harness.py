@@ -15,20 +15,21 @@ import grpc.aio
 from cortex_common.clock import SystemClock
 from cortex_common.codec import WeightCompressor
 from cortex_common.identity import Role, TlsFiles
+from cortex_common.ids import KeyId
 from cortex_common.job.parse import parse_job
 from cortex_common.job.spec import JobSpec
 from cortex_common.job.wire import spec_to_proto
 from cortex_common.pb.v1 import aggregator_pb2, aggregator_pb2_grpc, common_pb2, coordinator_pb2, coordinator_pb2_grpc
 from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.server import RpcSettings, serving
-from cortex_common.security.encryption import EncryptionManager
+from cortex_common.security.encryption import DataKey, EncryptionManager
 from cortex_common.tensors import DEFAULT_CHUNK_ELEMENTS
-from cortex_common.transfer.wire import data_key_to_proto
 from services.aggregator.main import run as run_aggregator
 from services.aggregator.settings import AggregatorSettings
 from services.worker.main import RunningWorker
 from services.worker.main import run as run_worker
 from services.worker.settings import WorkerSettings
+from tests.keys import wrapped
 
 TlsOf = Callable[[Role, str], TlsFiles]
 PATIENCE_S = 100
@@ -66,7 +67,7 @@ class ScriptedCoordinator(coordinator_pb2_grpc.AssignmentServiceServicer):
         while True:
             async with self._changed:
                 now = self.wanted.setdefault(request.worker, [])
-            yield coordinator_pb2.AttendResponse(assignments=now)
+            yield coordinator_pb2.AttendResponse(assignments=[_sent(each, request.sealing_key) for each in now])
             async with self._changed:
                 while self.wanted[request.worker] is now:
                     await self._changed.wait()
@@ -151,7 +152,7 @@ class Network:
                     strategy="fedavg",
                     strategy_options="",
                     chunk_elements=DEFAULT_CHUNK_ELEMENTS,
-                    data_key=data_key_to_proto(self.key),
+                    data_key=await self.wrapped_key(),
                     download_codec=download,
                 )
             )
@@ -166,7 +167,7 @@ class Network:
             job_id=self.job_id,
             round=number,
             job=spec_to_proto(spec),
-            data_key=data_key_to_proto(self.key),
+            data_key=common_pb2.DataKey(key_id=self.key.key_id, epoch=self.key.epoch, key=self.key.key),
             aggregator="aggregator-1",
             chunk_elements=DEFAULT_CHUNK_ELEMENTS,
             **fields,
@@ -192,10 +193,15 @@ class Network:
                     )
                     for each in reports
                 ],
-                data_key=data_key_to_proto(self.key),
+                data_key=await self.wrapped_key(),
             )
         )
         return answer.version.sha256
+
+    async def wrapped_key(self) -> common_pb2.DataKey:
+        """The data key, for the aggregator."""
+        answer = await self.rounds.GetSealingKey(aggregator_pb2.GetSealingKeyRequest())
+        return wrapped(answer.public_key, self.job_id, self.key)
 
     async def next_round(self, spec: JobSpec, **work: Any) -> coordinator_pb2.Assignment:
         """Open the next round for w1, on the first version of the job, and hand the work out."""
@@ -220,6 +226,15 @@ class Network:
         work = self.assignment(spec, 0, initialise=coordinator_pb2.InitialiseWork())
         await self.coordinator.assign(worker, work)
         return await self.seal(0, await self.coordinator.report_on(work, "trained"))
+
+
+def _sent(assignment: coordinator_pb2.Assignment, member: bytes) -> coordinator_pb2.Assignment:
+    """The assignment with its data key wrapped to the worker."""
+    sent = coordinator_pb2.Assignment()
+    sent.CopyFrom(assignment)
+    plain = assignment.data_key
+    sent.data_key.CopyFrom(wrapped(member, assignment.job_id, DataKey(KeyId(plain.key_id), plain.epoch, plain.key)))
+    return sent
 
 
 @asynccontextmanager

@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex_common.errors import CorruptError, InvalidArgumentError
+from cortex_common.ids import KeyId
 from cortex_common.pb.v1 import aggregator_pb2, transfer_pb2
+from cortex_common.security.objects import WrappedKey
 from cortex_common.transfer import ChunkFrame, HeaderFrame, Receipt, TrailerFrame, frame_from_bytes, frame_to_bytes
 from cortex_common.transfer.wire import data_key_from_proto, data_key_to_proto, receipt_from_proto, receipt_to_proto
-from tests.unit.dataplane.test_encryption import HEADER, KEY
+from tests.unit.dataplane.test_encryption import HEADER
 
 indices = st.integers(0, 2**32 - 1)
 
@@ -66,7 +68,8 @@ def test_a_cut_frame_is_refused(sealed: bytes, cut: int) -> None:
 def test_receipts_and_keys_survive() -> None:
     receipt = Receipt("job-1", 3, 1, 2, "w2", "ab" * 32, 12.5, 99, 7, newly_accepted=False)
     assert receipt_from_proto(receipt_to_proto(receipt)) == receipt
-    assert data_key_from_proto(data_key_to_proto(KEY)) == KEY
+    key = WrappedKey(KeyId("k"), 3, bytes(range(80)))
+    assert data_key_from_proto(data_key_to_proto(key)) == key
 
 
 @pytest.mark.parametrize("change", [{"kind": 9}, {"salt": b"short"}, {"object_id": b""}])

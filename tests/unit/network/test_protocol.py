@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex_common.errors import InvalidArgumentError, PreconditionError
-from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex, Sha256Hex
+from cortex_common.ids import JobId, KeyId, NodeName, RoundNumber, SeatIndex, Sha256Hex
 from cortex_common.job.parse import parse_job
 from cortex_common.job.status import JobPhase, JobStatus
 from cortex_common.network import messages as m
@@ -21,7 +21,7 @@ from cortex_common.network import work as w
 from cortex_common.network.protocol import Envelope, TenzroProtocol, type_of
 from cortex_common.network.wire import pull_from_proto, pull_request, report_request
 from cortex_common.pb.v1 import aggregator_pb2, coordinator_pb2
-from cortex_common.security.encryption import EncryptionManager
+from cortex_common.security.objects import WrappedKey
 from cortex_common.telemetry.hardware import Gpu, Resources
 from cortex_common.transfer.receipt import Receipt
 
@@ -42,7 +42,7 @@ ASSIGNMENT = w.Assignment(
     seat=SeatIndex(0),
     seats=2,
     spec=SPEC,
-    data_key=EncryptionManager.new_data_key(),
+    data_key=WrappedKey(KeyId("k"), 3, bytes(range(80))),
     aggregator=NodeName("aggregator-eu"),
     aggregator_address="127.0.0.1:50054",
     base_sha256="ab" * 32,

@@ -8,14 +8,14 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex
+from cortex_common.ids import JobId, KeyId, NodeName, RoundNumber, SeatIndex
 from cortex_common.job.parse import parse_job
 from cortex_common.network.work import Assignment, Evaluate, Evaluated, Failed, Hold, Train
-from cortex_common.security.encryption import EncryptionManager
+from cortex_common.security.objects import WrappedKey
 from services.worker.domain import Finished, Held, forget_old, is_finished, next_work, plan_jobs
 
 SPEC = parse_job({"model": {"input_dim": 64, "output_dim": 10}, "data": {"train": "digits"}})
-KEY = EncryptionManager.new_data_key()
+KEY = WrappedKey(KeyId("k"), 1, bytes(80))
 TRAINED = Evaluated(())
 
 

@@ -35,6 +35,11 @@ class RoundServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.GetSealingKey = channel.unary_unary(
+                '/cortex.v1.RoundService/GetSealingKey',
+                request_serializer=cortex_dot_v1_dot_aggregator__pb2.GetSealingKeyRequest.SerializeToString,
+                response_deserializer=cortex_dot_v1_dot_aggregator__pb2.GetSealingKeyResponse.FromString,
+                _registered_method=True)
         self.OpenRound = channel.unary_unary(
                 '/cortex.v1.RoundService/OpenRound',
                 request_serializer=cortex_dot_v1_dot_aggregator__pb2.OpenRoundRequest.SerializeToString,
@@ -71,10 +76,18 @@ class RoundServiceServicer:
     """For the coordinator.
     """
 
+    def GetSealingKey(self, request, context):
+        """The public key to wrap data keys to, made at each start of the aggregator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def OpenRound(self, request, context):
         """Opens a round for uploads. Idempotent: the same round again only refreshes its data key and cohort.
         INVALID_ARGUMENT: a limit is impossible. ABORTED: the fence is older than one seen. FAILED_PRECONDITION: a later
-        round is open, or this one with other terms. NOT_FOUND: base version is not here.
+        round is open, or this one with other terms. NOT_FOUND: base version is not here. UNAVAILABLE: the data key is wrapped
+        to another sealing key than that of now; so in SealRound and ForwardRound.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,6 +136,11 @@ class RoundServiceServicer:
 
 def add_RoundServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'GetSealingKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSealingKey,
+                    request_deserializer=cortex_dot_v1_dot_aggregator__pb2.GetSealingKeyRequest.FromString,
+                    response_serializer=cortex_dot_v1_dot_aggregator__pb2.GetSealingKeyResponse.SerializeToString,
+            ),
             'OpenRound': grpc.unary_unary_rpc_method_handler(
                     servicer.OpenRound,
                     request_deserializer=cortex_dot_v1_dot_aggregator__pb2.OpenRoundRequest.FromString,
@@ -164,6 +182,33 @@ def add_RoundServiceServicer_to_server(servicer, server):
 class RoundService:
     """For the coordinator.
     """
+
+    @staticmethod
+    def GetSealingKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cortex.v1.RoundService/GetSealingKey',
+            cortex_dot_v1_dot_aggregator__pb2.GetSealingKeyRequest.SerializeToString,
+            cortex_dot_v1_dot_aggregator__pb2.GetSealingKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def OpenRound(request,

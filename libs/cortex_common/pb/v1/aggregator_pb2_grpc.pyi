@@ -33,10 +33,13 @@ class RoundServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RoundServiceAsyncStub: ...
+    GetSealingKey: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.GetSealingKeyRequest, _aggregator_pb2.GetSealingKeyResponse]
+    """The public key to wrap data keys to, made at each start of the aggregator."""
     OpenRound: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.OpenRoundRequest, _aggregator_pb2.OpenRoundResponse]
     """Opens a round for uploads. Idempotent: the same round again only refreshes its data key and cohort.
     INVALID_ARGUMENT: a limit is impossible. ABORTED: the fence is older than one seen. FAILED_PRECONDITION: a later
-    round is open, or this one with other terms. NOT_FOUND: base version is not here.
+    round is open, or this one with other terms. NOT_FOUND: base version is not here. UNAVAILABLE: the data key is wrapped
+    to another sealing key than that of now; so in SealRound and ForwardRound.
     """
     WatchRound: _grpc.UnaryStreamMultiCallable[_aggregator_pb2.WatchRoundRequest, _aggregator_pb2.WatchRoundResponse]
     """The round's state now and again at each change, until it is closed. The first message comes at once.
@@ -62,10 +65,13 @@ class RoundServiceAsyncStub(RoundServiceStub):
     """For the coordinator."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    GetSealingKey: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.GetSealingKeyRequest, _aggregator_pb2.GetSealingKeyResponse]  # type: ignore[assignment]
+    """The public key to wrap data keys to, made at each start of the aggregator."""
     OpenRound: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.OpenRoundRequest, _aggregator_pb2.OpenRoundResponse]  # type: ignore[assignment]
     """Opens a round for uploads. Idempotent: the same round again only refreshes its data key and cohort.
     INVALID_ARGUMENT: a limit is impossible. ABORTED: the fence is older than one seen. FAILED_PRECONDITION: a later
-    round is open, or this one with other terms. NOT_FOUND: base version is not here.
+    round is open, or this one with other terms. NOT_FOUND: base version is not here. UNAVAILABLE: the data key is wrapped
+    to another sealing key than that of now; so in SealRound and ForwardRound.
     """
     WatchRound: _aio.UnaryStreamMultiCallable[_aggregator_pb2.WatchRoundRequest, _aggregator_pb2.WatchRoundResponse]  # type: ignore[assignment]
     """The round's state now and again at each change, until it is closed. The first message comes at once.
@@ -90,6 +96,14 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
     """For the coordinator."""
 
     @_abc_1.abstractmethod
+    def GetSealingKey(
+        self,
+        request: _aggregator_pb2.GetSealingKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_aggregator_pb2.GetSealingKeyResponse, _abc.Awaitable[_aggregator_pb2.GetSealingKeyResponse]]:
+        """The public key to wrap data keys to, made at each start of the aggregator."""
+
+    @_abc_1.abstractmethod
     def OpenRound(
         self,
         request: _aggregator_pb2.OpenRoundRequest,
@@ -97,7 +111,8 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_aggregator_pb2.OpenRoundResponse, _abc.Awaitable[_aggregator_pb2.OpenRoundResponse]]:
         """Opens a round for uploads. Idempotent: the same round again only refreshes its data key and cohort.
         INVALID_ARGUMENT: a limit is impossible. ABORTED: the fence is older than one seen. FAILED_PRECONDITION: a later
-        round is open, or this one with other terms. NOT_FOUND: base version is not here.
+        round is open, or this one with other terms. NOT_FOUND: base version is not here. UNAVAILABLE: the data key is wrapped
+        to another sealing key than that of now; so in SealRound and ForwardRound.
         """
 
     @_abc_1.abstractmethod

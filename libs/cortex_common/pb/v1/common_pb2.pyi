@@ -323,7 +323,7 @@ Global___ModelVersion: _TypeAlias = ModelVersion  # noqa: Y015
 
 @_typing.final
 class DataKey(_message.Message):
-    """A job's data key of one epoch. Travels only inside mTLS and only to members of the job."""
+    """A job's data key of one epoch, AES-256, wrapped to the sealing key of whom the message is for: nobody on the way can open it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -333,7 +333,9 @@ class DataKey(_message.Message):
     key_id: _builtins.str
     epoch: _builtins.int
     key: _builtins.bytes
-    """32 bytes, AES-256."""
+    """80 bytes: HPKE (RFC 9180) in base mode with DHKEM(X25519, HKDF-SHA256), HKDF-SHA256 and AES-256-GCM, the encapsulated
+    key first. `info` is the text "cortex data key v1", network, job id of the message, key_id and epoch, a line each.
+    """
     def __init__(
         self,
         *,

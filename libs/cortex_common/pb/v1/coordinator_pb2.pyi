@@ -466,11 +466,14 @@ class AttendRequest(_message.Message):
     REGION_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
+    SEALING_KEY_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     region: _builtins.str
     incarnation: _builtins.str
     """Changes at every start of the process; a newer line replaces an older one of the same worker."""
     slots: _builtins.int
+    sealing_key: _builtins.bytes
+    """X25519 public key, 32 bytes: what data keys for this worker are wrapped to."""
     def __init__(
         self,
         *,
@@ -478,10 +481,11 @@ class AttendRequest(_message.Message):
         region: _builtins.str = ...,
         incarnation: _builtins.str = ...,
         slots: _builtins.int = ...,
+        sealing_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "region", b"region", "slots", b"slots", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "region", b"region", "sealing_key", b"sealing_key", "slots", b"slots", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

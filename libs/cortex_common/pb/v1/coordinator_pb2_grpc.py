@@ -525,7 +525,7 @@ class AssignmentServiceServicer:
 
     def Attend(self, request, context):
         """Opens the worker's line: answers with its assignment now and at each change. On reconnect the current one is sent again.
-        PERMISSION_DENIED: the name is not the caller's.
+        PERMISSION_DENIED: the name is not the caller's. INVALID_ARGUMENT: no sealing key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

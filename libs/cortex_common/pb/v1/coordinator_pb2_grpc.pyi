@@ -177,7 +177,7 @@ class AssignmentServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AssignmentServiceAsyncStub: ...
     Attend: _grpc.UnaryStreamMultiCallable[_coordinator_pb2.AttendRequest, _coordinator_pb2.AttendResponse]
     """Opens the worker's line: answers with its assignment now and at each change. On reconnect the current one is sent again.
-    PERMISSION_DENIED: the name is not the caller's.
+    PERMISSION_DENIED: the name is not the caller's. INVALID_ARGUMENT: no sealing key.
     """
     Report: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ReportRequest, _coordinator_pb2.ReportResponse]
     """What the worker does, measured or found out. Idempotent. PERMISSION_DENIED: the name is not the caller's."""
@@ -189,7 +189,7 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Attend: _aio.UnaryStreamMultiCallable[_coordinator_pb2.AttendRequest, _coordinator_pb2.AttendResponse]  # type: ignore[assignment]
     """Opens the worker's line: answers with its assignment now and at each change. On reconnect the current one is sent again.
-    PERMISSION_DENIED: the name is not the caller's.
+    PERMISSION_DENIED: the name is not the caller's. INVALID_ARGUMENT: no sealing key.
     """
     Report: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ReportRequest, _coordinator_pb2.ReportResponse]  # type: ignore[assignment]
     """What the worker does, measured or found out. Idempotent. PERMISSION_DENIED: the name is not the caller's."""
@@ -204,7 +204,7 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_coordinator_pb2.AttendResponse], _abc.AsyncIterator[_coordinator_pb2.AttendResponse]]:
         """Opens the worker's line: answers with its assignment now and at each change. On reconnect the current one is sent again.
-        PERMISSION_DENIED: the name is not the caller's.
+        PERMISSION_DENIED: the name is not the caller's. INVALID_ARGUMENT: no sealing key.
         """
 
     @_abc_1.abstractmethod
