@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import Usage, children_of, peak_bytes, usage_of
+from benchmarks.processes import Usage, peak_bytes, tree_of, usage_of
 from cortex.local.layout import Layout
 from cortex.local.status import read_report
 from cortex_common.clock import SystemClock
@@ -38,11 +38,11 @@ class RunningNetwork:
     up_s: float
 
     def groups(self) -> dict[str, frozenset[int]]:
-        """Process ids by what they do; the trainers are children of their workers."""
+        """Process ids by what they do; what they started is below them."""
         report = read_report(Layout.of(self.directory))
         if report is None:
             raise BenchmarkError(f"no supervisor runs in {self.directory}")
-        groups: dict[str, set[int]] = {"supervisor": {report.supervisor.pid}, "trainers": set()}
+        groups: dict[str, set[int]] = {"supervisor": {report.supervisor.pid}}
         services = {"discovery", "coordinator", "gateway"}
         for entry in report.processes:
             if entry.process is None:
@@ -50,11 +50,15 @@ class RunningNetwork:
             group = entry.name if entry.name in services else entry.name.partition("-")[0]
             group = "aggregators" if group == "aggregator" else group if group in services else "workers"
             groups.setdefault(group, set()).add(entry.process.pid)
-            groups["trainers"] |= children_of(entry.process.pid)
         return {name: frozenset(pids) for name, pids in groups.items()}
 
+    def trainers(self) -> frozenset[int]:
+        """Process ids of the trainers, which are children of their workers."""
+        workers = self.groups()["workers"]
+        return frozenset().union(*(tree_of(pid) for pid in workers)) - workers
+
     def usage(self) -> Usage:
-        """CPU time of all its processes until now."""
+        """CPU time of all its processes until now; a worker's includes that of its trainers."""
         return usage_of(self.groups())
 
     def aggregator_peak_bytes(self) -> int:

@@ -24,12 +24,15 @@ def peak_bytes(pid: int) -> int:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process; 0 once it is gone."""
-    try:
-        times = psutil.Process(pid).cpu_times()
-    except psutil.NoSuchProcess:
-        return 0.0
-    return float(times.user + times.system)
+    """User and system time of a process and of all its children that have ended.
+
+    The kernel hands a process the time of each child that it waits for, so nothing is lost when a trainer ends.
+
+    Raises:
+        psutil.NoSuchProcess: it is gone.
+    """
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system + times.children_user + times.children_system)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +59,52 @@ class Usage:
         return max(0.0, self.machine_s - self.total_s) / self.at_s if self.at_s else 0.0
 
 
-def usage_of(groups: Mapping[str, frozenset[int]]) -> Usage:
-    """What these processes have used until now."""
-    used = {name: sum(cpu_seconds(pid) for pid in pids) for name, pids in groups.items()}
+def usage_of(roots: Mapping[str, frozenset[int]]) -> Usage:
+    """What these processes and all their descendants, ended ones included, have used until now.
+
+    Args:
+        roots: Process ids by group. A root below another one counts in its own group only.
+
+    Raises:
+        RuntimeError: a root has ended; what it used is no longer known.
+    """
+    while (used := _used(roots)) is None:
+        for name, pids in roots.items():
+            if gone := [pid for pid in pids if not psutil.pid_exists(pid)]:
+                raise RuntimeError(f"{name}: process {gone[0]} ended while it was measured")
     times = psutil.cpu_times()
     busy = sum(times) - times.idle - getattr(times, "iowait", 0.0)
     return Usage(SystemClock().monotonic_s(), used, float(busy))
 
 
-def children_of(pid: int) -> frozenset[int]:
-    """Descendants of a process."""
+def _used(roots: Mapping[str, frozenset[int]]) -> Mapping[str, float] | None:
+    """CPU-seconds by group; None if a process came or went meanwhile: its time may then count twice, or not at all."""
+    trees = _trees(roots)
     try:
-        return frozenset(child.pid for child in psutil.Process(pid).children(recursive=True))
+        used = {name: sum(cpu_seconds(pid) for pid in pids) for name, pids in trees.items()}
     except psutil.NoSuchProcess:
-        return frozenset()
+        return None
+    return used if trees == _trees(roots) else None
+
+
+def _trees(roots: Mapping[str, frozenset[int]]) -> Mapping[str, frozenset[int]]:
+    every = frozenset().union(*roots.values())
+    return {name: frozenset().union(*(tree_of(pid, every) for pid in pids)) for name, pids in roots.items()}
+
+
+def tree_of(pid: int, roots: frozenset[int] = frozenset()) -> frozenset[int]:
+    """A process and its descendants, but for those that are roots themselves, with what is below them."""
+    found: set[int] = set()
+    waiting = [pid]
+    while waiting:
+        current = waiting.pop()
+        found.add(current)
+        try:
+            children = psutil.Process(current).children()
+        except psutil.NoSuchProcess:
+            continue
+        waiting += [child.pid for child in children if child.pid not in roots]
+    return frozenset(found)
 
 
 def cores() -> int:

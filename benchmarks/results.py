@@ -77,7 +77,7 @@ def _round_row(entry: Entry) -> str:
     target = _TARGET_S.get((entry["codec"], entry["parameters"])) if is_target else None
     cpu = [run["cpu_s"] for run in runs]
     server = _median([each.get("aggregators", 0.0) for each in cpu])
-    workers = _median([each.get("workers", 0.0) + each.get("trainers", 0.0) for each in cpu])
+    workers = _median([each.get("workers", 0.0) for each in cpu])
     cells = (
         entry["system"],
         size_label(entry["parameters"]),

@@ -55,7 +55,7 @@ class _Mark:
 
     @property
     def worker_cpu_s(self) -> float:
-        return self.usage.groups["workers"] + self.usage.groups["trainers"]
+        return self.usage.groups["workers"]
 
 
 def measure() -> StartCost:
@@ -98,7 +98,7 @@ def _is_due(marks: list[_Mark], done: int) -> bool:
 
 
 def _mark(network: RunningNetwork, rounds: int) -> _Mark:
-    return _Mark(rounds, network.usage(), network.groups()["trainers"])
+    return _Mark(rounds, network.usage(), network.trainers())
 
 
 def repeated(times: int) -> Iterator[StartCost]:
