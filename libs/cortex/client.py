@@ -289,13 +289,14 @@ class Client:
 
     def _stream(self, start: Callable[[], Iterator[Message]]) -> Iterator[Message]:
         """Messages of a call to the coordinator, made again if it ended with its certificate and there is a new one."""
+        line = self._lines[Role.COORDINATOR]
         while True:
-            line = self._lines[Role.COORDINATOR]
+            before = line.current()
             try:
                 with calling(self._name(Role.COORDINATOR)):
                     yield from start()
             except UnauthenticatedError:
-                if not line.is_outdated():
+                if line.current() is before:
                     raise
             else:
                 return

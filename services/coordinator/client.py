@@ -16,7 +16,7 @@ from cortex_common.ids import JobId, SeatIndex, Sha256Hex
 from cortex_common.pb.v1 import aggregator_pb2, aggregator_pb2_grpc, common_pb2, discovery_pb2, discovery_pb2_grpc
 from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.errors import calling
-from cortex_common.rpc.renewing import follow
+from cortex_common.rpc.following import follow
 from cortex_common.security.encryption import DataKey, EncryptionManager
 from cortex_common.security.sealing import KeyWrapper, Wrap, check_public_key
 from cortex_common.tensors import Arena

@@ -16,7 +16,7 @@ from cortex_common.network.heartbeat import Announcer, GrpcAnnouncer
 from cortex_common.pb.v1 import coordinator_pb2_grpc
 from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.errors import calling
-from cortex_common.rpc.renewing import follow
+from cortex_common.rpc.following import follow
 
 Metadata = Sequence[tuple[str, str | bytes]]
 

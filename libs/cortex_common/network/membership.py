@@ -17,7 +17,7 @@ from cortex_common.pb.v1 import identity_pb2, identity_pb2_grpc
 from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.denial import Denial, DenyList
 from cortex_common.rpc.errors import calling
-from cortex_common.rpc.renewing import follow
+from cortex_common.rpc.following import follow
 from cortex_common.security.issuing import write_files
 
 _log = get_logger(__name__)

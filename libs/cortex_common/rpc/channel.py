@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from threading import Lock
 
 import grpc
 import grpc.aio
@@ -62,20 +63,18 @@ class RenewingSyncChannel:
         self._stamp = files_stamp(tls)
         self._channel = self._open()
         self._before: list[grpc.Channel] = []
-
-    def is_outdated(self) -> bool:
-        """Whether there are other files than when the channel was opened."""
-        return files_stamp(self._tls) != self._stamp
+        self._one_at_a_time = Lock()
 
     def current(self) -> grpc.Channel:
         """The channel to call over now; calls on the ones before go on."""
-        stamp = files_stamp(self._tls)
-        if stamp != self._stamp:
-            with suppress(CortexError):  # files that do not fit together yet; the channel there is may still do
-                fresh = self._open()
-                self._before.append(self._channel)
-                self._channel, self._stamp = fresh, stamp
-        return self._channel
+        with self._one_at_a_time:
+            stamp = files_stamp(self._tls)
+            if stamp != self._stamp:
+                with suppress(CortexError):  # files that do not fit together yet; the channel there is may still do
+                    fresh = self._open()
+                    self._before.append(self._channel)
+                    self._channel, self._stamp = fresh, stamp
+            return self._channel
 
     def close(self) -> None:
         """Close every channel."""

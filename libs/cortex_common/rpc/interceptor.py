@@ -29,6 +29,8 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Guard: TypeAlias = Callable[[object, "_Context"], AbstractAsyncContextManager[None]]
 INTERNAL = "internal error"
+# Kind of error of a call that was let in and lasted longer than its certificate: the caller begins it anew.
+ENDED = "ended"
 
 
 class GuardingInterceptor(grpc.aio.ServerInterceptor):
@@ -102,7 +104,8 @@ class GuardingInterceptor(grpc.aio.ServerInterceptor):
         try:
             yield
         except (UnauthenticatedError, ForbiddenError) as error:
-            self._auditor.refused(call, error)
+            if error.kind != ENDED:
+                self._auditor.refused(call, error)
             raise
         except CortexError as error:
             if is_privileged:
@@ -155,7 +158,7 @@ async def _while_allowed(standings: Sequence[Certificate], now_s: float, denied:
         if limit.expired():
             for each in standings:
                 denied.check(each)
-            raise UnauthenticatedError(expired(first), "expired") from None
+            raise UnauthenticatedError(expired(first), ENDED) from None
         raise
 
 
@@ -168,7 +171,9 @@ def _code_of(context: _Context, default: grpc.StatusCode) -> grpc.StatusCode:
 
 
 def _report(method: str, context: _Context, error: CortexError) -> None:
-    if isinstance(error, ForbiddenError | UnauthenticatedError):
+    if isinstance(error, UnauthenticatedError) and error.kind == ENDED:
+        _log.info("rpc_outlived_certificate", method=method, peer=context.peer(), reason=error.message)
+    elif isinstance(error, ForbiddenError | UnauthenticatedError):
         REFUSALS.labels(error.kind).inc()
         _log.warning("rpc_refused", method=method, peer=context.peer(), reason=error.message)
     else:

@@ -98,7 +98,7 @@ async def pull_frames(
     )
     call = method(request)
     try:
-        with transferring(what):
+        with transferring(what, channel):
             while True:
                 data = await call.read()
                 if not isinstance(data, bytes):

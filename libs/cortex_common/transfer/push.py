@@ -93,12 +93,13 @@ class _Push:
         self.bytes_up = 0
 
     async def attempt(self) -> Receipt:
-        method: Callable[[], Any] = self._channel().stream_stream(
+        channel = self._channel()
+        method: Callable[[], Any] = channel.stream_stream(
             PUSH_METHOD, response_deserializer=aggregator_pb2.PushUpdateResponse.FromString
         )
         call = method()
         try:
-            with transferring(f"uploading round {self._header.round} of job {self._header.job_id}"):
+            with transferring(f"uploading round {self._header.round} of job {self._header.job_id}", channel):
                 return await self._exchange(call)
         finally:
             call.cancel()

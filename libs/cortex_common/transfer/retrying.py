@@ -13,6 +13,7 @@ import grpc.aio
 from cortex_common.clock import Clock, SystemClock
 from cortex_common.errors import CorruptError, OverloadedError, UnavailableError
 from cortex_common.rpc.errors import error_from_rpc
+from cortex_common.rpc.renewing import serial_of
 from cortex_common.rpc.retry import backoff
 
 T = TypeVar("T")
@@ -22,11 +23,18 @@ _MAX_FAULTS = 4
 
 
 @contextmanager
-def transferring(what: str) -> Iterator[None]:
-    """Turn RPC errors of a stream into Cortex errors; a stream that was reset or cancelled counts as unavailable."""
+def transferring(what: str, channel: grpc.aio.Channel | None = None) -> Iterator[None]:
+    """Turn RPC errors of a stream into Cortex errors; one that may go on at the next attempt counts as unavailable.
+
+    That is a stream that was reset or cancelled, and one that ended with the certificate with which it began, when its
+    channel has a newer one.
+    """
+    serial = serial_of(channel)
     try:
         yield
     except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED and serial_of(channel) != serial:
+            raise UnavailableError(f"{what}: it lasted longer than the certificate it began with") from error
         if error.code() in _TRANSPORT_FAULTS and not error.trailing_metadata():
             raise UnavailableError(f"{what}: the stream broke ({error.details()})") from error
         raise error_from_rpc(error, what) from error

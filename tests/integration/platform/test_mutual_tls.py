@@ -22,6 +22,7 @@ from cortex_common.ids import NodeName
 from cortex_common.pb.v1 import discovery_pb2, discovery_pb2_grpc
 from cortex_common.rpc.channel import channel_options, open_channel, open_sync_channel
 from cortex_common.rpc.errors import calling
+from cortex_common.rpc.metrics import REFUSALS
 from cortex_common.security.authority import Authority
 from cortex_common.security.certificates import certificate_of, read_certificate
 from tests.fakes import ManualClock
@@ -123,6 +124,11 @@ async def test_a_certificate_that_expires_during_the_connection_is_refused_at_th
             await heartbeat(channel)
 
 
+def refusals() -> float:
+    """Calls refused so far, whatever for."""
+    return sum(sample.value for sample in next(iter(REFUSALS.collect())).samples if sample.name.endswith("_total"))
+
+
 async def test_a_stream_ends_with_the_certificate(
     serve_example: ServeExample, authority: Authority, tls_of: TlsOf, tmp_path: Path
 ) -> None:
@@ -137,9 +143,12 @@ async def test_a_stream_ends_with_the_certificate(
         stream = discovery_pb2_grpc.DiscoveryServiceStub(channel).WatchNodes(discovery_pb2.WatchNodesRequest())
         answers = aiter(stream)
         await anext(answers)
+        refused = refusals()
         with pytest.raises(UnauthenticatedError, match="expired at"), calling("discovery"):
             await anext(answers)
         assert served.discovery.watching == 0
+        # Nobody was refused: the call was let in, and lasted longer than its certificate.
+        assert refusals() == refused
 
 
 async def test_a_node_of_another_network_is_refused(served: Served, authority: Authority, tmp_path: Path) -> None:

@@ -1,0 +1,162 @@
+"""Every certificate of a network replaced again and again under a job that is running: nobody notices."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from cortex import Client
+from cortex.local.detached import stop_network
+from cortex.local.network import CertificateLives, LocalNetwork, read_network
+from cortex.local.status import running_report
+from cortex_common.identity import Role, TlsFiles
+from cortex_common.security.certificates import certificate_of
+from tests.e2e.conftest import Shell
+from tests.waiting import until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+LIVES = CertificateLives(leaf_s=20, issuing_s=40, root_s=40)
+ROUNDS = 85
+# A model of 24,010 numbers takes 0.77 s that way, and 85 rounds more than three times half of a root's life.
+UP = "1Mbit/s"
+WIDE = {"hidden_dims: [32]": "hidden_dims: [320]"}
+# What a service says when a certificate was in its way; each would be an error that somebody sees.
+TROUBLE = (
+    "certificate_not_renewed",
+    "certificate_files_not_usable",
+    "trust_not_followed",
+    "rpc_refused",
+    "rpc_failed",
+    "network_away",
+    "discovery_away",
+    "authority_not_rotated",
+)
+
+
+@pytest.fixture(scope="module")
+def short_lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """A network whose certificates end within a minute."""
+    shell = Shell(tmp_path_factory.mktemp("short"))
+    shell.layout.root.mkdir()
+    shell.layout.network_file.write_text(LocalNetwork(workers=2, lives=LIVES).model_dump_json())
+    done = shell.run("up", "--detach")
+    try:
+        assert done.returncode == 0, done.stderr
+        yield shell
+    finally:
+        stop_network(shell.layout)
+
+
+def processes(network: Shell) -> dict[str, int]:
+    """Process ids by name of a member."""
+    report = running_report(network.layout)
+    assert report is not None
+    return {entry.name: entry.process.pid for entry in report.processes if entry.process}
+
+
+def slow_down(network: Shell) -> None:
+    """Let updates leave no faster than `UP`, so that a job takes its time and streams are open at any moment."""
+    before = processes(network)
+    workers = [member.name for member in read_network(network.layout).of_role(Role.WORKER)]
+    for name in workers:
+        path = network.layout.config(name)
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"bandwidth": {"up": UP}}))
+        os.kill(before[name], signal.SIGKILL)
+    until(lambda: all(processes(network).get(name, before[name]) != before[name] for name in workers))
+    until(lambda: all(row["health"] == "healthy" for row in network.json("ps")))
+
+
+@dataclass
+class Serials:
+    """The certificates each node has had, and each generation of the authorities, looked at again and again."""
+
+    network: Shell
+    leaves: dict[str, set[int]] = field(default_factory=dict)
+    authorities: dict[str, set[str]] = field(default_factory=dict)
+
+    def look(self) -> None:
+        for folder in self.network.layout.certificates.iterdir():
+            leaf = certificate_of(TlsFiles(folder / "ca.pem", folder / "tls.crt", folder / "tls.key"))
+            self.leaves.setdefault(folder.name, set()).add(leaf.serial)
+        for kind in ("root", "issuing"):
+            made = {path.name for path in self.network.layout.authority.glob(f"{kind}-*.crt")}
+            self.authorities.setdefault(kind, set()).update(made)
+
+    @property
+    def fewest_rotations(self) -> int:
+        seen = [*self.leaves.values(), *self.authorities.values()]
+        return min(len(each) for each in seen) - 1
+
+
+def server_events(network: Shell, job_id: str, kind: str) -> list[tuple[str, Any]]:
+    """Everything an HTTP client is told until the job has ended."""
+    members = read_network(network.layout)
+    headers = {"Authorization": f"Bearer {network.layout.token_file.read_text().strip()}"}
+    url = f"http://{members.address(Role.GATEWAY, 'http')}/api/v1/jobs/{job_id}/events?kind={kind}"
+    told, name = [], ""
+    with httpx.stream("GET", url, headers=headers, timeout=60) as answer:
+        for line in answer.iter_lines():
+            key, _, value = line.partition(": ")
+            if key == "event":
+                name = value
+            elif key == "data":
+                told.append((name, json.loads(value)))
+    return told
+
+
+def troubles(network: Shell) -> list[str]:
+    """Lines of the services' logs that tell of a certificate in somebody's way."""
+    return [
+        f"{path.name}: {line}"
+        for path in network.layout.logs.iterdir()
+        for line in path.read_text().splitlines()
+        if any(f'"event": "{event}"' in line for event in TROUBLE)
+    ]
+
+
+def test_a_job_goes_on_while_every_certificate_is_replaced_three_times(network: Shell, short_lived: Shell):
+    calm = network.json("submit", network.job(ROUNDS, WIDE), "--wait")
+    slow_down(short_lived)
+    logged, started = len(troubles(short_lived)), processes(short_lived)
+    serials = Serials(short_lived)
+    serials.look()
+
+    watcher = short_lived.start("submit", short_lived.job(ROUNDS, WIDE), "--wait", "--json")
+    assert watcher.stderr is not None
+    job_id = watcher.stderr.readline().split()[-1]
+    with ThreadPoolExecutor() as threads, Client(directory=short_lived.layout.root) as client:
+        following: dict[str, Future[list[Any]]] = {
+            "status": threads.submit(server_events, short_lived, job_id, "status"),
+            "events": threads.submit(server_events, short_lived, job_id, "events"),
+            "sdk": threads.submit(lambda: list(client.events(job_id, follow=True))),
+        }
+        while not client.status(job_id).status.is_terminal:
+            serials.look()
+            threading.Event().wait(0.5)
+        told = {name: each.result(timeout=30) for name, each in following.items()}
+    out, err = watcher.communicate(timeout=30)
+
+    assert watcher.returncode == 0, err
+    status = json.loads(out.splitlines()[-1])
+    assert [entry["round"] for entry in status["history"]] == list(range(1, ROUNDS + 1))
+    assert all(entry["accepted"] == 2 for entry in status["history"])
+    assert status["model"]["sha256"] == calm["model"]["sha256"]
+    assert serials.fewest_rotations >= 3, (serials.leaves, serials.authorities)
+    assert troubles(short_lived)[logged:] == []
+    assert processes(short_lived) == started
+
+    assert told["status"][-1][0] == told["events"][-1][0] == "end"
+    sequence = [event["sequence"] for name, event in told["events"] if name == "event"]
+    assert sequence == [event.sequence for event in told["sdk"]] == list(range(1, len(sequence) + 1))
+    assert {"round_retried", "worker_replaced"}.isdisjoint(event.name for event in told["sdk"])
