@@ -1,0 +1,131 @@
+"""A worker is shut out in the middle of a job: everybody refuses it within seconds, and the job goes on without it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from cortex import Client
+from cortex.local.detached import stop_network
+from cortex.local.network import read_network
+from cortex_common.errors import UnauthenticatedError
+from cortex_common.identity import Role
+from cortex_common.rpc.channel import open_sync_channel
+from cortex_common.rpc.errors import calling
+from tests.e2e.conftest import WIDE, Shell
+from tests.waiting import until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+WITHIN_S = 10.0
+ROUNDS = 12
+
+
+@pytest.fixture
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """Three workers, one more than the job takes."""
+    shell = Shell(tmp_path_factory.mktemp("network"))
+    done = shell.run("up", "--detach", "--workers", "3")
+    try:
+        assert done.returncode == 0, done.stderr
+        yield shell
+    finally:
+        stop_network(shell.layout)
+
+
+class Caller:
+    """Calls with a worker's certificate: a stream and short calls at one server."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._health = health_pb2_grpc.HealthStub(channel)
+        self._stream = self._health.Watch(health_pb2.HealthCheckRequest())
+        assert next(self._stream).status == health_pb2.HealthCheckResponse.SERVING
+        self.cut_s = float("inf")
+        self.reason = ""
+        self._reading = threading.Thread(target=self._read)
+        self._reading.start()
+
+    def _read(self) -> None:
+        try:
+            with calling("the server"):
+                list(self._stream)
+        except UnauthenticatedError as error:
+            self.cut_s, self.reason = time.monotonic(), error.message
+
+    def wait(self) -> None:
+        self._reading.join(2 * WITHIN_S)
+
+    def call(self) -> None:
+        with calling("the server"):
+            self._health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+
+
+def counted(network: Shell, job_id: str) -> dict[str, list[int]]:
+    """Rounds in whose version each worker's update is."""
+    found: dict[str, list[int]] = {}
+    database = network.layout.state("coordinator") / "coordinator.db"
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        rows = connection.execute("SELECT worker, round FROM contribution WHERE job_id = ? ORDER BY round", (job_id,))
+        for worker, number in rows:
+            if number:
+                found.setdefault(worker, []).append(number)
+    return found
+
+
+def test_a_revoked_worker_is_out_within_seconds_and_the_job_goes_on_with_another(network: Shell):
+    network.slow_down()
+    members = read_network(network.layout)
+    watcher = network.start("submit", network.job(ROUNDS, WIDE), "--wait", "--json")
+    assert watcher.stderr is not None
+    job_id = watcher.stderr.readline().split()[-1]
+    with Client(directory=network.layout.root) as client, ExitStack() as channels:
+        until(lambda: client.status(job_id).round >= 3)
+        lost = min(counted(network, job_id))
+        tls = network.layout.tls(lost)
+        callers = {
+            member.name: Caller(channels.enter_context(open_sync_channel(member.address() or "", tls, member.service)))
+            for member in members.members
+            if member.service in (Role.COORDINATOR, Role.AGGREGATOR, Role.DISCOVERY)
+        }
+        assert len(callers) == 4
+        for caller in callers.values():
+            caller.call()
+
+        until(lambda: any("uploading" in doing for doing in activities(client, job_id, lost)))
+        before, started_s = client.status(job_id).round, time.monotonic()
+        revoked = network.json("node", "revoke", lost, "--reason", "laptop lost")
+        assert revoked == {"revoked": [f"spiffe://cortex/worker/{lost}"]}
+        for name, caller in callers.items():
+            caller.wait()
+            assert caller.cut_s - started_s < WITHIN_S, name
+            assert "laptop lost" in caller.reason
+            with pytest.raises(UnauthenticatedError, match="was revoked"):
+                caller.call()
+        after = client.status(job_id).round
+        assert after < ROUNDS
+
+        out, err = watcher.communicate(timeout=100)
+        assert watcher.returncode == 0, err
+        status = json.loads(out.splitlines()[-1])
+        assert [entry["round"] for entry in status["history"]] == list(range(1, ROUNDS + 1))
+        assert all(entry["accepted"] == 2 for entry in status["history"])
+        rounds = counted(network, job_id)
+        assert rounds[lost][: before - 1] == list(range(1, before))
+        assert max(rounds[lost]) <= after
+        assert len(rounds) == 3
+        assert {name for name, each in rounds.items() if ROUNDS in each} == set(rounds) - {lost}
+        assert any(event.name == "seat_given_on" for event in client.events(job_id))
+        assert lost not in {node.name for node in client.nodes() if node.health == "live"}
+
+
+def activities(client: Client, job_id: str, worker: str) -> list[str]:
+    """What a worker is doing for a job now, in words."""
+    return [each.activity for each in client.status(job_id).workers if each.worker == worker]
