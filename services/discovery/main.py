@@ -25,7 +25,7 @@ from cortex_common.telemetry.metrics import cortex_version, publish_build_info
 from cortex_common.telemetry.ops_server import ops_server
 from cortex_common.telemetry.resources import probe_resources
 from services.discovery.admission import NodeAdmission
-from services.discovery.identity_service import IdentityAuthority
+from services.discovery.identity_service import ADVANCE_EVERY_S, IdentityAuthority
 from services.discovery.identity_store import FileIdentityStore, read_tickets
 from services.discovery.service import NodeDiscoveryService
 from services.discovery.servicer import (
@@ -75,6 +75,7 @@ async def run(
             tasks.create_task(service.sweep_forever(settings.sweep_every_s)),
             tasks.create_task(service.save_forever(settings.snapshot_every_s)),
             tasks.create_task(identities.advance_forever()),
+            tasks.create_task(_follow_tickets(settings, identities, clock)),
         ]
         log.info("serving", address=server.address, enrolment=identities.address, metrics_port=ops.port)
         if settings.ready_file is not None:
@@ -120,6 +121,29 @@ async def _identities(settings: DiscoverySettings, service: NodeDiscoveryService
     if settings.join_tokens is not None:
         await identities.take_tickets(read_tickets(settings.join_tokens))
     return identities
+
+
+async def _follow_tickets(settings: DiscoverySettings, identities: IdentityAuthority, clock: Clock) -> None:
+    """Take up join tokens that are written to the file later: a file that cannot be read then changes nothing."""
+    if settings.join_tokens is None:
+        return
+    seen = await asyncio.to_thread(_content, settings.join_tokens)
+    while True:
+        await clock.sleep(ADVANCE_EVERY_S)
+        if (content := await asyncio.to_thread(_content, settings.join_tokens)) == seen:
+            continue
+        seen = content
+        try:
+            await identities.take_tickets(read_tickets(settings.join_tokens))
+        except CortexError as error:
+            log.warning("join_tokens_not_taken", reason=str(error))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 @asynccontextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 from cortex.local.files import write_text
 from cortex.local.layout import Layout
@@ -26,33 +28,68 @@ TOKEN_LIFE_S = 86_400.0
 _WORTHWHILE_S = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Joiner:
+    """Who is to have a certificate of its own, where it keeps that, and the file it finds its join token in."""
+
+    identity: Identity
+    region: str
+    tls: TlsFiles
+    token: Path
+
+
 def permit_joining(layout: Layout, network: LocalNetwork, clock: Clock) -> None:
-    """Make the authority if there is none, and a join token for everybody who has no certificate of it.
+    """Make the authority if there is none, and a join token for everybody who has no certificate of it."""
+    authority = Authority.open(network.network, layout.authority, network.lives.as_lives())
+    enrolment = network.address(Role.DISCOVERY, "enrolment")
+    joiners = [
+        Joiner(identity, region, layout.tls(identity.name), layout.join_token(identity.name))
+        for identity, region in _joiners(network)
+    ]
+    permit(authority, joiners, enrolment, layout.join_tokens_file, clock)
+
+
+def permit(
+    authority: Authority,
+    joiners: Iterable[Joiner],
+    enrolment: str,
+    tickets_file: Path,
+    clock: Clock,
+    life_s: float = TOKEN_LIFE_S,
+) -> list[Identity]:
+    """Give a join token to everybody who has no certificate of the authority; who got one.
 
     Discovery gets its own certificate from the authority by itself. Tokens are kept where only their owner can read
     them, hashes of them where discovery does.
+
+    Args:
+        authority: The network's.
+        joiners: Everybody but discovery.
+        enrolment: host:port at which discovery enrols.
+        tickets_file: What discovery reads.
+        clock: What time it is.
+        life_s: How long the tokens may be used.
     """
-    authority = Authority.open(network.network, layout.authority, network.lives.as_lives())
-    enrolment = network.address(Role.DISCOVERY, "enrolment")
-    now_s, tickets = clock.wall_s(), []
-    for identity, region in _joiners(network):
-        file = layout.join_token(identity.name)
-        if _is_good(layout.tls(identity.name), identity, authority, now_s):
-            file.unlink(missing_ok=True)
+    now_s, tickets, permitted = clock.wall_s(), [], []
+    for joiner in joiners:
+        if _is_good(joiner.tls, joiner.identity, authority, now_s):
+            joiner.token.unlink(missing_ok=True)
             continue
-        token = JoinToken.fresh(identity, region, enrolment, authority.fingerprint)
-        write_text(file, token.encode() + "\n", mode=0o600)
+        token = JoinToken.fresh(joiner.identity, joiner.region, enrolment, authority.fingerprint)
+        write_text(joiner.token, token.encode() + "\n", mode=0o600)
+        permitted.append(joiner.identity)
         tickets.append(
             {
                 "id": token.token_id,
                 "hash": token.hash,
-                "identity": identity.uri,
-                "region": region,
+                "identity": joiner.identity.uri,
+                "region": joiner.region,
                 "made_s": now_s,
-                "expires_s": now_s + TOKEN_LIFE_S,
+                "expires_s": now_s + life_s,
             }
         )
-    write_text(layout.join_tokens_file, json.dumps({"tickets": tickets}) + "\n", mode=0o600)
+    write_text(tickets_file, json.dumps({"tickets": tickets}) + "\n", mode=0o600)
+    return permitted
 
 
 def _joiners(network: LocalNetwork) -> Iterator[tuple[Identity, str]]:

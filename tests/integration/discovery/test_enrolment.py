@@ -6,13 +6,14 @@ import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import grpc.aio
 import pytest
 
+from cortex.local.joining import Joiner, permit
 from cortex_common.clock import SystemClock
 from cortex_common.errors import (
     CortexError,
@@ -163,6 +164,25 @@ async def test_an_answer_that_was_lost_can_be_asked_for_again(network: Network) 
     tls.certificate.unlink()
     await enroll(token, tls, [])
     await network.beat(tls, "eu-1")
+
+
+async def test_tokens_written_while_discovery_runs_are_taken_up(network: Network) -> None:
+    authority = Authority("cortex", network.folder / "authority")
+    identity, tls = Identity("cortex", Role.WORKER, NodeName("late")), network.files("late")
+    joiner = Joiner(identity, "eu", tls, network.folder / "late" / "join")
+    (network.folder / "tokens.json").write_text("not whole yet")
+    assert permit(authority, [joiner], network.enrolment, network.folder / "tokens.json", CLOCK) == [identity]
+
+    async def joined() -> None:
+        with suppress(UnauthenticatedError):
+            await enroll(JoinToken.decode(joiner.token.read_text()), tls, [])
+
+    async with asyncio.timeout(20):
+        while not tls.certificate.exists():
+            await joined()
+    await network.beat(tls, "late")
+    assert permit(authority, [joiner], network.enrolment, network.folder / "tokens.json", CLOCK) == []
+    assert not joiner.token.exists()
 
 
 @pytest.mark.parametrize("change", [{"secret": b"x" * 32}, {"token_id": "000000000000"}])
