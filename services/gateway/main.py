@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 
+from cortex_common.buckets import Allowance
 from cortex_common.clock import Clock, SystemClock
 from cortex_common.identity import Identity, Role
 from cortex_common.lifecycle import run_service, sleep_unless, write_ready_file
@@ -19,6 +20,7 @@ from cortex_common.logging import configure_logging, get_logger
 from cortex_common.network.enrolment import enroll_patiently
 from cortex_common.network.heartbeat import NodeReport, heartbeat_forever
 from cortex_common.network.membership import Membership
+from cortex_common.rpc.auditing import Auditor, auditing
 from cortex_common.rpc.channel import open_channel
 from cortex_common.security.tokens import TokenStore
 from cortex_common.settings import load_settings
@@ -27,8 +29,10 @@ from cortex_common.telemetry.metrics import cortex_version, publish_build_info
 from cortex_common.telemetry.ops_server import ops_server
 from cortex_common.telemetry.resources import probe_resources
 from services.gateway import metrics
+from services.gateway.access import Access, Limits
 from services.gateway.app import create_app
 from services.gateway.client import Channels, JobClient, NodeClient
+from services.gateway.oidc import OidcVerifier
 from services.gateway.routes.operations import Readiness, check
 from services.gateway.server import RunningHttp, http_server
 from services.gateway.settings import GatewaySettings
@@ -69,7 +73,10 @@ async def run(
     publish_build_info("gateway")
     publish_node(settings.tls, settings.state_dir, clock)
     _warn_of_plain_http(settings)
-    async with _surroundings(settings, clock, stop) as surroundings:
+    async with (
+        auditing(settings.state_dir / "audit", settings.tls, clock) as auditor,
+        _surroundings(settings, clock, stop, auditor) as surroundings,
+    ):
         app = create_app(surroundings, settings.max_body_bytes)
         peers = Peers(await check(surroundings))
         async with (
@@ -84,7 +91,7 @@ async def run(
             )
             tasks.create_task(_probe_forever(surroundings, peers))
             membership = Membership(settings.tls, settings.discovery, settings.state_dir / "denials.json", clock)
-            keeping = tasks.create_task(membership.keep())
+            keeping = [tasks.create_task(membership.keep()), tasks.create_task(surroundings.access.keep())]
             log.info("serving", url=http.url, metrics_port=ops.port)
             if settings.ready_file is not None:
                 facts = {"service": "gateway", "name": settings.name, "address": address, "metrics_port": ops.port}
@@ -92,11 +99,14 @@ async def run(
             if started is not None:
                 started.set_result(http)
             await stop.wait()
-            keeping.cancel()
+            for task in keeping:
+                task.cancel()
 
 
 @asynccontextmanager
-async def _surroundings(settings: GatewaySettings, clock: Clock, stop: asyncio.Event) -> AsyncIterator[Surroundings]:
+async def _surroundings(
+    settings: GatewaySettings, clock: Clock, stop: asyncio.Event, auditor: Auditor
+) -> AsyncIterator[Surroundings]:
     async with AsyncExitStack() as open_channels:
 
         async def dial(address: str, role: Role, *, bulk: bool = False) -> grpc.aio.Channel:
@@ -108,15 +118,19 @@ async def _surroundings(settings: GatewaySettings, clock: Clock, stop: asyncio.E
             watches=await dial(to, Role.COORDINATOR),
             bulk=await dial(to, Role.COORDINATOR, bulk=True),
         )
+        tokens = TokenStore(settings.token_file, clock)
         yield Surroundings(
             jobs=JobClient(channels, f"coordinator at {to}"),
             nodes=NodeClient(await dial(settings.discovery, Role.DISCOVERY), f"discovery at {settings.discovery}"),
-            tokens=TokenStore(settings.token_file, clock),
+            tokens=tokens,
+            access=_access(settings, tokens, clock),
+            auditor=auditor,
             clock=clock,
             streams=Streams(settings.max_event_streams),
             watch_patience_s=settings.watch_patience_s,
             stopping=stop,
         )
+        await asyncio.to_thread(tokens.save_use)
 
 
 async def _probe_forever(surroundings: Surroundings, peers: Peers) -> None:
@@ -132,6 +146,15 @@ async def _probe_forever(surroundings: Surroundings, peers: Peers) -> None:
         pause_s = _PROBE_EVERY_S if all_up else _PROBE_AGAIN_S
         if await sleep_unless(surroundings.stopping, pause_s, surroundings.clock):
             return
+
+
+def _access(settings: GatewaySettings, tokens: TokenStore, clock: Clock) -> Access:
+    limits = Limits(
+        requests=Allowance(settings.requests_per_s, settings.requests_burst),
+        failures=Allowance(settings.bad_tokens_per_s, settings.bad_tokens_burst),
+    )
+    oidc = OidcVerifier(settings.oidc, clock) if settings.oidc is not None else None
+    return Access(tokens, oidc, limits, clock)
 
 
 def _dial(settings: GatewaySettings) -> Callable[[], grpc.aio.Channel]:

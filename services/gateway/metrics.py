@@ -8,4 +8,5 @@ REQUESTS = counter("cortex_gateway_requests_total", "HTTP requests answered.", (
 SECONDS = histogram("cortex_gateway_request_seconds", "Time until an answer began.", ("method", "route"))
 SENT = counter("cortex_gateway_sent_bytes_total", "Bytes of answers' bodies.", ("route",))
 EVENT_STREAMS = gauge("cortex_gateway_event_streams", "Event streams open now.")
+THROTTLED = counter("cortex_gateway_throttled_total", "Requests refused for coming too often.", ("what",))
 PEER_UP = gauge("cortex_gateway_peer_up", "Whether the peer answered the last probe.", ("peer",))

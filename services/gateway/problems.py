@@ -127,7 +127,8 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def answer(error: CortexError, headers: Mapping[str, str] | None = None) -> Response:
     """The HTTP response for an error."""
     kind = kind_of(error)
-    advice = {} if kind.retry_after_s is None else {"Retry-After": str(kind.retry_after_s)}
+    wait_s = getattr(error, "retry_after_s", kind.retry_after_s)
+    advice = {} if wait_s is None else {"Retry-After": str(wait_s)}
     if kind.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         advice["Connection"] = "close"
     return _response(problem_of(error), {**advice, **(headers or {})})

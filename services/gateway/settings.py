@@ -3,11 +3,62 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from cortex_common.security.tokens import Scope
 from cortex_common.settings import ServiceSettings
+
+
+def _checked_url(url: str) -> str:
+    """HTTPS, or plain HTTP on this machine."""
+    parts = urlsplit(url)
+    is_local = parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if not parts.hostname or (parts.scheme != "https" and not is_local):
+        raise ValueError(f"{url[:200]!r} given; allowed: https://…, or http:// on this machine")
+    return url
+
+
+class OidcSettings(BaseModel):
+    """Whose JSON Web Tokens count beside Cortex's own tokens, and what their claims mean here.
+
+    Attributes:
+        issuer: URL, exactly as it stands in the claim `iss`; its keys are found from there (OpenID Connect Discovery).
+        audience: Must be in the claim `aud`.
+        algorithms: By which tokens may be signed.
+        name_claim: Whose it is, for logs and ownership; made up from `sub` where it is not fit for that.
+        org_claim: Names the organisation; without it everybody is of the default one.
+        orgs: Organisation by word of `org_claim`; the words themselves if empty.
+        scope_claim: Words that `scopes` maps to scopes: a list, or one text with spaces.
+        max_life_s: A token may be good for no longer.
+        leeway_s: How far clocks may differ.
+        ca: PEM file of the authority of the issuer's own HTTPS certificate; the system's, if unset.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    issuer: Annotated[str, AfterValidator(_checked_url)]
+    audience: str = Field(min_length=1)
+    algorithms: tuple[Literal["ES256", "EdDSA", "RS256"], ...] = Field(default=("ES256", "EdDSA"), min_length=1)
+    name_claim: str = "sub"
+    org_claim: str | None = None
+    orgs: dict[str, str] = {}
+    scope_claim: str = "scope"
+    scopes: dict[str, tuple[Scope, ...]] = {"cortex:read": (Scope.READ,), "cortex:submit": (Scope.READ, Scope.SUBMIT)}
+    max_life_s: float = Field(default=3600.0, gt=0)
+    leeway_s: float = Field(default=30.0, ge=0, le=300)
+    ca: Path | None = None
+
+    @staticmethod
+    def checked_url(url: str) -> str:
+        """The URL, if it may be asked.
+
+        Raises:
+            ValueError: it may not.
+        """
+        return _checked_url(url)
 
 
 class GatewaySettings(ServiceSettings):
@@ -19,6 +70,9 @@ class GatewaySettings(ServiceSettings):
         tokens: The token file; `<state_dir>/tokens.json` if unset.
         http_certificate: PEM file; HTTPS if set together with `http_key`, plain HTTP if neither is.
         max_event_streams: Event streams open at a time.
+        requests_per_s, requests_burst: How often each principal may ask, on average and at once.
+        bad_tokens_per_s, bad_tokens_burst: How often an address may come with a token that is not good.
+        oidc: Accept tokens of an OpenID Connect issuer too.
         watch_patience_s: An event stream outlives a coordinator that is away for less.
     """
 
@@ -28,6 +82,11 @@ class GatewaySettings(ServiceSettings):
     tokens: Path | None = None
     http_certificate: Path | None = None
     http_key: Path | None = None
+    requests_per_s: float = Field(default=50.0, gt=0)
+    requests_burst: float = Field(default=100.0, ge=1)
+    bad_tokens_per_s: float = Field(default=1.0, gt=0)
+    bad_tokens_burst: float = Field(default=20.0, ge=1)
+    oidc: OidcSettings | None = None
     max_body_bytes: int = Field(default=1 << 20, gt=0)
     max_event_streams: int = Field(default=100, gt=0, le=120)
     watch_patience_s: float = Field(default=60.0, ge=0.0)

@@ -11,8 +11,10 @@ from fastapi import FastAPI, Request
 
 from cortex_common.clock import Clock
 from cortex_common.errors import OverloadedError
+from cortex_common.rpc.auditing import Auditor
 from cortex_common.security.tokens import TokenStore
 from services.gateway import metrics
+from services.gateway.access import Access
 from services.gateway.client import JobClient, NodeClient
 
 
@@ -54,7 +56,9 @@ class Surroundings:
     jobs: JobClient
     nodes: NodeClient
     tokens: TokenStore
+    access: Access
     clock: Clock
+    auditor: Auditor | None = None
     streams: Streams = field(default_factory=lambda: Streams(100))
     watch_patience_s: float = 60.0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

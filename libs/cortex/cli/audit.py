@@ -12,7 +12,9 @@ from cortex.cli.common import JsonOption, console, example, print_json
 from cortex.cli.local import HereOption, layout_of
 from cortex_common.errors import CorruptError, NotFoundError
 
-app = typer.Typer(no_args_is_help=True, help="Audit logs of the services: privileged calls and refusals.")
+app = typer.Typer(
+    no_args_is_help=True, help="Audit logs of services and API tokens: privileged calls, changes, refusals."
+)
 LogOption = Annotated[
     list[Path] | None,
     typer.Option(
@@ -103,6 +105,10 @@ def _logs(given: list[Path] | None, directory: Path | None) -> Iterator[tuple[st
     from cortex.local.network import read_network
 
     layout = layout_of(directory)
+    from cortex_common.security.tokens import TokenStore
+
+    if (tokens := TokenStore(layout.tokens_file).audit_directory).is_dir():
+        yield "tokens", tokens
     for member in read_network(layout).members:
         folder = layout.state(member.name) / "audit"
         if folder.is_dir():

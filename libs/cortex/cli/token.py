@@ -60,14 +60,19 @@ def create(
 
 @app.command("list", epilog=example("cortex token list", "cortex token list --json"))
 def list_tokens(directory: HereOption = None, as_json: JsonOption = False) -> None:
-    """List tokens: id, name, scopes, when they expire. Never the tokens themselves."""
-    records = [record.model_dump(mode="json", exclude={"hash"}) for record in store_of(directory).list()]
+    """List tokens: id, name, scopes, when they expire and were last used. Never the tokens themselves."""
+    store = store_of(directory)
+    used = {token_id: at.isoformat() for token_id, at in store.last_used().items()}
+    records = [
+        {**record.model_dump(mode="json", exclude={"hash"}), "last_used_at": used.get(record.id)}
+        for record in store.list()
+    ]
     if as_json:
         print_json(records)
         return
     from cortex.cli.tables import table
 
-    shown = table("id", "name", "org", "scopes", "created", "expires")
+    shown = table("id", "name", "org", "scopes", "created", "expires", "last used")
     for record in records:
         shown.add_row(
             record["id"],
@@ -76,6 +81,7 @@ def list_tokens(directory: HereOption = None, as_json: JsonOption = False) -> No
             ", ".join(record["scopes"]),
             record["created_at"],
             record["expires_at"] or "never",
+            record["last_used_at"] or "not yet",
         )
     console().print(shown)
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cortex_common.clock import Clock
 from cortex_common.errors import CortexError, ForbiddenError, UnauthenticatedError, UnavailableError
@@ -29,6 +29,13 @@ _ABOUT = ("job_id", "request_id", "name", "role", "token_id", "round", "reason",
 _MAX_TEXT = 300
 _MAX_KINDS = 4096
 _MAX_WAITING = 1000
+
+
+class Recordable(Protocol):
+    """Something that was asked for."""
+
+    def entry(self, decision: str, code: str, reason: str = "") -> Entry:
+        """The record of it."""
 
 
 class Call:
@@ -113,7 +120,7 @@ class Auditor:
         """Record, soon, a privileged call that was let in and came to no answer."""
         self._soon(call.entry("allowed", code))
 
-    def refused(self, call: Call, error: UnauthenticatedError | ForbiddenError) -> None:
+    def refused(self, call: Recordable, error: UnauthenticatedError | ForbiddenError) -> None:
         """Record a refusal, soon."""
         entry = call.entry("refused", type(error).__name__.removesuffix("Error").upper(), error.message)
         key = (entry.who, entry.what, error.kind, "" if entry.who else entry.peer.rpartition(":")[0])

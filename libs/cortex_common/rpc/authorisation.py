@@ -94,8 +94,40 @@ PRIVILEGED = frozenset(
         "IdentityService/Renew",
         "IdentityService/CreateJoinToken",
         "IdentityService/CreateNodeToken",
+        "IdentityService/AdmitNode",
         "IdentityService/RevokeNode",
         "IdentityService/RotateAuthority",
+    )
+)
+
+# What is only looked at, and what nodes do for jobs all day: of these the refusals are in the audit log.
+ROUTINE = frozenset(
+    f"/{_PACKAGE}.{method}"
+    for method in (
+        "JobService/GetJob",
+        "JobService/ListJobs",
+        "JobService/WatchJob",
+        "JobService/WatchEvents",
+        "JobService/ListVersions",
+        "AssignmentService/Attend",
+        "AssignmentService/Report",
+        "RoundService/GetSealingKey",
+        "RoundService/OpenRound",
+        "RoundService/WatchRound",
+        "RoundService/SealRound",
+        "RoundService/ForwardRound",
+        "RoundService/AbortRound",
+        "RoundService/PruneJob",
+        "WeightService/PushUpdate",
+        "WeightService/PullModel",
+        "DiscoveryService/Heartbeat",
+        "DiscoveryService/Leave",
+        "DiscoveryService/ListNodes",
+        "DiscoveryService/WatchNodes",
+        "EnrollmentService/GetRoots",
+        "IdentityService/WatchTrust",
+        "IdentityService/ChallengeNode",
+        "IdentityService/ListIdentities",
     )
 )
 

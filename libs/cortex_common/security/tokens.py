@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import hmac
+import json
 import os
 import re
 import secrets
@@ -27,8 +28,9 @@ from cortex_common.errors import (
     Violation,
 )
 from cortex_common.ids import DEFAULT_ORG
+from cortex_common.security.audit import AuditLog, Entry
 
-_PREFIX = "ctx"
+PREFIX = "ctx_"
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._@-]{0,61}[A-Za-z0-9])?")
 _SECRET_BYTES = 32
 
@@ -89,8 +91,16 @@ class _TokenFile(BaseModel):
     tokens: tuple[TokenRecord, ...] = ()
 
 
+def is_name(text: str) -> bool:
+    """Whether it may stand for a person or an organisation."""
+    return _NAME.fullmatch(text) is not None
+
+
 class TokenStore:
     """The tokens in one JSON file, with the server's pepper beside it (`<file>.pepper`), both mode 0600.
+
+    When each was last used is in another file beside it (`<file>.used`), written by whoever verifies them, and each
+    change in an audit log (folder `<file>.audit`).
 
     Every read looks whether the file has changed, so a token made or revoked by another process counts at once.
     Changes by several processes are serialised by a lock file.
@@ -101,6 +111,8 @@ class TokenStore:
         self._clock = clock or SystemClock()
         self._held: tuple[tuple[int, int, int], Mapping[str, TokenRecord]] | None = None
         self._pepper = b""
+        self._used: dict[str, datetime] = {}
+        self._is_use_saved = True
 
     def create(self, name: str, scopes: Iterable[str], life: timedelta | None = None, org: str = DEFAULT_ORG) -> str:
         """Make a token and return it; it cannot be shown again.
@@ -119,7 +131,7 @@ class TokenStore:
         with self._changing():
             records = dict(self._records())
             token_id = secrets.token_hex(6)
-            token = f"{_PREFIX}_{token_id}_{secrets.token_urlsafe(_SECRET_BYTES)}"
+            token = f"{PREFIX}{token_id}_{secrets.token_urlsafe(_SECRET_BYTES)}"
             records[token_id] = TokenRecord(
                 id=token_id,
                 name=name,
@@ -130,6 +142,7 @@ class TokenStore:
                 expires_at=now + life if life is not None else None,
             )
             self._save(records.values())
+            self._record("token create", f"token_id={token_id} name={name} org={org} scopes={','.join(granted)}")
         return token
 
     def verify(self, token: str) -> Principal:
@@ -139,7 +152,7 @@ class TokenStore:
             UnauthenticatedError: malformed, unknown, revoked or expired.
         """
         parts = token.split("_", 2)
-        if len(parts) != 3 or parts[0] != _PREFIX or not parts[1] or not parts[2]:
+        if len(parts) != 3 or f"{parts[0]}_" != PREFIX or not parts[1] or not parts[2]:
             raise UnauthenticatedError("this is not a Cortex token; allowed is ctx_<id>_<secret>")
         record = self._records().get(parts[1])
         given = _keyed_hash(self._peppered(create=False), token)
@@ -147,7 +160,28 @@ class TokenStore:
             raise UnauthenticatedError("the token is unknown or was revoked")
         if record.expires_at is not None and record.expires_at <= self._now():
             raise UnauthenticatedError(f"token {record.name!r} expired at {record.expires_at.isoformat()}")
+        self._used[record.id], self._is_use_saved = self._now(), False
         return Principal(record.id, record.name, frozenset(record.scopes), record.org)
+
+    def save_use(self) -> None:
+        """Write down when tokens were used since the last time."""
+        if self._is_use_saved:
+            return
+        self._is_use_saved = True
+        known = self._records()
+        used = {**self.last_used(), **self._used}
+        lines = {token_id: at.isoformat(timespec="seconds") for token_id, at in used.items() if token_id in known}
+        _write_private(self._beside("used"), json.dumps(lines, indent=2).encode())
+
+    def last_used(self) -> Mapping[str, datetime]:
+        """When each token was last used, as far as that is written down."""
+        try:
+            lines = json.loads(self._beside("used").read_bytes())
+            return {str(token_id): datetime.fromisoformat(at) for token_id, at in lines.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise UnavailableError(f"{self._beside('used')} cannot be read: {error}") from None
 
     def revoke(self, token_id: str) -> None:
         """Forget a token.
@@ -160,10 +194,24 @@ class TokenStore:
             if records.pop(token_id, None) is None:
                 raise NotFoundError(f"no token has the id {token_id!r}")
             self._save(records.values())
+            self._record("token revoke", f"token_id={token_id}")
 
     def list(self) -> tuple[TokenRecord, ...]:
         """All tokens, oldest first, expired ones included."""
         return tuple(sorted(self._records().values(), key=lambda record: record.created_at))
+
+    @property
+    def audit_directory(self) -> Path:
+        """Of the log of changes."""
+        return self._beside("audit")
+
+    def _beside(self, ending: str) -> Path:
+        return self._path.with_name(f"{self._path.name}.{ending}")
+
+    def _record(self, what: str, about: str) -> None:
+        """Add a change to the audit log; the lock is held."""
+        who = f"uid:{os.getuid()}"
+        AuditLog(self.audit_directory).append(Entry(who, what, "allowed", "OK", about=about), self._clock.wall_s())
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.wall_s(), UTC)
@@ -188,7 +236,7 @@ class TokenStore:
     def _peppered(self, *, create: bool) -> bytes:
         if self._pepper:
             return self._pepper
-        path = self._path.with_name(f"{self._path.name}.pepper")
+        path = self._beside("pepper")
         if create and not path.exists():
             _write_private(path, secrets.token_hex(32).encode())
         try:
@@ -202,7 +250,7 @@ class TokenStore:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path.with_name(f"{self._path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(self._beside("lock"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield

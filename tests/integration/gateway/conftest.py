@@ -77,6 +77,7 @@ class FakeJobs(coordinator_pb2_grpc.JobServiceServicer):
     break_after: int | None = None
     calls: list[str] = field(default_factory=list)
     principals: list[str] = field(default_factory=list)
+    orgs: list[str] = field(default_factory=list)
     submitted: list[tuple[JobSpec, str]] = field(default_factory=list)
     watching: int = 0
     log_length: int | None = None
@@ -88,7 +89,9 @@ class FakeJobs(coordinator_pb2_grpc.JobServiceServicer):
     def _called(self, name: str, request, context) -> None:
         assert current_identity().role is Role.GATEWAY
         self.calls.append(name)
-        self.principals += [value for key, value in context.invocation_metadata() if key == "cortex-principal"]
+        told = dict(context.invocation_metadata())
+        self.principals.append(told["cortex-principal"])
+        self.orgs.append(told["cortex-org"])
         if self.error is not None:
             raise self.error
         if getattr(request, "job_id", JOB_ID) != JOB_ID:

@@ -16,6 +16,7 @@ from cortex_common.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from cortex_common.security.audit import check_log, read_log
 from cortex_common.security.tokens import Principal, Scope, TokenStore
 
 
@@ -140,3 +141,39 @@ def test_the_file_is_plain_json(store, tmp_path):
     store.create("alice", ["read"], timedelta(days=1))
     (record,) = json.loads((tmp_path / "state" / "tokens.json").read_text())["tokens"]
     assert set(record) == {"id", "name", "org", "scopes", "hash", "created_at", "expires_at"}
+
+
+def test_when_a_token_was_last_used_is_kept(store, clock):
+    token, unused = store.create("alice", ["read"]), store.create("bob", ["read"])
+    assert store.last_used() == {}
+    store.verify(token)
+    clock.jump_wall(60)
+    store.verify(token)
+    store.save_use()
+    token_id = token.split("_")[1]
+    assert {name: at.timestamp() for name, at in store.last_used().items()} == {token_id: int(clock.wall_s())}
+    store.revoke(token_id)
+    store.verify(unused)
+    store.save_use()
+    assert set(store.last_used()) == {unused.split("_")[1]}, "who is gone is forgotten"
+
+
+def test_a_bad_token_is_no_use(store, tmp_path):
+    token = store.create("alice", ["read"])
+    with pytest.raises(UnauthenticatedError):
+        store.verify(token[:-1] + "!")
+    store.save_use()
+    assert store.last_used() == {}
+
+
+def test_changes_of_tokens_are_in_an_audit_log_without_the_tokens(store):
+    token = store.create("alice", ["read"], org="acme")
+    token_id = token.split("_")[1]
+    store.revoke(token_id)
+    made, gone = read_log(store.audit_directory)
+    assert (made["what"], made["about"]) == ("token create", f"token_id={token_id} name=alice org=acme scopes=read")
+    assert (gone["what"], gone["about"]) == ("token revoke", f"token_id={token_id}")
+    assert check_log(store.audit_directory).problems == []
+    kept = b"".join(path.read_bytes() for path in store.audit_directory.parent.rglob("*") if path.is_file())
+    assert token.encode() not in kept
+    assert token.split("_", 2)[2].encode() not in kept

@@ -12,7 +12,7 @@ import cortex_common.pb.v1 as generated
 from cortex_common.errors import ForbiddenError
 from cortex_common.identity import Identity, Role
 from cortex_common.ids import NodeName
-from cortex_common.rpc.authorisation import ALLOWED, RELAYED, allowed_roles, authorise
+from cortex_common.rpc.authorisation import ALLOWED, PRIVILEGED, RELAYED, ROUTINE, allowed_roles, authorise
 
 OP, GW, W, C, A, D = Role.OPERATOR, Role.GATEWAY, Role.WORKER, Role.COORDINATOR, Role.AGGREGATOR, Role.DISCOVERY
 EXPECTED = {
@@ -62,6 +62,11 @@ def test_every_rpc_is_declared_and_nothing_else_is() -> None:
     rpcs = set(every_rpc())
     assert len(rpcs) > 20
     assert rpcs == set(ALLOWED), "declare each RPC in rpc/authorisation.py"
+
+
+def test_every_rpc_is_either_privileged_or_routine() -> None:
+    assert set(ALLOWED) == PRIVILEGED | ROUTINE, "say in rpc/authorisation.py whether its calls are recorded"
+    assert not PRIVILEGED & ROUTINE
 
 
 @pytest.mark.parametrize("role", Role)

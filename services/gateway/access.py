@@ -1,0 +1,87 @@
+"""Who may ask the gateway, and how often: tokens of either kind, and a bucket for each principal."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass
+
+from cortex_common.buckets import Allowance, Buckets
+from cortex_common.clock import Clock
+from cortex_common.errors import OverloadedError, UnauthenticatedError
+from cortex_common.security.tokens import PREFIX, Principal, TokenStore
+from services.gateway import metrics
+from services.gateway.oidc import OidcVerifier
+
+_SAVE_USE_EVERY_S = 10.0
+
+
+class TooOftenError(OverloadedError):
+    """Somebody asks too often; `retry_after_s` says when to come back."""
+
+    def __init__(self, message: str, wait_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = max(1, math.ceil(wait_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How often a principal may ask, and how often an address may come with a token that is not good."""
+
+    requests: Allowance
+    failures: Allowance
+
+
+class Access:
+    """Recognises whoever asks."""
+
+    def __init__(self, tokens: TokenStore, oidc: OidcVerifier | None, limits: Limits, clock: Clock) -> None:
+        self._tokens = tokens
+        self._oidc = oidc
+        self._clock = clock
+        self._limits = limits
+        self._requests = Buckets(limits.requests)
+        self._failures = Buckets(limits.failures)
+
+    async def principal(self, token: str | None, peer: str) -> Principal:
+        """Whose token this is, counted against what they may ask.
+
+        Args:
+            token: As it came in the header; None when there was none.
+            peer: Address it came from.
+
+        Raises:
+            UnauthenticatedError: no token, or it is not good.
+            ForbiddenError: its claims give nothing here.
+            TooOftenError: the principal, or the address, asks too often.
+            UnavailableError: the token's issuer cannot be asked.
+        """
+        now_s = self._clock.monotonic_s()
+        try:
+            found = await self._verified(token)
+        except UnauthenticatedError:
+            # Others come from this address too, through a proxy: good tokens are not refused for the bad ones.
+            if wait_s := self._failures.wait_s(peer, now_s):
+                metrics.THROTTLED.labels("address").inc()
+                raise TooOftenError("too many bad tokens came from this address", wait_s) from None
+            raise
+        if wait_s := self._requests.wait_s(found.token_id, now_s):
+            allowed = f"{self._limits.requests.per_s:g} requests a second, {self._limits.requests.burst:g} at once"
+            metrics.THROTTLED.labels("principal").inc()
+            raise TooOftenError(f"token {found.name!r} asks too often; allowed: {allowed}", wait_s)
+        return found
+
+    async def keep(self) -> None:
+        """Write down when tokens were last used, now and then, for ever."""
+        while True:
+            await self._clock.sleep(_SAVE_USE_EVERY_S)
+            await asyncio.to_thread(self._tokens.save_use)
+
+    async def _verified(self, token: str | None) -> Principal:
+        if token is None:
+            raise UnauthenticatedError(
+                "no token; allowed: the header 'Authorization: Bearer ctx_<id>_<secret>'", "no_token"
+            )
+        if self._oidc is not None and not token.startswith(PREFIX):
+            return await self._oidc.verify(token)
+        return self._tokens.verify(token)
