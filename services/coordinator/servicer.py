@@ -19,6 +19,7 @@ from cortex_common.job.wire import event_to_proto, spec_from_proto, status_to_pr
 from cortex_common.pb.v1 import coordinator_pb2 as pb
 from cortex_common.pb.v1 import coordinator_pb2_grpc
 from cortex_common.rpc.identity import ORG_KEY, PRINCIPAL_KEY, REACH_ALL, REACH_KEY, current_identity
+from cortex_common.rpc.passing import current_pass
 from cortex_common.security.sealing import KeyWrapper, check_public_key
 from services.coordinator import wire
 from services.coordinator.attendance import Attendance
@@ -146,6 +147,7 @@ class AssignmentServicer(coordinator_pb2_grpc.AssignmentServiceServicer):
         if not request.incarnation or request.slots < 1:
             raise InvalidArgumentError("attend: incarnation must be given and slots must be 1 or more")
         check_public_key(request.sealing_key)
+        _check_pass(request)
         wrap = partial(self._wrapper.wrap, request.sealing_key)
         async for orders in self._attendance.attend(worker, request.region, request.incarnation, request.slots):
             yield wire.attend_response(orders, wrap)
@@ -187,6 +189,19 @@ def _with_activity(seen: Seen, seat: SeatIndex, worker: NodeName, words: str, no
     goes_on = known is not None and known.worker == worker and known.words.split()[:1] == words.split()[:1]
     since_s = known.since_s if goes_on and known is not None else now_s
     return replace(seen, activities={**seen.activities, seat: Activity(worker, words, since_s)})
+
+
+def _check_pass(request: pb.AttendRequest) -> None:
+    """A node behind a gateway has signed its sealing key and proved its region; the gateway may say no others."""
+    given = current_pass()
+    if given is None:
+        return
+    for name, said, proven in (
+        ("sealing_key", request.sealing_key.hex(), given.sealing_key),
+        ("region", request.region, given.region),
+    ):
+        if said != proven:
+            raise ForbiddenError(f"attend: {name} {said!r} given; node {given.node.name!r} proved {proven!r}")
 
 
 def _own_name(name: str) -> NodeName:

@@ -22,6 +22,7 @@ from cortex_common.network.heartbeat import NodeReport, heartbeat_forever
 from cortex_common.network.membership import Membership
 from cortex_common.rpc.auditing import Auditor, auditing
 from cortex_common.rpc.channel import open_channel
+from cortex_common.rpc.denial import DenyList
 from cortex_common.security.tokens import TokenStore
 from cortex_common.settings import load_settings
 from cortex_common.telemetry.collectors import publish_node
@@ -33,10 +34,14 @@ from services.gateway.access import Access, Limits
 from services.gateway.app import create_app
 from services.gateway.client import Channels, JobClient, NodeClient
 from services.gateway.oidc import OidcVerifier
+from services.gateway.relay import NodePeers
 from services.gateway.routes.operations import Readiness, check
 from services.gateway.server import RunningHttp, http_server
 from services.gateway.settings import GatewaySettings
 from services.gateway.surroundings import Streams, Surroundings
+from services.gateway.websocket.board import StatusBoard
+from services.gateway.websocket.listener import RunningWebSocket, websocket_server
+from services.gateway.websocket.session import Gate
 
 log = get_logger(__name__)
 
@@ -79,9 +84,11 @@ async def run(
     ):
         app = create_app(surroundings, settings.max_body_bytes)
         peers = Peers(await check(surroundings))
+        membership = Membership(settings.tls, settings.discovery, settings.state_dir / "denials.json", clock)
         async with (
             ops_server(settings.metrics_host, settings.metrics_port, peers) as ops,
             http_server(app, settings) as http,
+            _nodes(settings, surroundings, membership.denied) as websocket,
             asyncio.TaskGroup() as tasks,
         ):
             address = settings.advertised(http.port)
@@ -90,17 +97,28 @@ async def run(
                 heartbeat_forever(_dial(settings), report, clock, stop, what=f"discovery at {settings.discovery}")
             )
             tasks.create_task(_probe_forever(surroundings, peers))
-            membership = Membership(settings.tls, settings.discovery, settings.state_dir / "denials.json", clock)
             keeping = [tasks.create_task(membership.keep()), tasks.create_task(surroundings.access.keep())]
-            log.info("serving", url=http.url, metrics_port=ops.port)
+            log.info("serving", url=http.url, websocket=websocket.url, metrics_port=ops.port)
             if settings.ready_file is not None:
                 facts = {"service": "gateway", "name": settings.name, "address": address, "metrics_port": ops.port}
-                write_ready_file(settings.ready_file, {**facts, "url": http.url})
+                write_ready_file(settings.ready_file, {**facts, "url": http.url, "websocket": websocket.url})
             if started is not None:
                 started.set_result(http)
             await stop.wait()
             for task in keeping:
                 task.cancel()
+
+
+@asynccontextmanager
+async def _nodes(
+    settings: GatewaySettings, surroundings: Surroundings, denied: DenyList
+) -> AsyncIterator[RunningWebSocket]:
+    """Let nodes take part over WebSocket."""
+    clock = surroundings.clock
+    async with NodePeers(settings.coordinator, settings.discovery, settings.tls, clock) as peers:
+        gate = Gate(settings.network, peers, StatusBoard(surroundings.jobs), denied, clock, settings.node_join_s)
+        async with websocket_server(settings, gate) as running:
+            yield running
 
 
 @asynccontextmanager

@@ -74,6 +74,10 @@ class GatewaySettings(ServiceSettings):
         bad_tokens_per_s, bad_tokens_burst: How often an address may come with a token that is not good.
         oidc: Accept tokens of an OpenID Connect issuer too.
         watch_patience_s: An event stream outlives a coordinator that is away for less.
+        websocket_port: Where nodes connect (WebSocket, with the same certificate as HTTP); 0 takes a free one.
+        max_node_connections: Of all nodes together; each has one or two, a third while it sends and fetches at once.
+        node_join_s: Time for a node to answer a CHALLENGE.
+        node_patience_s: A node that takes nothing it asked for during so long is cut off.
     """
 
     port: int = Field(default=8080, ge=0, le=65535)
@@ -90,6 +94,10 @@ class GatewaySettings(ServiceSettings):
     max_body_bytes: int = Field(default=1 << 20, gt=0)
     max_event_streams: int = Field(default=100, gt=0, le=120)
     watch_patience_s: float = Field(default=60.0, ge=0.0)
+    websocket_port: int = Field(default=8765, ge=0, le=65535)
+    max_node_connections: int = Field(default=1000, ge=1)
+    node_join_s: float = Field(default=10.0, gt=0)
+    node_patience_s: float = Field(default=60.0, gt=0)
 
     @model_validator(mode="after")
     def _both_or_neither(self) -> Self:

@@ -17,7 +17,6 @@ from cortex_common.lifecycle import run_service, write_ready_file
 from cortex_common.logging import configure_logging, get_logger
 from cortex_common.network.bridge import Connected, Disconnected, TenzroBridge
 from cortex_common.network.enrolment import enroll_patiently
-from cortex_common.network.grpc_transport import GrpcTransport, Peers
 from cortex_common.network.heartbeat import NodeReport
 from cortex_common.network.membership import Membership
 from cortex_common.network.messages import Assignments, Hello
@@ -29,13 +28,16 @@ from cortex_common.telemetry.ops_server import ops_server
 from cortex_common.telemetry.resources import probe_resources
 from cortex_common.transfer.pacing import Paces
 from services.worker import metrics
+from services.worker.connecting import transport_of
 from services.worker.execution import Surroundings
 from services.worker.residuals import sweep_daily
 from services.worker.settings import WorkerSettings
+from services.worker.slots import StartTrainer
 from services.worker.supervisor import Supervisor
 from services.worker.trainer_process import TrainerProcess
 
 _log = get_logger(__name__)
+_GOODBYE_S = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,34 +55,38 @@ async def run(
     clock: Clock,
     stop: asyncio.Event,
     started: asyncio.Future[RunningWorker] | None = None,
+    start_trainer: StartTrainer | None = None,
 ) -> None:
     """Work until `stop` is set, then leave.
+
+    A program that brings its own data passes `start_trainer`: a `Trainer` (see `trainer_line`); at its other end a
+    `trainer.session.Session` serves its `JobData`, here or in another process. With `gateway_url` and
+    `node_token` in the settings, all of it goes through a gateway, over WebSocket.
 
     Args:
         settings: Who, where, with what.
         clock: For waiting and measuring.
         stop: Ends it.
-        started: Told once it works; for tests.
+        started: Told once it works.
+        start_trainer: Starts a trainer for one job; a child process by default.
 
     Raises:
         CortexError: certificate or catalogue file are not usable.
     """
-    await enroll_patiently(settings.joining, settings.tls, settings.hosts, clock, stop)
-    settings.identity(Role.WORKER)
+    await _join(settings, clock, stop)
     available_datasets(settings.cache_dir, settings.catalogue)
     publish_build_info("worker")
-    publish_node(settings.tls, settings.cache_dir, clock)
+    publish_node(settings.tls if settings.gateway_url is None else None, settings.cache_dir, clock)
     incarnation, started_s = uuid.uuid4().hex, clock.wall_s()
     hello = Hello(settings.name, settings.region, incarnation, settings.slots)
-    peers = Peers(settings.coordinator, settings.discovery)
     sealing = SealingKey(settings.network)
-    bridge = TenzroBridge(GrpcTransport(hello, peers, settings.tls, clock, sealing.public), clock)
+    bridge = TenzroBridge(transport_of(settings, hello, sealing, clock), clock)
     paces = Paces.of(settings.bandwidth.up, settings.bandwidth.down, clock)
     surroundings = Surroundings(settings.network, NodeName(settings.name), bridge, clock, sealing, paces)
-    start_trainer = partial(TrainerProcess.start, settings.threads, settings.device)
+    start_trainer = start_trainer or partial(TrainerProcess.start, settings.threads, settings.device)
     supervisor = Supervisor(settings, surroundings, bridge, start_trainer)
     _route(bridge, supervisor)
-    membership = Membership(settings.tls, settings.discovery, settings.state_dir / "denials.json", clock)
+    membership = _membership(settings, clock)
 
     def node() -> NodeReport:
         return _node(settings, supervisor, incarnation, started_s)
@@ -99,17 +105,32 @@ async def run(
                 tasks.create_task(sweep_daily(settings.state_dir / "residuals", clock)),
                 tasks.create_task(membership.keep()),
             ]
-            tasks.create_task(bridge.announce_forever(node, stop))
+            announcing = tasks.create_task(bridge.announce_forever(node, stop))
             if settings.ready_file is not None:
                 facts = {"name": settings.name, "service": "worker", "address": "", "metrics_port": ops.port}
                 write_ready_file(settings.ready_file, facts)
             if started is not None:
                 started.set_result(RunningWorker(incarnation, ops.port, supervisor, bridge))
             await stop.wait()
-            for task in work:
+            # Over WebSocket the goodbye goes over the line itself.
+            await asyncio.wait((announcing,), timeout=_GOODBYE_S)
+            for task in (announcing, *work):
                 task.cancel()
     finally:
         await bridge.close()
+
+
+async def _join(settings: WorkerSettings, clock: Clock, stop: asyncio.Event) -> None:
+    """Have a certificate; through a gateway, none is needed."""
+    if settings.gateway_url is None:
+        await enroll_patiently(settings.joining, settings.tls, settings.hosts, clock, stop)
+        settings.identity(Role.WORKER)
+
+
+def _membership(settings: WorkerSettings, clock: Clock) -> Membership:
+    """Keeps the certificate; through a gateway, there is none to keep and nobody to follow."""
+    discovery = settings.discovery if settings.gateway_url is None else None
+    return Membership(settings.tls, discovery, settings.state_dir / "denials.json", clock)
 
 
 def _route(bridge: TenzroBridge, supervisor: Supervisor) -> None:

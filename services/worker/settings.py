@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from cortex_common.data import default_cache_dir
 from cortex_common.settings import Bandwidth, ServiceSettings
 
+_NOWHERE = Path()
+_CERTIFIED = ("coordinator", "discovery", "ca", "certificate", "key")
+_TOKENS = ("node_token", "node_token_file")
 Address = Annotated[str, Field(pattern=r"^.+:\d{1,5}$")]
+
+
+_ALLOWED = f"allowed are either {', '.join(_CERTIFIED)}, or gateway_url with one of {' and '.join(_TOKENS)}"
 
 
 class WorkerSettings(ServiceSettings):
     """What a worker needs to know besides what every service does.
 
+    It reaches its network in one of two ways. With a certificate: `coordinator`, `discovery`, `ca`, `certificate` and
+    `key` are needed. Or through a gateway, over WebSocket, where only outgoing HTTP(S) is to be had: `gateway_url` and
+    a node token are needed.
+
     Attributes:
+        gateway_url: ws://host:port or wss://host:port of a gateway.
+        node_token: From `cortex node token --gateway`; or in `node_token_file`.
+        gateway_ca: PEM file of the authorities to trust for wss; the system's by default.
+        gateway_proxy: The URL of an HTTP or SOCKS proxy, `environment` (HTTPS_PROXY, ALL_PROXY …), or `none`.
         coordinator: host:port to get work from.
         discovery: host:port to announce this node to.
         slots: Jobs at a time; each has its own trainer process.
@@ -28,8 +42,16 @@ class WorkerSettings(ServiceSettings):
         bandwidth: Most that updates take on the way up, and model versions on the way down.
     """
 
-    coordinator: Address
-    discovery: Address
+    coordinator: Address | None = None
+    discovery: Address | None = None
+    ca: Path = _NOWHERE
+    certificate: Path = _NOWHERE
+    key: Path = _NOWHERE
+    gateway_url: str | None = Field(default=None, pattern=r"^wss?://.+$")
+    node_token: SecretStr | None = None
+    node_token_file: Path | None = None
+    gateway_ca: Path | None = None
+    gateway_proxy: str = Field(default="environment", pattern=r"^(environment|none|[a-z0-9]+://.+)$")
     slots: int = Field(default=1, ge=1, le=64)
     threads: int = Field(default=1, ge=1, le=1024)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -37,6 +59,16 @@ class WorkerSettings(ServiceSettings):
     catalogue: Path | None = None
     max_model_bytes: int = Field(default=64 << 30, ge=1 << 20)
     bandwidth: Bandwidth = Bandwidth()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.gateway_url is None:
+            missing = [name for name in _CERTIFIED if getattr(self, name) in (None, _NOWHERE)]
+            if missing:
+                raise ValueError(f"{missing[0]}: {', '.join(missing)} missing; {_ALLOWED}")
+        elif (self.node_token is None) == (self.node_token_file is None):
+            raise ValueError(f"node_token: {'both' if self.node_token else 'none'} of {', '.join(_TOKENS)}; {_ALLOWED}")
+        return self
 
     @field_validator("cache_dir", "catalogue")
     @classmethod

@@ -52,7 +52,8 @@ def _own(network: LocalNetwork, member: Member, layout: Layout) -> dict[str, Any
         case Role.COORDINATOR | Role.AGGREGATOR:
             return discovery
         case Role.GATEWAY:
-            return discovery | coordinator | {"port": member.ports["http"], "tokens": str(layout.tokens_file)}
+            ports = {"port": member.ports["http"], "websocket_port": member.ports["websocket"]}
+            return discovery | coordinator | ports | {"tokens": str(layout.tokens_file)}
         case _:
             catalogue = {"catalogue": network.catalogue.replace("{name}", member.name)} if network.catalogue else {}
             return discovery | coordinator | catalogue | {"cache_dir": str(default_cache_dir())}

@@ -18,6 +18,7 @@ def facts_of(layout: Layout, network: LocalNetwork, token: str) -> dict[str, Any
         "discovery": network.address(Role.DISCOVERY),
         "aggregators": {member.name: member.address() for member in network.of_role(Role.AGGREGATOR)},
         "gateway": f"http://{network.address(Role.GATEWAY, 'http')}",
+        "websocket": f"ws://{network.address(Role.GATEWAY, 'websocket')}",
         "workers": [member.name for member in network.of_role(Role.WORKER)],
         "token": token,
         "token_file": str(layout.token_file),
@@ -35,6 +36,7 @@ def describe(layout: Layout, network: LocalNetwork, token: str, *, detached: boo
     return f"""
 every service is healthy
   gateway      {facts["gateway"]}  (HTTP API; its documentation at /docs)
+               {facts["websocket"]}  (WebSocket, for nodes without a certificate)
   coordinator  {facts["coordinator"]}  (gRPC, mTLS; operator certificate in {layout.certificates / "operator"})
   discovery    {facts["discovery"]}
   aggregators  {aggregators}

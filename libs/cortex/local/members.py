@@ -19,7 +19,7 @@ _DEFAULTS: Mapping[Role, Mapping[str, int]] = {
     Role.DISCOVERY: {"grpc": 50052, "enrolment": 50053},
     Role.COORDINATOR: {"grpc": 50051},
     Role.AGGREGATOR: {"grpc": 50054},
-    Role.GATEWAY: {"http": 8080},
+    Role.GATEWAY: {"http": 8080, "websocket": 8765},
     Role.WORKER: {},
 }
 _FIRST_METRICS_PORT = 9090

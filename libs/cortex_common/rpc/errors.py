@@ -96,6 +96,15 @@ def error_from_rpc(error: grpc.RpcError, what: str = "") -> CortexError:
     return kind(f"{peer}: {details or code.name.lower().replace('_', ' ')}")
 
 
+def error_of_code(code: str, message: str, mistakes: Iterable[tuple[str, str]] = ()) -> CortexError:
+    """The Cortex error behind the name of a gRPC status, as it travels over WebSocket."""
+    status = next((each for each in grpc.StatusCode if each.name == code), grpc.StatusCode.UNKNOWN)
+    kind = _CLASS_OF.get(status, CortexError)
+    if kind is InvalidArgumentError:
+        return InvalidArgumentError(message, [Violation(path, text) for path, text in mistakes])
+    return kind(message)
+
+
 @contextmanager
 def calling(what: str) -> Iterator[None]:
     """Turn RPC errors inside the block into Cortex errors that name `what` was called.

@@ -238,6 +238,7 @@ class Gateway:
             "key": tls.key,
             "name": "gateway-1",
             "port": 0,
+            "websocket_port": 0,
             "state_dir": self.folder / "gateway",
             "coordinator": await self._peer(Role.COORDINATOR, attach_jobs, "JobService"),
             "discovery": await self._peer(Role.DISCOVERY, attach_nodes, "DiscoveryService"),

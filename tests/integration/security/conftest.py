@@ -103,7 +103,7 @@ async def guarded_network(folder: Path) -> AsyncIterator[Guarded]:
         made.servers[Role.COORDINATOR] = coordinator = server.address  # type: ignore[attr-defined]
         server = await start(run_aggregator, AggregatorSettings(**common(Role.AGGREGATOR), discovery=discovery))
         made.servers[Role.AGGREGATOR] = server.address  # type: ignore[attr-defined]
-        peers = {"coordinator": coordinator, "discovery": discovery}
+        peers = {"coordinator": coordinator, "discovery": discovery, "websocket_port": 0}
         patient = {"requests_burst": 1000.0, "bad_tokens_burst": 1000.0}
         http = await start(run_gateway, GatewaySettings(**common(Role.GATEWAY), **peers, **patient))
         made.http = http.url  # type: ignore[attr-defined]

@@ -11,9 +11,12 @@ from cortex_common.telemetry.metrics import REGISTRY
 from tests.integration.worker.harness import Network, TlsOf, network_of
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def network(tls_of: TlsOf, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Network]:
-    async with network_of(tls_of, tmp_path_factory.mktemp("network")) as made:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["grpc", "websocket"])
+async def network(
+    request: pytest.FixtureRequest, tls_of: TlsOf, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Network]:
+    """Whatever a worker does, it does over both transports."""
+    async with network_of(tls_of, tmp_path_factory.mktemp("network"), request.param) as made:
         made.main = await made.worker("w1")
         yield made
 

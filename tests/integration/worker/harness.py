@@ -29,6 +29,7 @@ from services.aggregator.settings import AggregatorSettings
 from services.worker.main import RunningWorker
 from services.worker.main import run as run_worker
 from services.worker.settings import WorkerSettings
+from tests.integration.worker.gateways import Nodes, files, node_network
 from tests.keys import wrapped
 
 TlsOf = Callable[[Role, str], TlsFiles]
@@ -126,13 +127,21 @@ class Network:
     main: Any = None
     base: str = ""
     round: int = 0
+    nodes: Nodes | None = None
     _serial: int = 0
 
-    async def worker(self, name: str = "w1", **settings: Any) -> RunningWorker:
+    async def worker(self, name: str = "w1", coordinator: str = "", **settings: Any) -> RunningWorker:
         """Start a worker; it stops with the network."""
-        return await self.stack.enter_async_context(
-            working(name, self.coordinator_address, self.tls_of, self.folder, **settings)
-        )
+        access = await self.access(name, coordinator or self.coordinator_address)
+        return await self.stack.enter_async_context(working(name, self.folder, **access, **settings))
+
+    async def access(self, name: str, coordinator: str) -> dict[str, Any]:
+        """The settings with which a worker reaches a coordinator: by a certificate, or by a token through a gateway."""
+        if self.nodes is None:
+            return {"coordinator": coordinator, "discovery": "127.0.0.1:9", **files(self.tls_of(Role.WORKER, name))}
+        url = await self.stack.enter_async_context(self.nodes.gateway(coordinator))
+        token = await self.nodes.token(name, region="local")
+        return {"gateway_url": url, "node_token": token.encode(), "gateway_proxy": "none"}
 
     async def open_round(
         self, number: int, workers: list[str], base: str = "", attempt: int = 0, codec: str = "none", download: str = ""
@@ -238,15 +247,9 @@ def _sent(assignment: coordinator_pb2.Assignment, member: bytes) -> coordinator_
 
 
 @asynccontextmanager
-async def working(
-    name: str, coordinator: str, tls_of: TlsOf, folder: Path, **settings: Any
-) -> AsyncIterator[RunningWorker]:
+async def working(name: str, folder: Path, **settings: Any) -> AsyncIterator[RunningWorker]:
     """A worker in this process, with its trainer child."""
-    tls = tls_of(Role.WORKER, name)
-    values = {"cache_dir": folder / "cache", "discovery": "127.0.0.1:9", "coordinator": coordinator, **settings}
-    made = WorkerSettings(
-        name=name, ca=tls.ca, certificate=tls.certificate, key=tls.key, state_dir=folder / name, **values
-    )
+    made = WorkerSettings(name=name, state_dir=folder / name, **{"cache_dir": folder / "cache", **settings})
     stop = asyncio.Event()
     started: asyncio.Future[RunningWorker] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(run_worker(made, SystemClock(), stop, started))
@@ -269,8 +272,8 @@ async def coordinating(coordinator: ScriptedCoordinator, tls_of: TlsOf, port: in
 
 
 @asynccontextmanager
-async def network_of(tls_of: TlsOf, folder: Path) -> AsyncIterator[Network]:
-    """A scripted coordinator and a real aggregator."""
+async def network_of(tls_of: TlsOf, folder: Path, transport: str = "grpc") -> AsyncIterator[Network]:
+    """A scripted coordinator and a real aggregator; workers reach them over this transport."""
     coordinator = ScriptedCoordinator()
     async with AsyncExitStack() as stack:
         aggregator = await stack.enter_async_context(aggregating(tls_of, folder))
@@ -278,7 +281,8 @@ async def network_of(tls_of: TlsOf, folder: Path) -> AsyncIterator[Network]:
         channel = open_channel(aggregator, tls_of(Role.COORDINATOR, "coordinator-1"), Role.AGGREGATOR)
         stack.push_async_callback(channel.close)
         rounds: Any = aggregator_pb2_grpc.RoundServiceStub(channel)
-        yield Network(coordinator, address, aggregator, rounds, tls_of, folder, stack)
+        nodes = await stack.enter_async_context(node_network(tls_of, folder)) if transport == "websocket" else None
+        yield Network(coordinator, address, aggregator, rounds, tls_of, folder, stack, nodes=nodes)
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.integration.worker.conftest import StepCount
-from tests.integration.worker.harness import Network, ScriptedCoordinator, coordinating, digits_job, working
+from tests.integration.worker.harness import Network, ScriptedCoordinator, coordinating, digits_job
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -20,7 +20,7 @@ async def test_a_coordinator_that_comes_back_finds_the_training_going_on(
     train = network.assignment(spec, 1, base, train={})
     coordinator = ScriptedCoordinator()
     async with coordinating(coordinator, network.tls_of) as address:
-        worker = await network.stack.enter_async_context(working("w2", address, network.tls_of, network.folder))
+        worker = await network.worker("w2", address)
         await coordinator.assign("w2", train)
         await coordinator.until(lambda it: "training" in it.activities())
     assert steps_done() == 0

@@ -1,0 +1,117 @@
+"""Weights on their way through the gateway, sealed: nobody here can open them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from contextlib import aclosing
+
+from cortex_common.errors import InvalidArgumentError, UnavailableError
+from cortex_common.network import messages as m
+from cortex_common.network.work import Assignment
+from cortex_common.transfer import HeaderFrame, TrailerFrame, frame_from_bytes
+from services.gateway.relay import NodeRelay, Push
+from services.gateway.websocket.socket import NodeSocket
+
+WINDOW = 4
+"""Frames of an update that a node may have on their way: what the gateway holds for it at most."""
+_REMEMBERED = 10_000
+
+
+class Addresses:
+    """Which aggregator a node exchanges a job's weights with, as its assignments said last."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, str], str] = OrderedDict()
+
+    def learn(self, node: str, assignment: Assignment) -> None:
+        """Remember where an assignment sends its node."""
+        for job_id in {str(assignment.job_id), str(assignment.transfer_id)}:
+            self._known[node, job_id] = assignment.aggregator_address
+            self._known.move_to_end((node, job_id))
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+
+    def of(self, node: str, job_id: str) -> str:
+        """host:port.
+
+        Raises:
+            UnavailableError: no assignment named it yet.
+        """
+        address = self._known.get((node, job_id))
+        if address is None:
+            raise UnavailableError(f"node {node!r} has no assignment of job {job_id!r} here yet; retry")
+        return address
+
+
+class Upload:
+    """One update being passed on, from its WEIGHTS_UPDATE to its receipt."""
+
+    def __init__(self, ref: int, socket: NodeSocket) -> None:
+        self.ref = ref
+        self._socket = socket
+        self._frames: asyncio.Queue[bytes] = asyncio.Queue()
+        self._passed_on = 0
+        self._taken = 0
+
+    def take(self, frame: bytes) -> None:
+        """The next frame of it.
+
+        Raises:
+            InvalidArgumentError: more than the window allows.
+        """
+        self._taken += 1
+        if self._taken - self._passed_on > WINDOW:
+            raise InvalidArgumentError(f"more than {WINDOW} frames of an update without their WEIGHTS_ACK")
+        self._frames.put_nowait(frame)
+
+    async def run(self, relay: NodeRelay, addresses: Addresses) -> None:
+        """Pass it on until it is accepted.
+
+        Raises:
+            CortexError: it is not; says why.
+        """
+        header = await self._frames.get()
+        frame = frame_from_bytes(header)
+        if not isinstance(frame, HeaderFrame):
+            raise InvalidArgumentError("an upload begins with its header")
+        push = relay.push(addresses.of(relay.hello.node, frame.header.job_id))
+        passing = asyncio.create_task(self._pass_on(push, header))
+        try:
+            resume = await push.answer()
+            await self._socket.send(resume, self.ref)
+            accepted = asyncio.create_task(push.answer())
+            try:
+                await asyncio.wait((passing, accepted), return_when=asyncio.FIRST_COMPLETED)
+                if not accepted.done():
+                    passing.result()  # raises what is wrong with a frame; the aggregator never hears of that one
+                await self._socket.send(await accepted, self.ref)
+            finally:
+                accepted.cancel()
+        finally:
+            passing.cancel()
+            push.cancel()
+
+    async def _pass_on(self, push: Push, frame: bytes) -> None:
+        """Frames in order, each acknowledged once there is room for another; what the aggregator says is read apart."""
+        is_last = False
+        while await push.send(frame):
+            self._passed_on += 1
+            await self._socket.send(m.WeightsAck(self._passed_on), self.ref)
+            if is_last:
+                await push.finish()
+                return
+            frame = await self._frames.get()
+            is_last = isinstance(frame_from_bytes(frame), TrailerFrame)
+
+
+async def send_version(pull: m.ModelPull, relay: NodeRelay, addresses: Addresses, socket: NodeSocket) -> None:
+    """Send a version as it comes; no faster than the node reads.
+
+    Raises:
+        CortexError: there is no such version, or the aggregator is away.
+    """
+    address = addresses.of(relay.hello.node, pull.job_id)
+    async with aclosing(relay.pull(address, pull)) as frames:
+        async for frame in frames:
+            await socket.send_frame(frame)
