@@ -78,6 +78,7 @@ def wipe(layout: Layout) -> None:
         layout.config("x").parent,
         layout.state("x").parent,
         layout.logs,
+        layout.tokens_file.with_name(f"{layout.tokens_file.name}.audit"),
     ):
         shutil.rmtree(folder, ignore_errors=True)
     for file in (layout.network_file, layout.token_file, *layout.root.glob(f"{layout.tokens_file.name}*")):
