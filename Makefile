@@ -37,7 +37,8 @@ check: install ## everything static, and the unit tests: format, ruff, mypy, imp
 	@PATH="$(abspath $(bin)):$$PATH" bash .ci/security
 	$(bin)/python -m pytest tests/unit tests/architecture
 
-bench: install ## what a round costs, on this machine: seconds, CPU-seconds, bytes, memory; about 20 minutes
+bench: install ## what a round costs, on this machine, beside Flower, NVFlare and Gloo: tables and plots; about an hour
+	@$(bin)/python -c 'import matplotlib' 2>/dev/null || $(bin)/python -m pip install -qq --editable '.[bench]'
 	@$(bin)/python -m benchmarks all
 
 images: ## build the five container images: cortex/<service>:0.1.0

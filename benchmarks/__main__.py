@@ -13,12 +13,17 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks import codecs as codec_speed
+from benchmarks import comparison, plots, results, startup
+from benchmarks import links as slow_links
 from benchmarks import memory as memory_cost
-from benchmarks import results, startup
+from benchmarks import sealing as sealed_rounds
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.machine import describe
 from benchmarks.network import BenchmarkError
-from benchmarks.workloads import Kind, Workload, parse_size
+from benchmarks.store import PartialResults
+from benchmarks.workloads import Kind, Workload, parse_size, size_label
+from cortex_common.errors import CortexError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 
@@ -26,6 +31,8 @@ Sizes = Annotated[str, typer.Option("--parameters", "-p", help="Model sizes, e.g
 Codecs = Annotated[str, typer.Option("--codecs", "-c", help="Codecs of the updates, e.g. none,int8.")]
 Rounds = Annotated[int, typer.Option("--rounds", min=1, help="Rounds that count.")]
 Repeat = Annotated[int, typer.Option("--repeat", min=1, help="How often, each time with fresh processes.")]
+_ALL_SYSTEMS = ",".join(comparison.SYSTEMS)
+Only = Annotated[str, typer.Option("--only", help=f"Of {', '.join(comparison.SYSTEMS)}.")]
 Out = Annotated[Path, typer.Option("--out", help="Where the JSON files go.")]
 
 
@@ -33,9 +40,15 @@ Out = Annotated[Path, typer.Option("--out", help="Where the JSON files go.")]
 def everything() -> None:
     """All measurements with their defaults, and the tables."""
     rounds()
+    peers()
+    training()
     memory()
+    links()
+    sealing()
+    codecs()
     start()
     table()
+    draw()
 
 
 @app.command()
@@ -72,6 +85,32 @@ def _compared(system: str, cases: Sequence[Workload], repeat: int) -> list[dict[
 
 
 @app.command()
+def peers(
+    parameters: Sizes = "1M,10M,50M",
+    workers: Annotated[int, typer.Option("--workers", "-n", help="Number of workers.")] = 4,
+    rounds: Rounds = 6,
+    only: Only = _ALL_SYSTEMS,
+    out: Out = results.RESULTS,
+) -> None:
+    """Rounds without training: Cortex beside other systems."""
+    store = PartialResults(out / "peers.json", comparison.NULL_KEY)
+    for size in _sizes(parameters):
+        comparison.compare_null(_systems(only), size, workers, rounds, store, _say)
+
+
+@app.command()
+def training(
+    workers: Annotated[int, typer.Option("--workers", "-n", help="Number of workers.")] = 4,
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="How often, on the same network.")] = 1,
+    only: Only = _ALL_SYSTEMS,
+    out: Out = results.RESULTS,
+) -> None:
+    """Seconds to train Fashion-MNIST to an accuracy: Cortex beside other systems."""
+    store = PartialResults(out / "training.json", comparison.TRAINING_KEY)
+    comparison.compare_training(_systems(only), workers, repeat, store, _say)
+
+
+@app.command()
 def memory(
     parameters: Sizes = "1M,10M,50M",
     codecs: Codecs = "none,int8",
@@ -92,6 +131,54 @@ def memory(
 
 
 @app.command()
+def links(
+    parameters: Sizes = "1M",
+    codecs: Codecs = "none,int8,int4",
+    rates: Annotated[str, typer.Option(help="Mbit/s of each worker's line.")] = "10,100,1000",
+    round_trips: Annotated[str, typer.Option(help="Milliseconds.")] = "1,50,200",
+    workers: Annotated[int, typer.Option("--workers", "-n", help="Number of simulated workers.")] = 4,
+    rounds: Rounds = 3,
+    out: Out = results.RESULTS,
+) -> None:
+    """Seconds of a round against the rate and round trip of the workers' lines."""
+    store = PartialResults(out / "links.json", slow_links.LINK_KEY)
+    for size, codec in product(_sizes(parameters), codecs.split(",")):
+        for rate, trip in product(_numbers(rates), _numbers(round_trips)):
+            machine, workload = describe(), Workload(size, codec, Kind.EXCHANGE, workers, rounds)
+            cost = slow_links.measure(workload, rate, trip / 1000)
+            line = {"mbit_per_s": rate, "round_trip_s": trip / 1000, "least_s": cost.least_s}
+            measured = [asdict(each) for each in cost.rounds]
+            store.put({**asdict(workload), **line, "rounds_measured": measured}, machine)
+            _say(f"{workload.label}, {rate} Mbit/s, {trip} ms", [each.seconds for each in cost.rounds])
+
+
+@app.command()
+def sealing(
+    parameters: Sizes = "10M",
+    codecs: Codecs = "none,int8",
+    rounds: Rounds = 8,
+    repeat: Repeat = 2,
+    out: Out = results.RESULTS,
+) -> None:
+    """Rounds that are sealed against rounds that are not."""
+    store = PartialResults(out / "sealing.json", sealed_rounds.SEALING_KEY)
+    for size in _sizes(parameters):
+        machine = describe()
+        cases = [Workload(size, codec, Kind.NULL, 4, rounds, warm_up=2) for codec in codecs.split(",")]
+        for entry in sealed_rounds.measure(cases, repeat):
+            store.put(entry, machine)
+            for name in ("sealed", "unsealed"):
+                label = f"{size_label(size)} {entry['codec']} {name}"
+                _say(label, [value for run in entry[name] for value in run["seconds"]])
+
+
+@app.command()
+def codecs(out: Out = results.RESULTS) -> None:
+    """Throughput of each codec beside memcpy."""
+    codec_speed.main(out=out / "codecs.json")
+
+
+@app.command()
 def start(repeat: Repeat = 3, out: Out = results.RESULTS) -> None:
     """From `cortex up` to the end of the first round."""
     machine, entries = describe(), []
@@ -107,11 +194,28 @@ def table(source: Annotated[Path, typer.Option("--from", help="Where the JSON fi
     typer.echo(results.write_tables(source))
 
 
+@app.command(name="plots")
+def draw(source: Annotated[Path, typer.Option("--from", help="Where the JSON files are.")] = results.RESULTS) -> None:
+    """Draw a picture of each result there is."""
+    try:
+        for path in plots.draw(source):
+            typer.echo(path)
+    except ImportError as error:
+        raise BenchmarkError(f"{error.name} is missing; get it with: pip install '.[bench]'") from None
+
+
 def _sizes(text: str) -> Iterator[int]:
     try:
         yield from [parse_size(part) for part in text.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"parameters: {error}; allowed are numbers such as 1k, 250000 or 10M") from None
+
+
+def _systems(text: str) -> list[str]:
+    chosen = text.split(",")
+    if unknown := [name for name in chosen if name not in comparison.SYSTEMS]:
+        raise typer.BadParameter(f"only: {unknown[0]!r} given; allowed: {', '.join(comparison.SYSTEMS)}")
+    return chosen
 
 
 def _numbers(text: str) -> list[int]:
@@ -135,5 +239,5 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _leave)
     try:
         app()
-    except BenchmarkError as error:
+    except (BenchmarkError, CortexError) as error:
         sys.exit(f"error: {error}")

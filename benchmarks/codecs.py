@@ -117,7 +117,12 @@ def table(rows: list[Row], memcpy: float, torch: dict[str, float]) -> str:
     """As Markdown."""
     kinds = ("encode", "encode_residual", "check", "decode", "decode_add")
     heads = ("engine", "codec", "times smaller", *(kind.replace("_", " + ") for kind in kinds))
-    lines = [f"GB/s of float32, one thread; memcpy {memcpy:.1f}; torch encode {torch}", ""]
+    lines = [
+        f"GB/s of float32, one thread; memcpy {memcpy:.1f}; torch encode "
+        + ", ".join(f"{name} {speed:.1f}" for name, speed in torch.items())
+        + ".",
+        "",
+    ]
     lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in rows:
         options = ", ".join(f"{name} {value}".lower() for name, value in row["options"].items())

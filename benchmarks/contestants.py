@@ -53,18 +53,18 @@ class Cortex:
     """A local network of Cortex: every service and worker a process, mTLS everywhere, weights sealed."""
 
     def __init__(self, network: RunningNetwork) -> None:
-        self._network = network
+        self.network = network
 
     def run(self, workload: Workload) -> Measured:
         """Submit it as a job and follow its status."""
         marks: list[tuple[int, Usage]] = []
-        with Client(directory=self._network.directory) as client:
+        with Client(directory=self.network.directory) as client:
             job_id = client.submit(job_of(workload))
             last: JobStatus | None = None
             for last in client.watch(job_id):
                 wanted = workload.warm_up if not marks else workload.warm_up + workload.rounds
                 if len(last.history) >= wanted and len(marks) < 2:
-                    marks.append((len(last.history), self._network.usage()))
+                    marks.append((len(last.history), self.network.usage()))
             if last is None or last.status is not JobPhase.COMPLETED:
                 raise BenchmarkError(f"{workload.label}: {last.error if last else 'no status'}")
         return self._measured(workload, last, marks)
@@ -86,7 +86,7 @@ class Cortex:
             bytes_up=counted[-1].bytes_up,
             bytes_down=counted[-1].bytes_down,
             others_cores=used.others,
-            server_peak_bytes=self._network.aggregator_peak_bytes(),
+            server_peak_bytes=self.network.aggregator_peak_bytes(),
         )
 
 

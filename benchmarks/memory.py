@@ -36,8 +36,8 @@ class MemoryCost:
 
 
 def allowed_bytes(parameters: int, workers: int) -> int:
-    """What an aggregator may take: 20 B a parameter, 400 MB, 20 MB a concurrent worker."""
-    return 20 * parameters + 400_000_000 + 20_000_000 * workers
+    """What an aggregator may take: 13 B a parameter, 300 MB, 5 MB a concurrent worker."""
+    return 13 * parameters + 300_000_000 + 5_000_000 * workers
 
 
 def measure(workload: Workload) -> MemoryCost:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,14 @@ class BenchmarkError(RuntimeError):
     """Something that was to be measured did not work."""
 
 
-def child_environment() -> dict[str, str]:
-    """This process's environment, with the import roots of this checkout; nothing that points at another network."""
+def child_environment(path: Sequence[Path] = ()) -> dict[str, str]:
+    """This process's environment, with the import roots of this checkout; nothing that points at another network.
+
+    Args:
+        path: Import roots that come before all others.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CORTEX_")}
-    roots = [str(ROOT / "libs"), str(ROOT), *kept.get("PYTHONPATH", "").split(os.pathsep)]
+    roots = [*map(str, path), str(ROOT / "libs"), str(ROOT), *kept.get("PYTHONPATH", "").split(os.pathsep)]
     return kept | {"PYTHONPATH": os.pathsep.join(path for path in dict.fromkeys(roots) if path)}
 
 
@@ -67,8 +71,12 @@ class RunningNetwork:
 
 
 @contextmanager
-def running_network(workers: int) -> Iterator[RunningNetwork]:
+def running_network(workers: int, path: Sequence[Path] = ()) -> Iterator[RunningNetwork]:
     """Start a network on free ports and stop it at the end of the block, whatever happens.
+
+    Args:
+        workers: How many.
+        path: Import roots of all its processes that come before all others.
 
     Raises:
         BenchmarkError: it does not become healthy.
@@ -78,15 +86,14 @@ def running_network(workers: int) -> Iterator[RunningNetwork]:
         directory = Path(name) / "network"
         started_s = clock.monotonic_s()
         try:
-            _cortex("up", "--dir", str(directory), "--workers", str(workers), "--detach", "--json")
+            _cortex("up", "--dir", str(directory), "--workers", str(workers), "--detach", "--json", path=path)
             yield RunningNetwork(directory, clock.monotonic_s() - started_s)
         finally:
             _cortex("down", "--dir", str(directory), check=False)
 
 
-def _cortex(*arguments: str, check: bool = True) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "cortex", *arguments], env=child_environment(), capture_output=True, text=True
-    )
+def _cortex(*arguments: str, check: bool = True, path: Sequence[Path] = ()) -> None:
+    command = [sys.executable, "-m", "cortex", *arguments]
+    done = subprocess.run(command, env=child_environment(path), capture_output=True, text=True)
     if check and done.returncode:
         raise BenchmarkError(f"cortex {arguments[0]} failed: {done.stderr.strip() or done.stdout.strip()}")

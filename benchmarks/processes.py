@@ -44,8 +44,11 @@ class Usage:
     machine_s: float
 
     def since(self, before: Usage) -> Usage:
-        """What was used in between; `at_s` is the wall time that passed."""
-        groups = {name: used - before.groups.get(name, 0.0) for name, used in self.groups.items()}
+        """What was used in between; `at_s` is the wall time that passed.
+
+        The kernel rounds each process's time to ticks of 10 ms, so nothing may show as a tick less than nothing.
+        """
+        groups = {name: max(0.0, used - before.groups.get(name, 0.0)) for name, used in self.groups.items()}
         return Usage(self.at_s - before.at_s, groups, self.machine_s - before.machine_s)
 
     @property

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import codecs, comparison_tables, targets
 from benchmarks.machine import describe
 from benchmarks.memory import allowed_bytes
 from benchmarks.summary import Summary
-from benchmarks.workloads import Kind, size_label
+from benchmarks.workloads import size_label
 
 HOME = Path(__file__).resolve().parent
 RESULTS = HOME / "results"
 README = HOME / "README.md"
 _BEGIN, _END = "<!-- results: begin -->", "<!-- results: end -->"
-_TARGET_S = {("none", 10_000_000): 1.5, ("none", 50_000_000): 6.0}
 _START_TARGET_S = 20.0
 
 Entry = Mapping[str, Any]
@@ -33,26 +33,35 @@ def save(kind: str, machine: Entry, entries: Sequence[Entry], out: Path = RESULT
 
 def write_tables(results: Path = RESULTS, readme: Path = README) -> str:
     """Put the tables of all results into the README, between its markers; gives them too."""
-    tables = "\n\n".join(
-        text for kind, draw in _TABLES.items() if (text := _drawn(results / f"{kind}.json", draw)) is not None
-    )
+    documents = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
+    found = {kind: document["results"] for kind, document in documents.items() if "results" in document}
+    parts = [targets.table(found)]
+    parts += [_drawn(documents[kind], draw) for kind, draw in _TABLES.items() if kind in documents]
+    parts += [
+        f"{draw(found[kind])}\n\n{comparison_tables.machine_line(found[kind])}"
+        for kind, draw in _PARTIAL.items()
+        if found.get(kind)
+    ]
+    if speeds := documents.get("codecs"):
+        head = "### Codecs\n\n" + codecs.table(speeds["codecs"], speeds["memcpy"], speeds["torch"])
+        parts.append(f"{head}\n\n{_machine_line(speeds)}")
+    tables = "\n\n".join(part for part in parts if part)
     before, _, rest = readme.read_text().partition(_BEGIN)
     after = rest.partition(_END)[2]
     readme.write_text(f"{before}{_BEGIN}\n\n{tables}\n\n{_END}{after}")
     return tables
 
 
-def _drawn(path: Path, draw: Any) -> str | None:
-    if not path.exists():
-        return None
-    document = json.loads(path.read_text())
+def _drawn(document: Entry, draw: Any) -> str:
     return f"{draw(document['results'])}\n\n{_machine_line(document)}"
 
 
 def _machine_line(document: Entry) -> str:
     facts = document["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
-    loads = f"{facts['load_average'][0]} before, {document['load_average_after'][0]} after"
+    loads = str(facts["load_average"][0])
+    if "load_average_after" in document:
+        loads += f" before, {document['load_average_after'][0]} after"
     return (
         f"*{facts['measured_at']}: {facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, "
         f"{facts['system']}, Python {facts['python']}, {packages}; load average {loads}.*"
@@ -63,9 +72,9 @@ def _rounds(entries: Sequence[Entry]) -> str:
     lines = [
         "### Rounds, real processes",
         "",
-        "| system | parameters | codec | round | workers | seconds: median (range) | target | period s "
+        "| system | parameters | codec | round | workers | seconds: median (range) | period s "
         "| exchange s | CPU-s | of it server / workers | MB up | MB down | server peak MB | others' cores |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join(lines + [_round_row(entry) for entry in entries])
 
@@ -73,8 +82,6 @@ def _rounds(entries: Sequence[Entry]) -> str:
 def _round_row(entry: Entry) -> str:
     runs = entry["runs"]
     seconds = Summary.of([value for run in runs for value in run["seconds"]])
-    is_target = entry["workers"] == 4 and entry["kind"] == Kind.NULL
-    target = _TARGET_S.get((entry["codec"], entry["parameters"])) if is_target else None
     cpu = [run["cpu_s"] for run in runs]
     server = _median([each.get("aggregators", 0.0) for each in cpu])
     workers = _median([each.get("workers", 0.0) for each in cpu])
@@ -85,7 +92,6 @@ def _round_row(entry: Entry) -> str:
         entry["kind"],
         entry["workers"],
         seconds.text(3 if seconds.median < 0.5 else 2),
-        _verdict(seconds.median, target, " s"),
         f"{_median([run['period_s'] for run in runs]):.2f}",
         f"{_median([value for run in runs for value in run['exchange_s']]):.2f}",
         f"{_median([sum(each.values()) for each in cpu]):.2f}",
@@ -146,6 +152,12 @@ def _start(entries: Sequence[Entry]) -> str:
 
 
 _TABLES = {"rounds": _rounds, "memory": _memory, "start": _start}
+_PARTIAL = {
+    "peers": comparison_tables.peers,
+    "training": comparison_tables.training,
+    "links": comparison_tables.links,
+    "sealing": comparison_tables.sealing,
+}
 
 
 def _verdict(value: float, target: float | None, unit: str) -> str:

@@ -38,6 +38,7 @@ _RPC_S = 600.0
 class RoundCost:
     """One round of simulated workers, in wall seconds and sealed bytes of all workers."""
 
+    workers: int
     seconds: float
     pull_s: float
     push_s: float
@@ -137,6 +138,7 @@ class Uploaders:
         self._version = await self._keeper.seal(number, receipts)
         ended_s = self._clock.monotonic_s()
         return RoundCost(
+            workers=self._workload.workers,
             seconds=ended_s - begun_s,
             pull_s=pulled_s - begun_s,
             push_s=pushed_s - pulled_s,
@@ -200,13 +202,22 @@ def name_of(seat: int) -> str:
 
 
 @asynccontextmanager
-async def uploaders(workload: Workload, address: str, certificates: Certificates) -> AsyncIterator[Uploaders]:
-    """Connect as a coordinator and as so many workers."""
+async def uploaders(
+    workload: Workload, address: str, certificates: Certificates, addresses: Sequence[str] = ()
+) -> AsyncIterator[Uploaders]:
+    """Connect as a coordinator and as so many workers.
+
+    Args:
+        workload: What they will do.
+        address: Of the aggregator.
+        certificates: Of everybody.
+        addresses: Under which each worker reaches the aggregator, where that differs.
+    """
     key = EncryptionManager.new_data_key()
     control = open_channel(address, certificates.of(Role.COORDINATOR, "coordinator"), Role.AGGREGATOR)
     bulk = [
-        open_channel(address, certificates.of(Role.WORKER, name_of(seat)), Role.AGGREGATOR, bulk=True)
-        for seat in range(workload.workers)
+        open_channel(place, certificates.of(Role.WORKER, name_of(seat)), Role.AGGREGATOR, bulk=True)
+        for seat, place in enumerate(addresses or [address] * workload.workers)
     ]
     try:
         yield Uploaders(workload, RoundKeeper(control, key, workload.workers), bulk, key)

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.processes import tree_of, usage_of
 
+_TICKS_S = 0.03
 _TRAINER = "import time\nwhile time.process_time() < {busy_s}: pass\nprint('busy', flush=True)\ninput()"
 _WORKER = """
 import subprocess, sys
@@ -51,9 +52,9 @@ def test_a_trainer_that_ends_within_the_period_takes_nothing_away() -> None:
         running = usage_of(roots)
         assert _told(worker) == "ended"
         ended = usage_of(roots)
-    assert running.since(start).groups["workers"] >= 0.29
-    assert ended.since(running).groups["workers"] >= 0.0
-    assert ended.since(start).groups["workers"] >= 0.29
+    assert running.since(start).groups["workers"] >= 0.25
+    assert ended.groups["workers"] - running.groups["workers"] >= -_TICKS_S
+    assert ended.since(start).groups["workers"] >= 0.25
 
 
 def test_a_root_below_another_one_counts_in_its_own_group_only() -> None:
@@ -62,8 +63,8 @@ def test_a_root_below_another_one_counts_in_its_own_group_only() -> None:
         roots = {"here": frozenset({os.getpid()}), "workers": frozenset({worker.pid})}
         before = usage_of({"all": frozenset({os.getpid()})}).groups["all"]
         used = usage_of(roots).groups
-    assert used["workers"] >= 0.29
-    assert used["here"] <= before - 0.25
+    assert used["workers"] >= 0.25
+    assert used["here"] <= before - 0.2
     assert worker.pid not in tree_of(os.getpid(), frozenset({worker.pid}))
 
 

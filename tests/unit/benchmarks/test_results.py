@@ -1,0 +1,115 @@
+"""Results that are measured part by part, and the table of targets made from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import plots, targets
+from benchmarks.comparison import NULL_KEY, SYSTEMS, null_cases
+from benchmarks.machine import describe
+from benchmarks.memory import allowed_bytes
+from benchmarks.network import BenchmarkError
+from benchmarks.peers.tasks import STEP, Event, check_counted, null_shapes
+from benchmarks.results import write_tables
+from benchmarks.store import PartialResults
+from benchmarks.training import TARGETS, Algorithm, TrainingTask
+from benchmarks.workloads import Kind
+
+
+def _null(system: str, codec: str, seconds: float, parameters: int = 10_000_000) -> dict[str, Any]:
+    run = {"seconds": [seconds] * 5, "period_s": seconds, "cpu_s": {"all": 1.0}, "server_peak_bytes": 10**8}
+    names = {"system": system, "parameters": parameters, "codec": codec, "kind": Kind.NULL.value, "workers": 4}
+    return {**names, "versions": {}, "runs": [run]}
+
+
+def _training(system: str, algorithm: str, *at_s: float) -> dict[str, Any]:
+    points = [{"at_s": at, "accuracy": accuracy} for at, accuracy in zip(at_s, TARGETS, strict=False)]
+    run = {"points": points, "cpu_s": 1.0, "others_cores": 0.0}
+    return {"system": system, "algorithm": algorithm, "codec": "none", "workers": 4, "runs": [run]}
+
+
+def _rows(table: str | None) -> dict[str, tuple[str, str, str]]:
+    assert table is not None
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[4:]]
+    return {work: (target, measured, verdict) for work, target, measured, verdict in cells}
+
+
+def test_a_part_measured_again_replaces_that_part_only(tmp_path: Path) -> None:
+    store = PartialResults(tmp_path / "peers.json", NULL_KEY)
+    for entry in (_null("cortex", "none", 0.5), _null("flower", "none", 14.0), _null("cortex", "none", 0.4)):
+        store.put(entry, describe())
+    found = [(entry["system"], entry["runs"][0]["period_s"]) for entry in store.read()]
+    assert found == [("cortex", 0.4), ("flower", 14.0)]
+
+
+def test_ratios_are_taken_from_the_same_size_and_judged() -> None:
+    entries = [
+        _null("cortex", "int8", 0.2),
+        _null("gloo", "none", 0.1),
+        _null("nvflare", "none", 2.0),
+        _null("flower", "none", 14.0),
+        _null("flower", "none", 1.0, parameters=1_000_000),
+    ]
+    rows = _rows(targets.table({"peers": entries}))
+    name = "null round 10M int8 sealed, 4 workers"
+    assert rows[name] == ("≤ 0.3 s", "0.200 s", "met")
+    assert rows[f"{name}: faster than flower"] == ("≥ 45×", "70×", "met")
+    assert rows[f"{name}: faster than nvflare"] == ("≥ 12×", "10×", "**missed**")
+    assert rows[f"{name}: of a Gloo all-reduce of the float32 vector"] == ("≤ 3×", "2.00×", "met")
+    assert len(rows) == 4
+
+
+def test_an_accuracy_that_a_peer_never_reaches_is_said_to_be_so() -> None:
+    entries = [_training("cortex", "fedavg", 4.0, 9.0, 20.0), _training("flower", "fedavg", 40.0, 100.0)]
+    rows = _rows(targets.table({"training": entries}))
+    assert rows["Fashion-MNIST to 85%, FedAvg: share of the time of flower"] == ("≤ 0.125×", "0.090×", "met")
+    assert rows["Fashion-MNIST to 87%"][1] == "flower does not reach it"
+
+
+def test_tables_and_pictures_are_made_of_what_there_is(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    store = PartialResults(tmp_path / "peers.json", NULL_KEY)
+    for system in SYSTEMS:
+        store.put(_null(system, "none", 1.0), describe())
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- results: begin -->\nold\n<!-- results: end -->\nafter\n")
+    write_tables(tmp_path, readme)
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert text.count("| 10M |") == len(SYSTEMS)
+    assert [path.name for path in plots.draw(tmp_path)] == ["peers.svg"]
+    assert "<svg" in (tmp_path / "plots" / "peers.svg").read_text()
+
+
+def test_a_round_that_left_a_client_out_is_no_round() -> None:
+    whole = [Event(number, float(number), number * STEP * 2.5, None, None) for number in range(3)]
+    check_counted(whole, workers=4)
+    short = [whole[0], Event(1, 1.0, STEP * 2.0, None, None)]
+    with pytest.raises(BenchmarkError, match="not every update counted"):
+        check_counted(short, workers=4)
+
+
+def test_everybody_gets_a_model_of_the_same_size() -> None:
+    elements = sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in null_shapes(10_000_000))
+    assert abs(elements / 10_000_000 - 1) < 0.05
+    for system in SYSTEMS:
+        assert {case.parameters for case in null_cases(system, 10_000_000, 4, 6)} == {10_000_000}
+
+
+def test_everybody_trains_with_the_same_settings(tmp_path: Path) -> None:
+    task = TrainingTask(tmp_path, Algorithm.DILOCO)
+    job, fields = task.job(), json.loads(json.dumps(task.peer_fields()))
+    assert job["training"]["local_steps"] == fields["every"] == 100
+    assert (job["training"]["batch_size"], job["training"]["learning_rate"]) == (32, 1e-3)
+    assert (fields["batch_size"], fields["learning_rate"]) == (32, 1e-3)
+    assert job["training"]["rounds"] == fields["rounds"]
+
+
+def test_memory_is_allowed_for_parameters_and_workers() -> None:
+    assert allowed_bytes(1_000_000, 4) == 13_000_000 + 300_000_000 + 20_000_000
