@@ -73,7 +73,11 @@ class ConflictError(CortexError):
 
 
 class OverloadedError(CortexError):
-    """No room now (memory, disk, rate): back off."""
+    """No room now (memory, disk, rate): back off. `retry_after_s` says for how long, if that is known."""
+
+    def __init__(self, message: str, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class UnavailableError(CortexError):

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -20,7 +20,7 @@ from cortex_common.job.parse import violations_of
 from cortex_common.job.quantities import Rate
 from cortex_common.rpc.auditing import Auditor
 from cortex_common.rpc.denial import DenyList
-from cortex_common.rpc.server import RpcSettings, join_address
+from cortex_common.rpc.server import MAX_MESSAGE_BYTES, RpcSettings, join_address
 from cortex_common.security.certificates import certificate_of, read_file
 from cortex_common.security.joining import JoinToken
 
@@ -81,6 +81,8 @@ class Bandwidth(BaseModel):
 class ServiceSettings(TlsSettings):
     """What every service needs to know."""
 
+    MAX_MESSAGE_BYTES: ClassVar[int] = MAX_MESSAGE_BYTES
+
     network: str = "cortex"
     name: str
     region: str = "local"
@@ -113,7 +115,16 @@ class ServiceSettings(TlsSettings):
 
     def rpc(self, denied: DenyList, auditor: Auditor | None, *, bulk: bool = False) -> RpcSettings:
         """Settings of this service's gRPC server, which refuses who is denied and writes to the auditor's log."""
-        return RpcSettings(self.host, self.port, self.tls, self.network, bulk=bulk, denied=denied, auditor=auditor)
+        return RpcSettings(
+            self.host,
+            self.port,
+            self.tls,
+            self.network,
+            bulk=bulk,
+            max_message_bytes=self.MAX_MESSAGE_BYTES,
+            denied=denied,
+            auditor=auditor,
+        )
 
     @property
     def joining(self) -> JoinToken | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
+from cortex_common.job.parse import MAX_JOB_BYTES
 from cortex_common.settings import ServiceSettings
 from services.coordinator.domain.seen import Rules
 
@@ -19,6 +21,9 @@ class CoordinatorSettings(ServiceSettings):
         keyring: File of the key-encryption keys; made if there is none. `keyring.json` in `state_dir` by default; on
             another disk than the database it protects what a stolen or backed-up disk holds.
     """
+
+    # A job file, and a little more.
+    MAX_MESSAGE_BYTES: ClassVar[int] = MAX_JOB_BYTES + 64 * 1024
 
     port: int = Field(default=50051, ge=0, le=65535)
     discovery: str = "127.0.0.1:50052"

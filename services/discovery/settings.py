@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -24,6 +25,8 @@ class DiscoverySettings(ServiceSettings):
         database_password_file: Holds the database's password, which then is not in the URL.
         pass_life_s: How long a gateway may speak for a node after it proved its token; it is asked again at half of it.
     """
+
+    MAX_MESSAGE_BYTES: ClassVar[int] = 256 * 1024
 
     port: int = Field(default=50052, ge=0, le=65535)
     lease_s: float = Field(default=10.0, gt=0)

@@ -16,14 +16,6 @@ from services.gateway.oidc import OidcVerifier
 _SAVE_USE_EVERY_S = 10.0
 
 
-class TooOftenError(OverloadedError):
-    """Somebody asks too often; `retry_after_s` says when to come back."""
-
-    def __init__(self, message: str, wait_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = max(1, math.ceil(wait_s))
-
-
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How often a principal may ask, and how often an address may come with a token that is not good."""
@@ -53,7 +45,7 @@ class Access:
         Raises:
             UnauthenticatedError: no token, or it is not good.
             ForbiddenError: its claims give nothing here.
-            TooOftenError: the principal, or the address, asks too often.
+            OverloadedError: the principal, or the address, asks too often.
             UnavailableError: the token's issuer cannot be asked.
         """
         now_s = self._clock.monotonic_s()
@@ -63,12 +55,12 @@ class Access:
             # Others come from this address too, through a proxy: good tokens are not refused for the bad ones.
             if wait_s := self._failures.wait_s(peer, now_s):
                 metrics.THROTTLED.labels("address").inc()
-                raise TooOftenError("too many bad tokens came from this address", wait_s) from None
+                raise OverloadedError("too many bad tokens came from this address", math.ceil(wait_s)) from None
             raise
         if wait_s := self._requests.wait_s(found.token_id, now_s):
             allowed = f"{self._limits.requests.per_s:g} requests a second, {self._limits.requests.burst:g} at once"
             metrics.THROTTLED.labels("principal").inc()
-            raise TooOftenError(f"token {found.name!r} asks too often; allowed: {allowed}", wait_s)
+            raise OverloadedError(f"token {found.name!r} asks too often; allowed: {allowed}", math.ceil(wait_s))
         return found
 
     async def keep(self) -> None:

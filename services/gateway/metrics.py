@@ -12,4 +12,5 @@ THROTTLED = counter("cortex_gateway_throttled_total", "Requests refused for comi
 NODES = gauge("cortex_gateway_nodes", "Connections of nodes, by whether they attend or only transfer.", ("attends",))
 NODE_BYTES = counter("cortex_gateway_node_bytes_total", "Bytes over WebSocket.", ("direction", "kind"))
 NODE_CLOSES = counter("cortex_gateway_node_closes_total", "Connections of nodes that ended, by close code.", ("code",))
+SLOW = counter("cortex_gateway_slow_connections_total", "Connections given up as too slow.", ("waited_for",))
 PEER_UP = gauge("cortex_gateway_peer_up", "Whether the peer answered the last probe.", ("peer",))

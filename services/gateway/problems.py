@@ -127,7 +127,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def answer(error: CortexError, headers: Mapping[str, str] | None = None) -> Response:
     """The HTTP response for an error."""
     kind = kind_of(error)
-    wait_s = getattr(error, "retry_after_s", kind.retry_after_s)
+    wait_s = (error.retry_after_s if isinstance(error, OverloadedError) else None) or kind.retry_after_s
     advice = {} if wait_s is None else {"Retry-After": str(wait_s)}
     if kind.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         advice["Connection"] = "close"

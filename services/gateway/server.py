@@ -13,9 +13,11 @@ from fastapi import FastAPI
 from cortex_common.errors import PreconditionError
 from cortex_common.rpc.server import join_address
 from cortex_common.telemetry.ops_server import listen
+from services.gateway.patience import patient
 from services.gateway.settings import GatewaySettings
 
 _STOP_GRACE_S = 3
+_MAX_HEAD_BYTES = 32 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,9 @@ async def http_server(app: FastAPI, settings: GatewaySettings) -> AsyncIterator[
         access_log=False,
         lifespan="off",
         ws="none",
+        http=patient(settings.patience),
+        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+        limit_concurrency=settings.max_connections,
         server_header=False,
         ssl_certfile=settings.http_certificate,
         ssl_keyfile=settings.http_key,

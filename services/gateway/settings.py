@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from cortex_common.security.tokens import Scope
 from cortex_common.settings import ServiceSettings
+from services.gateway.patience import Patience
 
 
 def _checked_url(url: str) -> str:
@@ -70,6 +71,8 @@ class GatewaySettings(ServiceSettings):
         tokens: The token file; `<state_dir>/tokens.json` if unset.
         http_certificate: PEM file; HTTPS if set together with `http_key`, plain HTTP if neither is.
         max_event_streams: Event streams open at a time.
+        max_connections: Connections open at a time; beyond them requests are answered 503.
+        head_s, body_s, write_s: How long a request's headers, its body, and a peer that takes nothing are waited for.
         requests_per_s, requests_burst: How often each principal may ask, on average and at once.
         bad_tokens_per_s, bad_tokens_burst: How often an address may come with a token that is not good.
         oidc: Accept tokens of an OpenID Connect issuer too.
@@ -86,6 +89,10 @@ class GatewaySettings(ServiceSettings):
     tokens: Path | None = None
     http_certificate: Path | None = None
     http_key: Path | None = None
+    max_connections: int = Field(default=1000, gt=0)
+    head_s: float = Field(default=10.0, gt=0)
+    body_s: float = Field(default=30.0, gt=0)
+    write_s: float = Field(default=30.0, gt=0)
     requests_per_s: float = Field(default=50.0, gt=0)
     requests_burst: float = Field(default=100.0, ge=1)
     bad_tokens_per_s: float = Field(default=1.0, gt=0)
@@ -109,6 +116,11 @@ class GatewaySettings(ServiceSettings):
     def token_file(self) -> Path:
         """Where the tokens are."""
         return self.tokens or self.state_dir / "tokens.json"
+
+    @property
+    def patience(self) -> Patience:
+        """How long slow peers are borne."""
+        return Patience(self.head_s, self.body_s, self.write_s)
 
     @property
     def scheme(self) -> str:

@@ -131,6 +131,9 @@ ROUTINE = frozenset(
     )
 )
 
+# Answers that take as long as folding or forwarding a model: only a coordinator may ask, and says how long it waits.
+PATIENT = frozenset({f"/{_PACKAGE}.RoundService/SealRound", f"/{_PACKAGE}.RoundService/ForwardRound"})
+
 # Full method name, as gRPC passes it, to the roles that may call it.
 ALLOWED: Mapping[str, frozenset[Role]] = MappingProxyType(
     {

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+from google.protobuf import duration_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
@@ -68,6 +69,9 @@ def rich_status(error: CortexError) -> status_pb2.Status:
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=type(error).__name__, domain=_DOMAIN))
     if isinstance(error, InvalidArgumentError) and error.violations:
         status.details.add().Pack(_bad_request(error.violations))
+    if isinstance(error, OverloadedError) and error.retry_after_s is not None:
+        wait = duration_pb2.Duration(seconds=error.retry_after_s)
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=wait))
     return status
 
 
@@ -84,8 +88,9 @@ def error_from_rpc(error: grpc.RpcError, what: str = "") -> CortexError:
     status = _rich_status_of(call.trailing_metadata())
     kind = _CLASS_OF.get(code, CortexError)
     if status is not None:
-        violations = _violations(status)
-        return InvalidArgumentError(details, violations) if kind is InvalidArgumentError else kind(details)
+        if kind is OverloadedError:
+            return OverloadedError(details, _retry_after_s(status))
+        return InvalidArgumentError(details, _violations(status)) if kind is InvalidArgumentError else kind(details)
     peer = what or "the peer"
     if code is grpc.StatusCode.UNAVAILABLE:
         return UnavailableError(f"{peer} cannot be reached: {_cause(details)}")
@@ -172,6 +177,15 @@ def _rich_status_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> statu
                 return status_pb2.Status.FromString(value)
             except DecodeError:
                 return None
+    return None
+
+
+def _retry_after_s(status: status_pb2.Status) -> int | None:
+    info = error_details_pb2.RetryInfo()
+    for detail in status.details:
+        if detail.Is(info.DESCRIPTOR):
+            detail.Unpack(info)
+            return int(info.retry_delay.seconds)
     return None
 
 

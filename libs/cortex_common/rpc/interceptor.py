@@ -6,18 +6,20 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
 
 from cortex_common.clock import Clock
-from cortex_common.errors import CortexError, ForbiddenError, UnauthenticatedError
+from cortex_common.errors import CortexError, ForbiddenError, UnauthenticatedError, UnavailableError
 from cortex_common.logging import get_logger
 from cortex_common.rpc.auditing import Auditor, Call
-from cortex_common.rpc.authorisation import ANYBODY, PRIVILEGED, authorise
+from cortex_common.rpc.authorisation import ANYBODY, PATIENT, PRIVILEGED, authorise
 from cortex_common.rpc.denial import DenyList
 from cortex_common.rpc.errors import DETAILS_KEY, rich_status, status_of
+from cortex_common.rpc.fairness import CALLER_LIMITS, CallerLimits, Callers
 from cortex_common.rpc.identity import acting_as, authenticate, expired
 from cortex_common.rpc.metrics import REFUSALS, MethodMetrics
 from cortex_common.rpc.passing import PassReader, acting_by
@@ -33,13 +35,39 @@ INTERNAL = "internal error"
 ENDED = "ended"
 
 
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """Limits of calls.
+
+    Attributes:
+        caller: What each caller may take.
+        unary_s: How long a call with one answer may take, whatever its own deadline is; None: as long as it says.
+        write_s: How long a caller may take nothing of a stream that waits for it.
+    """
+
+    caller: CallerLimits = CALLER_LIMITS
+    unary_s: float | None = 60.0
+    write_s: float = 180.0
+
+
+CALL_LIMITS = CallLimits()
+
+
 class GuardingInterceptor(grpc.aio.ServerInterceptor):
     """Authenticates, authorises, maps errors and counts, once per RPC; messages of a stream pass untouched."""
 
     def __init__(
-        self, network: str, clock: Clock, denied: DenyList, passes: PassReader, auditor: Auditor | None = None
+        self,
+        network: str,
+        clock: Clock,
+        denied: DenyList,
+        passes: PassReader,
+        auditor: Auditor | None = None,
+        limits: CallLimits = CALL_LIMITS,
     ) -> None:
         self._passes = passes
+        self._limits = limits
+        self._callers = Callers(limits.caller, clock)
         self._network = network
         self._clock = clock
         self._denied = denied
@@ -59,7 +87,8 @@ class GuardingInterceptor(grpc.aio.ServerInterceptor):
         metrics = self._metrics.get(method)
         if metrics is None:
             metrics = self._metrics[method] = MethodMetrics(method)
-        return _wrapped(handler, lambda request, context: self._guarded(method, metrics, request, context))
+        limits = replace(self._limits, unary_s=None) if method in PATIENT else self._limits
+        return _wrapped(handler, limits, lambda request, context: self._guarded(method, metrics, request, context))
 
     @asynccontextmanager
     async def _guarded(
@@ -125,6 +154,7 @@ class GuardingInterceptor(grpc.aio.ServerInterceptor):
         A gateway with a pass is, for this call, the node that the pass is for.
         """
         if method in ANYBODY:
+            self._callers.stranger(context.peer())
             yield
             return
         now_s = self._clock.wall_s()
@@ -137,7 +167,7 @@ class GuardingInterceptor(grpc.aio.ServerInterceptor):
             standings.append(given.standing)
         caller = certificate.identity if given is None else given.node
         authorise(caller, method)
-        with acting_as(caller), acting_by(given):
+        with self._callers.serving(caller, context.peer()), acting_as(caller), acting_by(given):
             async with _while_allowed(standings, now_s, self._denied):
                 yield
 
@@ -180,36 +210,58 @@ def _report(method: str, context: _Context, error: CortexError) -> None:
         _log.debug("rpc_answered_with_error", method=method, error=type(error).__name__, reason=error.message)
 
 
-def _wrapped(handler: _Handler, guard: _Guard) -> _Handler:
+def _wrapped(handler: _Handler, limits: CallLimits, guard: _Guard) -> _Handler:
     """The same handler behind the guard; response streams are written by the RPC's own task: no extra hop."""
     codecs = (handler.request_deserializer, handler.response_serializer)
     behaviour: Any
     make: Callable[..., _Handler]
     if handler.response_streaming:
-        behaviour = _stream_behaviour(handler.stream_stream or handler.unary_stream, guard)
+        behaviour = _stream_behaviour(handler.stream_stream or handler.unary_stream, limits, guard)
         streams = (grpc.unary_stream_rpc_method_handler, grpc.stream_stream_rpc_method_handler)
         make = streams[handler.request_streaming]
     else:
-        behaviour = _unary_behaviour(handler.stream_unary or handler.unary_unary, guard)
+        behaviour = _unary_behaviour(handler.stream_unary or handler.unary_unary, limits.unary_s, guard)
         make = (grpc.unary_unary_rpc_method_handler, grpc.stream_unary_rpc_method_handler)[handler.request_streaming]
     return make(behaviour, *codecs)
 
 
-def _unary_behaviour(inner: Any, guard: _Guard) -> Any:
+def _unary_behaviour(inner: Any, within_s: float | None, guard: _Guard) -> Any:
     async def behaviour(request: Any, context: _Context) -> Any:
-        async with guard(request, context):
+        async with guard(request, context), _within(within_s, "the call took"):
             return await inner(request, context)
 
     return behaviour
 
 
-def _stream_behaviour(inner: Any, guard: _Guard) -> Any:
+def _stream_behaviour(inner: Any, limits: CallLimits, guard: _Guard) -> Any:
     if not inspect.isasyncgenfunction(inner):
-        return _unary_behaviour(inner, guard)
+        return _unary_behaviour(inner, None, guard)
 
     async def behaviour(request: Any, context: _Context) -> None:
         async with guard(request, context), aclosing(inner(request, context)) as messages:
             async for message in messages:
-                await context.write(message)
+                try:
+                    async with _within(limits.write_s, "the caller took nothing for"):
+                        await context.write(message)
+                except grpc.aio.InternalError:
+                    # The caller has gone; nobody is left to be told.
+                    raise asyncio.CancelledError from None
 
     return behaviour
+
+
+@asynccontextmanager
+async def _within(seconds: float | None, what: str) -> AsyncIterator[None]:
+    """End the block after a time.
+
+    Raises:
+        UnavailableError: it was not done.
+    """
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if limit.expired():
+            raise UnavailableError(f"{what} more than {seconds:g} s") from None
+        raise

@@ -8,6 +8,7 @@ from cortex_common.telemetry.metrics import counter, gauge, histogram
 
 REQUESTS = counter("cortex_rpc_requests_total", "RPCs answered.", ("service", "method", "code"))
 SECONDS = histogram("cortex_rpc_request_seconds", "Time to answer an RPC, streams to their end.", ("service", "method"))
+THROTTLED = counter("cortex_rpc_throttled_total", "Calls refused because their caller takes too much.", ("what",))
 REFUSALS = counter("cortex_rpc_refusals_total", "RPCs refused, by what was wrong with the caller.", ("kind",))
 AUDIT_FAILURES = counter("cortex_rpc_audit_failures_total", "Records the audit log could not take.")
 OPEN = gauge("cortex_rpc_open_requests", "RPCs being answered now.", ("service", "method"))

@@ -18,7 +18,7 @@ from cortex_common.errors import PreconditionError
 from cortex_common.identity import TlsFiles
 from cortex_common.rpc.auditing import Auditor
 from cortex_common.rpc.denial import DenyList
-from cortex_common.rpc.interceptor import GuardingInterceptor
+from cortex_common.rpc.interceptor import CALL_LIMITS, CallLimits, GuardingInterceptor
 from cortex_common.rpc.passing import PassReader
 from cortex_common.rpc.tls import ReloadingServerCredentials
 
@@ -34,8 +34,11 @@ class RpcSettings:
         port: 0 takes a free one.
         network: Callers of another network are refused.
         bulk: True for the data plane: flow control bounded per stream instead of probed.
+        max_message_bytes: The largest message that is taken.
         max_streams: RPCs at a time on one connection; more wait at the client.
         max_requests: RPCs at a time on the whole server; more are refused with RESOURCE_EXHAUSTED.
+        limits: Of calls and of each caller.
+        handshake_s: A connection that has not finished its handshake by then is closed.
         connection_life_s: After this time clients are asked to connect again, with the certificate they have by then.
         connection_grace_s: RPCs still open this long after that are cut.
         stop_grace_s: How long open RPCs may go on once the server stops.
@@ -53,6 +56,8 @@ class RpcSettings:
     max_metadata_bytes: int = 8 * 1024
     max_streams: int = 128
     max_requests: int = 2000
+    limits: CallLimits = CALL_LIMITS
+    handshake_s: float = 10.0
     keepalive_s: float = 30.0
     keepalive_timeout_s: float = 10.0
     min_ping_interval_s: float = 20.0
@@ -112,7 +117,9 @@ async def serving(
         NotFoundError, InvalidArgumentError, UnauthenticatedError: the TLS files are not usable, or have expired.
     """
     passes = PassReader(settings.tls)
-    guard = GuardingInterceptor(settings.network, settings.clock, settings.denied, passes, settings.auditor)
+    guard = GuardingInterceptor(
+        settings.network, settings.clock, settings.denied, passes, settings.auditor, settings.limits
+    )
     server = grpc.aio.server(
         interceptors=[guard],
         options=server_options(settings),
@@ -138,10 +145,11 @@ def server_options(settings: RpcSettings) -> list[tuple[str, int]]:
     """Knobs of gRPC, which ignores an unknown name silently: test the effect of what you add."""
     options = [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
-        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", 2 * settings.max_metadata_bytes),
         ("grpc.max_concurrent_streams", settings.max_streams),
+        ("grpc.server_handshake_timeout_ms", _ms(settings.handshake_s)),
         ("grpc.keepalive_time_ms", _ms(settings.keepalive_s)),
         ("grpc.keepalive_timeout_ms", _ms(settings.keepalive_timeout_s)),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -150,6 +158,8 @@ def server_options(settings: RpcSettings) -> list[tuple[str, int]]:
         ("grpc.max_connection_idle_ms", _ms(settings.connection_idle_s)),
         ("grpc.max_connection_age_ms", _ms(settings.connection_life_s)),
         ("grpc.max_connection_age_grace_ms", _ms(settings.connection_grace_s)),
+        # Nothing compressed is taken: a short message could unpack to a long one. (Bit 0: not compressed.)
+        ("grpc.compression_enabled_algorithms_bitset", 1),
         # Two processes on one port would share its calls at random.
         ("grpc.so_reuseport", 0),
     ]

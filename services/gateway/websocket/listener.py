@@ -20,7 +20,6 @@ from services.gateway.websocket.session import Gate, serve_node
 from services.gateway.websocket.socket import NodeSocket
 
 PATHS = ("/", "/ws")
-_HANDSHAKE_S = 10.0
 _PING_EVERY_S = 20.0
 # A slow link may have a minute of weights before it.
 _PONG_S = 60.0
@@ -64,7 +63,7 @@ async def websocket_server(settings: GatewaySettings, gate: Gate) -> AsyncIterat
         # Weights do not compress, and what does is small.
         compression=None,
         server_header=None,
-        open_timeout=_HANDSHAKE_S,
+        open_timeout=settings.head_s,
         ping_interval=_PING_EVERY_S,
         ping_timeout=_PONG_S,
         close_timeout=_CLOSE_S,

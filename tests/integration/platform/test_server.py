@@ -29,6 +29,7 @@ from cortex_common.rpc.server import RpcSettings, serving
 from cortex_common.telemetry.metrics import REGISTRY
 from tests.fakes import settle
 from tests.integration.platform.conftest import MISTAKES, Served, ServeExample
+from tests.waiting import eventually
 
 TlsOf = Callable[[Role, str], TlsFiles]
 DISCOVERY = "cortex.v1.DiscoveryService"
@@ -92,11 +93,12 @@ async def test_calls_are_counted_by_code(worker: grpc.aio.Channel) -> None:
             await heartbeat(worker, region)
         except CortexError:
             continue
+    # A call is counted once it is over, which is a moment after its answer has arrived.
+    labels = {"service": DISCOVERY, "method": "Heartbeat"}
+    await eventually(lambda: REGISTRY.get_sample_value("cortex_rpc_open_requests", labels) == 0)
     assert {code: counted("Heartbeat", code) - before[code] for code in codes.values()} == dict.fromkeys(
         codes.values(), 1.0
     )
-    labels = {"service": DISCOVERY, "method": "Heartbeat"}
-    assert REGISTRY.get_sample_value("cortex_rpc_open_requests", labels) == 0
 
 
 async def test_a_generator_knows_its_caller_and_ends_when_the_caller_leaves(

@@ -1,0 +1,255 @@
+"""What one caller, or somebody who is none, may do to a server: each limit with an attempt to break it."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import struct
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from cortex_common.buckets import Allowance
+from cortex_common.clock import SystemClock
+from cortex_common.errors import CortexError, OverloadedError, UnavailableError
+from cortex_common.identity import Role, TlsFiles
+from cortex_common.pb.v1 import discovery_pb2, discovery_pb2_grpc
+from cortex_common.rpc.channel import channel_options, open_channel
+from cortex_common.rpc.errors import calling
+from cortex_common.rpc.fairness import CallerLimits
+from cortex_common.rpc.interceptor import CallLimits
+from cortex_common.rpc.tls import client_credentials, current_material
+from tests.integration.platform.conftest import Served, ServeExample
+from tests.waiting import eventually
+
+TlsOf = Callable[[Role, str], TlsFiles]
+CLOCK = SystemClock()
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS, PING, HEADERS, GOAWAY = 4, 6, 1, 7
+
+
+def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
+    """An HTTP/2 frame."""
+    return struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
+
+
+async def raw(served: Served, tls: TlsFiles | None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection, with TLS or without, on which nothing has been said."""
+    port, secured = served.running.port, None
+    if tls is not None:
+        secured = ssl.create_default_context(cafile=str(tls.ca))
+        secured.load_cert_chain(tls.certificate, tls.key)
+        secured.set_alpn_protocols(["h2"])
+    name = None if tls is None else Role.DISCOVERY.server_name
+    return await asyncio.open_connection("127.0.0.1", port, ssl=secured, server_hostname=name)
+
+
+async def said_until_closed(reader: asyncio.StreamReader, within_s: float = 8.0) -> bytes:
+    """Everything the server says until it closes the connection."""
+    said = b""
+    async with asyncio.timeout(within_s):
+        try:
+            while piece := await reader.read(65536):
+                said += piece
+        except (ConnectionError, ssl.SSLError):
+            pass
+    return said
+
+
+async def beat(channel: grpc.aio.Channel, **options: Any) -> None:
+    with calling("discovery"):
+        await discovery_pb2_grpc.DiscoveryServiceStub(channel).Heartbeat(discovery_pb2.HeartbeatRequest(), **options)
+
+
+def watch(channel: grpc.aio.Channel) -> Any:
+    return discovery_pb2_grpc.DiscoveryServiceStub(channel).WatchNodes(discovery_pb2.WatchNodesRequest())
+
+
+def limits(**changes: Any) -> CallLimits:
+    return CallLimits(caller=CallerLimits(**changes))
+
+
+def own_connection(served: Served, tls: TlsFiles) -> grpc.aio.Channel:
+    """A channel that shares no connection with another."""
+    options = [*channel_options(Role.DISCOVERY), ("grpc.use_local_subchannel_pool", 1)]
+    return grpc.aio.secure_channel(served.address, client_credentials(current_material(tls, CLOCK)), options)
+
+
+# --- people who are none, and slow ones -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("is_secured", "said"), [(False, b""), (False, b"\x16\x03\x01"), (True, b""), (True, PREFACE[:10])]
+)
+async def test_a_handshake_without_end_is_given_up(
+    serve_example: ServeExample, tls_of: TlsOf, is_secured: bool, said: bytes
+) -> None:
+    async with serve_example(handshake_s=0.4) as served:
+        reader, writer = await raw(served, tls_of(Role.WORKER, "w1") if is_secured else None)
+        writer.write(said)
+        started_s = time.monotonic()
+        await said_until_closed(reader)
+        assert time.monotonic() - started_s < 5
+        writer.close()
+
+
+async def test_a_connection_that_does_nothing_is_given_up(serve_example: ServeExample, tls_of: TlsOf) -> None:
+    async with serve_example(connection_idle_s=0.4) as served:
+        reader, writer = await raw(served, tls_of(Role.WORKER, "w1"))
+        # Headers that never end: a call that has not begun keeps nothing open.
+        writer.write(PREFACE + frame(SETTINGS) + frame(HEADERS, 0, 1, b"\x82"))
+        said = await said_until_closed(reader)
+        assert said, "it spoke HTTP/2"
+        writer.close()
+
+
+async def test_a_flood_of_pings_is_given_up(served: Served, tls_of: TlsOf) -> None:
+    reader, writer = await raw(served, tls_of(Role.WORKER, "w1"))
+    writer.write(PREFACE + frame(SETTINGS) + b"".join(frame(PING, 0, 0, struct.pack(">Q", n)) for n in range(100)))
+    said = await said_until_closed(reader)
+    assert b"too_many_pings" in said
+    writer.close()
+
+
+async def test_a_caller_that_takes_nothing_is_given_up(serve_example: ServeExample, tls_of: TlsOf) -> None:
+    ended = asyncio.Event()
+
+    async def endless(request: bytes, context: Any) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield bytes(1 << 20)
+        finally:
+            ended.set()
+
+    def attach(server: grpc.aio.Server) -> None:
+        handlers = {"Endless": grpc.unary_stream_rpc_method_handler(endless)}
+        service = "grpc.reflection.v1.ServerReflection"  # open to every role, and not otherwise served
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+    async with (
+        serve_example(extra=[attach], limits=CallLimits(write_s=0.3)) as served,
+        open_channel(served.address, tls_of(Role.WORKER, "w1"), Role.DISCOVERY) as channel,
+    ):
+        stream = channel.unary_stream("/grpc.reflection.v1.ServerReflection/Endless")(b"")
+        assert len(await stream.read()) == 1 << 20
+        async with asyncio.timeout(8):
+            await ended.wait()
+        await beat(channel)
+        stream.cancel()
+
+
+# --- callers who want more than their share ---------------------------------------------------------------------------
+
+
+async def test_a_call_takes_no_longer_than_the_server_allows(serve_example: ServeExample, tls_of: TlsOf) -> None:
+    async def never(request: bytes, context: Any) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    def attach(server: grpc.aio.Server) -> None:
+        handlers = {"Never": grpc.unary_unary_rpc_method_handler(never)}
+        service = "grpc.reflection.v1.ServerReflection"
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+    async with (
+        serve_example(extra=[attach], limits=CallLimits(unary_s=0.2)) as served,
+        open_channel(served.address, tls_of(Role.WORKER, "w1"), Role.DISCOVERY) as channel,
+    ):
+        for options in ({}, {"timeout": 3600}):
+            with pytest.raises(UnavailableError, match=r"the call took more than 0.2 s"), calling("discovery"):
+                await channel.unary_unary("/grpc.reflection.v1.ServerReflection/Never")(b"", **options)
+
+
+async def test_one_caller_cannot_take_all_calls(serve_example: ServeExample, tls_of: TlsOf) -> None:
+    async with (
+        serve_example(limits=limits(open_calls=2)) as served,
+        open_channel(served.address, tls_of(Role.GATEWAY, "greedy"), Role.DISCOVERY) as greedy,
+        open_channel(served.address, tls_of(Role.GATEWAY, "modest"), Role.DISCOVERY) as modest,
+    ):
+        first, second = watch(greedy), watch(greedy)
+        await first.read()
+        await second.read()
+        with pytest.raises(OverloadedError, match=r"gateway/greedy has 2 calls open; allowed: 2"), calling("d"):
+            await watch(greedy).read()
+        other = watch(modest)
+        await other.read()
+        for stream in (first, other):
+            stream.cancel()
+        await eventually(lambda: served.discovery.watching == 1)
+        await watch(greedy).read()
+
+
+async def test_one_caller_cannot_take_all_connections(serve_example: ServeExample, tls_of: TlsOf) -> None:
+    tls = tls_of(Role.GATEWAY, "greedy")
+    async with serve_example(limits=limits(connections=2)) as served, AsyncExitStack() as stack:
+        channels = [await stack.enter_async_context(own_connection(served, tls)) for _ in range(3)]
+        for channel in channels[:2]:
+            await watch(channel).read()
+        with pytest.raises(OverloadedError, match="has 2 connections; allowed: 2"), calling("discovery"):
+            await watch(channels[2]).read()
+        await watch(channels[0]).read()
+
+
+async def test_one_caller_cannot_call_without_end(serve_example: ServeExample, tls_of: TlsOf) -> None:
+    async with (
+        serve_example(limits=limits(calls=Allowance(per_s=0.5, burst=3))) as served,
+        open_channel(served.address, tls_of(Role.WORKER, "greedy"), Role.DISCOVERY) as greedy,
+        open_channel(served.address, tls_of(Role.WORKER, "modest"), Role.DISCOVERY) as modest,
+    ):
+        for _ in range(3):
+            await beat(greedy)
+        with pytest.raises(OverloadedError, match=r"calls too often; allowed: 0.5 a second, 3 at once") as caught:
+            await beat(greedy)
+        assert caught.value.retry_after_s == 2
+        await beat(modest)
+
+
+async def test_more_streams_than_a_connection_may_have_wait_at_the_caller(
+    serve_example: ServeExample, tls_of: TlsOf
+) -> None:
+    async with (
+        serve_example(max_streams=2) as served,
+        open_channel(served.address, tls_of(Role.GATEWAY, "g1"), Role.DISCOVERY) as channel,
+    ):
+        stub = discovery_pb2_grpc.DiscoveryServiceStub(channel)
+        streams = [watch(channel), watch(channel)]
+        for stream in streams:
+            await stream.read()
+        with pytest.raises(UnavailableError, match="did not answer in time"), calling("discovery"):
+            await stub.ListNodes(discovery_pb2.ListNodesRequest(), timeout=0.3)
+        streams[0].cancel()
+        await stub.ListNodes(discovery_pb2.ListNodesRequest(), timeout=10)
+
+
+async def test_a_message_that_is_packed_is_not_unpacked(serve_example: ServeExample, tls_of: TlsOf) -> None:
+    async with (
+        serve_example(max_message_bytes=64 * 1024) as served,
+        open_channel(served.address, tls_of(Role.WORKER, "w1"), Role.DISCOVERY) as channel,
+    ):
+        call = channel.unary_unary("/cortex.v1.DiscoveryService/Heartbeat")
+        with pytest.raises(CortexError, match=r"ompress"), calling("discovery"):
+            await call(bytes(60_000), compression=grpc.Compression.Gzip)
+        with pytest.raises(CortexError), calling("discovery"):
+            await call(bytes(50_000_000), compression=grpc.Compression.Gzip)
+
+
+async def test_each_server_takes_messages_as_large_as_its_own_and_no_larger(
+    serve_example: ServeExample, tls_of: TlsOf
+) -> None:
+    from services.coordinator.settings import CoordinatorSettings
+    from services.discovery.settings import DiscoverySettings
+
+    assert DiscoverySettings.MAX_MESSAGE_BYTES == 256 * 1024
+    assert CoordinatorSettings.MAX_MESSAGE_BYTES < 2 << 20
+    async with (
+        serve_example(max_message_bytes=DiscoverySettings.MAX_MESSAGE_BYTES) as served,
+        open_channel(served.address, tls_of(Role.WORKER, "w1"), Role.DISCOVERY) as channel,
+    ):
+        call = channel.unary_unary("/cortex.v1.DiscoveryService/Heartbeat")
+        with pytest.raises(OverloadedError, match="larger than max"), calling("discovery"):
+            await call(bytes(257 * 1024))
