@@ -11,7 +11,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help install demo test check bench format proto images up down lock e2e e2e-k8s
+.PHONY: help install demo test check bench format proto images up down lock e2e e2e-k8s tamper
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +27,9 @@ demo: install ## train Fashion-MNIST on a whole local network: five services, 4 
 
 test: install ## all tests; they need neither root nor a container engine
 	@$(bin)/python -m pytest
+
+tamper: install ## change what is stored and sent in 100,000 ways: nothing of it may be believed; a minute
+	@TAMPERINGS=100000 $(bin)/python -m pytest tests/tampering
 
 check: install ## everything static, and the unit tests: format, ruff, mypy, import contracts, buf, generated code, security
 	$(bin)/ruff format --check .

@@ -13,7 +13,7 @@ from cortex_common.logging import get_logger
 from cortex_common.security.encryption import DataKey, ObjectHeader
 from cortex_common.tensors import Manifest
 from cortex_common.transfer import Receipt
-from services.aggregator.domain import Contribution, Phase, RoundTerms
+from services.aggregator.domain import Contribution, Phase, RoundKey, RoundTerms
 from services.aggregator.spool import SeatSpool, remove_seat, spooled_seats
 from services.aggregator.store import RoundStore, StoredRound
 from services.aggregator.uploads import Upload
@@ -85,7 +85,7 @@ class LiveRound:
         live = cls(stored.terms, stored.phase, stored.reason)
         directory = store.directory(stored.terms.key)
         for index in spooled_seats(directory):
-            live.seats[index] = _restored_seat(directory, index)
+            live.seats[index] = _restored_seat(directory, live.terms.key, index)
         return live
 
     @property
@@ -132,12 +132,24 @@ class LiveRound:
         return SeatProgress(index, worker, received, total, state.receipt)
 
 
-def _restored_seat(directory: Path, index: SeatIndex) -> SeatState:
+def _restored_seat(directory: Path, key: RoundKey, index: SeatIndex) -> SeatState:
     """What a seat's files hold; files that contradict themselves are removed, so that the seat can be filled anew."""
     try:
         spool, receipt = SeatSpool.load(directory, index)
+        _require_of_seat(spool, receipt, key, index)
     except CorruptError as error:
         log.error("update_lost", directory=str(directory), seat=index, reason=error.message)
         remove_seat(directory, index)
         return SeatState()
     return SeatState(spool, receipt)
+
+
+def _require_of_seat(spool: SeatSpool, receipt: Receipt | None, key: RoundKey, index: SeatIndex) -> None:
+    """A whole update in the wrong place is as bad as a damaged one."""
+    header = spool.header
+    found = {(RoundKey(header.job_id, header.round, header.attempt), header.seat)}
+    if receipt is not None:
+        found.add((RoundKey(receipt.job_id, receipt.round, receipt.attempt), receipt.seat))
+    if found != {(key, index)}:
+        spool.close()
+        raise CorruptError(f"the update is that of another seat or round: {header.job_id} {header.round}")

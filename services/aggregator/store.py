@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from cortex_common.errors import CorruptError
 from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex
 from cortex_common.logging import get_logger
+from cortex_common.storage.checked import from_checked_json, to_checked_json
 from cortex_common.storage.durable import (
     directory_syncer,
     file_syncer,
@@ -150,15 +151,15 @@ class DirectoryRoundStore:
         if job_id not in self._seen:
             path = self._fences / job_id
             try:
-                self._seen[job_id] = int(path.read_text()) if path.exists() else 0
-            except ValueError as error:
+                self._seen[job_id] = _fence_of(path.read_bytes()) if path.exists() else 0
+            except (CorruptError, ValueError, KeyError, TypeError) as error:
                 raise CorruptError(f"{path} is not readable: {error}") from error
         return self._seen[job_id]
 
     def raise_fence(self, job_id: JobId, fence: int) -> None:
         """Write it in one step."""
         if fence > self.fence(job_id):
-            write_durably(self._fences / job_id, str(fence).encode())
+            write_durably(self._fences / job_id, to_checked_json({"fence": fence}))
             self._seen[job_id] = fence
 
     def forget_fence(self, job_id: JobId) -> None:
@@ -169,6 +170,11 @@ class DirectoryRoundStore:
     def spool_bytes(self) -> int:
         """Sum of all files' lengths."""
         return sum(path.stat().st_size for path in self.spool.rglob("seat-*.update"))
+
+
+def _fence_of(data: bytes) -> int:
+    """A fence as it was written; by versions before, as a bare number."""
+    return int(data) if data.isdigit() else int(from_checked_json(data)["fence"])
 
 
 def _folder(key: RoundKey) -> str:

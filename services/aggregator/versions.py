@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex, Sha256Hex
 from cortex_common.logging import get_logger
 from cortex_common.security.encryption import ObjectHeader, ObjectKind
 from cortex_common.storage import BlobReader, BlobStore, BlobWriter
+from cortex_common.storage.checked import from_checked_json, to_checked_json
 from cortex_common.tensors import Manifest
 from services.aggregator.domain import Contribution, RoundKey, missing_version
 
@@ -159,7 +159,7 @@ class VersionStore:
             if former is not None and former.header.attempt > header.attempt:
                 key = RoundKey(header.job_id, header.round, header.attempt)
                 raise PreconditionError(f"{key}: attempt {former.header.attempt} has made its version already")
-            facts = json.dumps(_to_facts(version), separators=(",", ":")).encode()
+            facts = to_checked_json(_to_facts(version))
             self._blobs.publish(_facts_name(version), facts, parts)
             self._put(version)
             self.erase(former.blobs - version.blobs if former else ())
@@ -325,7 +325,7 @@ def _read(blobs: BlobStore, name: str) -> Version:
     with blobs.open(name) as blob:
         data = blob.read_at(0, blob.size)
     try:
-        facts = json.loads(data)
+        facts = from_checked_json(data)
         facts["header"] = ObjectHeader.from_facts(facts["header"])
         facts["sizes"] = tuple(facts["sizes"])
         for part in ("state", "delta"):
@@ -340,7 +340,7 @@ def _read(blobs: BlobStore, name: str) -> Version:
             for each in facts["contributions"]
         )
         version = Version(**facts)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (CorruptError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptError(f"version {name} is not readable: {error!r}") from error
     if _facts_name(version) != name:
         raise CorruptError(f"version {name} is not readable: it describes {_facts_name(version)}")

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from cortex_common.errors import CorruptError, InvalidArgumentError
 from cortex_common.identity import Identity
 from cortex_common.security.issuing import write_files
+from cortex_common.storage.checked import from_checked_json, to_checked_json
 from services.discovery.identities import Identities, Issued, NodeKey, Revocation, Ticket
 
 _FORMAT = 1
@@ -60,10 +61,10 @@ class FileIdentityStore:
             CorruptError: the file cannot be read: to go on without it would let in who was shut out.
         """
         try:
-            return _state(json.loads(self._path.read_bytes()))
+            return _state(from_checked_json(self._path.read_bytes()))
         except FileNotFoundError:
             return Identities()
-        except (OSError, ValueError, KeyError, TypeError, InvalidArgumentError) as error:
+        except (OSError, ValueError, KeyError, TypeError, CorruptError, InvalidArgumentError) as error:
             raise CorruptError(
                 f"{self._path}, which says who is shut out, cannot be read ({error}); put back a copy from a backup"
             ) from None
@@ -75,7 +76,7 @@ class FileIdentityStore:
             OSError: it could not be written.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_files([(self._path, json.dumps(_document(state), separators=(",", ":")).encode(), 0o600)])
+        write_files([(self._path, to_checked_json(_document(state)), 0o600)])
 
 
 def _document(state: Identities) -> dict[str, Any]:

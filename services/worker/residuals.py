@@ -11,7 +11,6 @@ upon which the update is made anew without what failed. Legend: n elements of on
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import threading
@@ -29,6 +28,7 @@ from cortex_common.errors import CorruptError, CortexError
 from cortex_common.ids import JobId, SeatIndex
 from cortex_common.logging import get_logger
 from cortex_common.security.encryption import TAG_BYTES, EncryptionManager, ObjectHeader, ObjectKind
+from cortex_common.storage.checked import from_checked_json, to_checked_json
 from cortex_common.storage.durable import (
     make_directory,
     open_new,
@@ -109,7 +109,7 @@ class ResidualStore:
     def _facts(self) -> tuple[Kept, ...]:
         path = self._directory / "kept.json"
         try:
-            return tuple(_from_facts(facts) for facts in json.loads(path.read_bytes())["kept"])
+            return tuple(_from_facts(facts) for facts in from_checked_json(path.read_bytes())["kept"])
         except FileNotFoundError:
             return ()
         except (CortexError, OSError, ValueError, KeyError, TypeError) as error:
@@ -197,7 +197,7 @@ class KeptWriter:
         """From now on this is the last update sent."""
         sync_file(self._file, self._path)
         sync_directory(self._directory)
-        facts = json.dumps({"kept": [_to_facts(kept) for kept in self._known]}, separators=(",", ":")).encode()
+        facts = to_checked_json({"kept": [_to_facts(kept) for kept in self._known]})
         write_durably(self._directory / "kept.json", facts, mode=0o600)
         self._store.clear(self._known)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cortex_common.clock import Clock
-from cortex_common.errors import CortexError, InvalidArgumentError
+from cortex_common.errors import CorruptError, CortexError, InvalidArgumentError
 from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.logging import get_logger
 from cortex_common.network.enrolment import is_enrolled, keep_certificate
@@ -19,6 +20,7 @@ from cortex_common.rpc.denial import Denial, DenyList
 from cortex_common.rpc.errors import calling
 from cortex_common.rpc.following import follow
 from cortex_common.security.issuing import write_files
+from cortex_common.storage.checked import from_checked_json, to_checked_json
 
 _log = get_logger(__name__)
 
@@ -84,7 +86,7 @@ class Membership:
         if set(denials) != set(self.denied.denials):
             _log.info("denials_changed", denials=len(denials))
             self.denied.replace(denials)
-            write_files([(self._kept, json.dumps([_document(each) for each in denials]).encode(), 0o600)])
+            write_files([(self._kept, to_checked_json({"denials": [_document(each) for each in denials]}), 0o600)])
         if answer.roots and is_enrolled(self._tls) and self._tls.ca.read_bytes() != answer.roots:
             _log.info("roots_changed")
             write_files([(self._tls.ca, answer.roots, 0o644)])
@@ -98,14 +100,20 @@ class Membership:
                     each["reason"],
                     each["at_s"],
                 )
-                for each in json.loads(self._kept.read_bytes())
+                for each in _kept_denials(self._kept.read_bytes())
             ]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, KeyError, TypeError, InvalidArgumentError) as error:
+        except (OSError, ValueError, KeyError, TypeError, CorruptError, InvalidArgumentError) as error:
             # Discovery says it again within seconds; until then this node knows less, and says so.
             _log.error("denials_unreadable", file=str(self._kept), reason=str(error))
             return []
+
+
+def _kept_denials(data: bytes) -> Sequence[Mapping[str, Any]]:
+    """The denials in a file; versions before wrote a bare list."""
+    found = json.loads(data) if data.startswith(b"[") else from_checked_json(data)["denials"]
+    return list(found)
 
 
 def _document(denial: Denial) -> dict[str, object]:

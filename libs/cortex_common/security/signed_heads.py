@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from cortex_common.errors import CorruptError
+from cortex_common.errors import CorruptError, UnauthenticatedError
 from cortex_common.identity import Identity, TlsFiles
 from cortex_common.security.audit import Head
 from cortex_common.security.certificates import read_certificate, read_file
@@ -62,7 +62,7 @@ def verified_head(statement: Mapping[str, Any]) -> tuple[Identity, Head]:
         return identity, Head(int(said["number"]), str(said["hash"]))
     except InvalidSignature:
         raise CorruptError("the signature of the head is wrong") from None
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, UnauthenticatedError) as error:
         raise CorruptError(f"not a signed head: {error}") from None
 
 

@@ -115,7 +115,20 @@ class _Push:
         answer = await _read(call)
         if not answer.HasField("receipt"):
             raise CorruptError("the aggregator answered an upload without a receipt")
-        return receipt_from_proto(answer.receipt)
+        receipt = receipt_from_proto(answer.receipt)
+        self._require_own(receipt)
+        return receipt
+
+    def _require_own(self, receipt: Receipt) -> None:
+        """The receipt is for this update, as far as it is known what was sent."""
+        header = self._header
+        wanted = (header.job_id, header.round, header.attempt, header.seat, header.sender)
+        if (receipt.job_id, receipt.round, receipt.attempt, receipt.seat, receipt.worker) != wanted:
+            raise CorruptError("the aggregator answered an upload with another one's receipt")
+        is_repeat = not receipt.newly_accepted
+        digest = content_digest(self._digests).hex()
+        if not is_repeat and (receipt.content_sha256, receipt.weight) != (digest, header.weight):
+            raise CorruptError("the aggregator answered an upload with the receipt of another content")
 
     async def _send_chunks(self, call: Any, first: int) -> None:
         """Send chunks from `first` on; the next one is made while the last one leaves."""

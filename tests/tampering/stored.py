@@ -1,0 +1,344 @@
+"""What rests: versions, spooled updates, residuals, keys, logs; read as after a restart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cortex_common.errors import CorruptError, NotFoundError
+from cortex_common.identity import Identity, Role, TlsFiles
+from cortex_common.security.audit import AuditLog, Entry, check_log, read_log
+from cortex_common.security.encryption import ObjectHeader, ObjectKind
+from cortex_common.security.keyring import FileKeyring, RestingKey
+from cortex_common.security.signed_heads import sign_head, verified_head
+from cortex_common.storage import DirectoryBlobStore
+from cortex_common.storage.checked import to_checked_json
+from cortex_common.transfer import Receipt
+from cortex_common.transfer.content import chunk_digest, content_digest
+from services.aggregator.domain import Contribution, Phase, RoundKey, RoundTerms
+from services.aggregator.rounds import LiveRound
+from services.aggregator.sealed import Plaintext, SealedChunks, SealedSource
+from services.aggregator.spool import SeatSpool
+from services.aggregator.store import DirectoryRoundStore, StoredRound
+from services.aggregator.versions import SealedPart, Version, VersionStore, _to_facts
+from services.discovery.identities import Identities, Issued, Revocation, Ticket
+from services.discovery.identity_store import FileIdentityStore
+from services.worker.residuals import Kept, ResidualStore, kept_header
+from tests.tampering.damage import Pieces, Subject
+from tests.tampering.objects import (
+    CHUNK,
+    CRYPT,
+    JOB,
+    KEYS,
+    OTHER_JOB,
+    PARTS,
+    WORKER,
+    arena_of,
+    delta,
+    header_of,
+    model,
+    sealed,
+)
+
+_FACTS, _BLOBS = "job-1/2.json", ("whole.blob", "delta.blob", "state.blob")
+
+
+def opened(source: SealedChunks) -> bytes:
+    """All numbers of an object."""
+    reading, plain, numbers = SealedSource(source, CRYPT), Plaintext(), bytearray()
+    for part in PARTS:
+        numbers += reading.values(part, np.empty(part.elements, np.float32), plain).tobytes()
+    return bytes(numbers)
+
+
+def version_pieces(job: str = JOB, number: int = 2, seed: int = 1) -> Pieces:
+    """The facts of a version, then the chunks of itself, its delta and its state."""
+    header, whole = model(job, number, seed)
+    delta_header, changes = delta(job, number, seed)
+    state_header = replace(header_of(ObjectKind.STATE, job, number), manifest=b'{"slots":1}')
+    states = sealed(state_header, arena_of(seed + 10))
+
+    def part(of: ObjectHeader, chunks: list[bytes], blob: str) -> SealedPart:
+        return SealedPart(of, tuple(map(len, chunks)), f"{JOB}/{blob}", content_digest(map(chunk_digest, chunks)).hex())
+
+    content = content_digest(map(chunk_digest, whole)).hex()
+    version = Version(
+        header=header,
+        sizes=tuple(map(len, whole)),
+        content_sha256=content,
+        blob=f"{JOB}/{_BLOBS[0]}",
+        file_bytes=400,
+        update_norm=0.25,
+        contributions=(Contribution(0, WORKER, content, 1.5),),
+        sequence=seed,
+        created_s=1e9,
+        delta=part(delta_header, changes, _BLOBS[1]),
+        state=part(state_header, states, _BLOBS[2]),
+    )
+    return to_checked_json(_to_facts(version)), *whole, *changes, *states
+
+
+def version_stored(root: Path) -> Subject:
+    """A version with its delta and its outer state, read by an aggregator that starts."""
+    folder, wanted = root / JOB, model()[0].model_sha256
+    folder.mkdir(parents=True)
+
+    def read(pieces: Sequence[bytes]) -> Any:
+        (root / _FACTS).write_bytes(pieces[0])
+        for index, blob in enumerate(_BLOBS):
+            chunks = pieces[1 + index * len(PARTS) : 1 + (index + 1) * len(PARTS)]
+            (folder / blob).write_bytes(b"".join(chunks))
+        store = VersionStore(DirectoryBlobStore(root))
+        store.load()
+        version = store.by_sha256(JOB, wanted)
+        with ExitStack() as files:
+            readers = [store.open(version), store.open_part(version.delta), store.open_part(version.state)]  # type: ignore[arg-type]
+            for reader in readers:
+                files.callback(reader.close)
+            return version, [opened(reader) for reader in readers]
+
+    return Subject(
+        "version, delta and outer state as stored",
+        version_pieces(),
+        version_pieces(number=1, seed=2),
+        version_pieces(OTHER_JOB, seed=3),
+        read,
+    )
+
+
+def spool_pieces(root: Path, job: str = JOB, number: int = 2, seed: int = 1) -> Pieces:
+    """A seat's file: header, sealed chunks, receipt."""
+    root.mkdir(parents=True, exist_ok=True)
+    header = header_of(ObjectKind.UPDATE, job, number)
+    spool, ends = SeatSpool.start(root, header), []
+    chunks = sealed(header, arena_of(seed))
+    for chunk in chunks:
+        ends.append((root / "seat-0.update").stat().st_size)
+        spool.append(chunk)
+    ends.append((root / "seat-0.update").stat().st_size)
+    content = content_digest(map(chunk_digest, chunks)).hex()
+    spool.commit(Receipt(job, number, 0, 0, WORKER, content, 1.5, spool.size_bytes, seed))
+    spool.close()
+    data = (root / "seat-0.update").read_bytes()
+    return tuple(data[begin:end] for begin, end in zip([0, *ends], [*ends, len(data)], strict=True))
+
+
+def spool_stored(root: Path) -> Subject:
+    """An accepted update, read by an aggregator that starts and is to fold it."""
+    key = RoundKey(JOB, 2, 0)
+    terms = RoundTerms(key, 1, "0" * 64, {0: WORKER}, "none", "{}", "fedavg", "{}", CHUNK)
+    store = DirectoryRoundStore(root / "state")
+    stored = StoredRound(terms, Phase.OPEN)
+    store.save(stored)
+
+    def read(pieces: Sequence[bytes]) -> Any:
+        (store.directory(key) / "seat-0.update").write_bytes(b"".join(pieces))
+        live = LiveRound.restored(stored, store)
+        try:
+            if 0 not in live.receipts:
+                raise NotFoundError("no update of seat 0 is accepted here")
+            return live.receipts[0], live.spool(0).header, opened(live.spool(0))
+        finally:
+            live.close_files()
+
+    scratch = root / "scratch"
+    return Subject(
+        "spooled update",
+        spool_pieces(scratch),
+        spool_pieces(scratch, number=1, seed=2),
+        spool_pieces(scratch, OTHER_JOB, seed=3),
+        read,
+    )
+
+
+def residual_pieces(root: Path, job: str = JOB, number: int = 2, seed: int = 1) -> Pieces:
+    """What a worker keeps of its last update: the facts, then the sealed chunks."""
+    update = header_of(ObjectKind.UPDATE, job, number, "int8")
+    kept = Kept(number, update.codec, update.codec_options, (7, number, 0), kept_header(update), "kept.blob")
+    store, arena = ResidualStore(root, JOB), arena_of(seed)
+    writer = store.write(kept, (), CRYPT)
+    for part in PARTS:
+        writer.append(part, arena.values[part.start : part.stop])
+    writer.commit()
+    writer.close()
+    blob, position, pieces = (root / JOB / "kept.blob").read_bytes(), 0, []
+    for part in PARTS:
+        size = 4 * part.elements + 16
+        pieces.append(blob[position : position + size])
+        position += size
+    facts = (root / JOB / "kept.json").read_bytes()
+    (root / JOB / "kept.blob").unlink()
+    return facts, *pieces
+
+
+def residual_stored(root: Path) -> Subject:
+    """What quantisation left out, read by a worker that starts."""
+
+    def read(pieces: Sequence[bytes]) -> Any:
+        (root / JOB / "kept.json").write_bytes(pieces[0])
+        (root / JOB / "kept.blob").write_bytes(b"".join(pieces[1:]))
+        known = ResidualStore(root, JOB).load()
+        if not known:
+            raise NotFoundError("nothing is kept")
+        reader, numbers = ResidualStore(root, JOB).read(known[0]), bytearray()
+        with closing(reader):
+            for part in PARTS:
+                values = np.empty(part.elements, np.float32)
+                reader.whole(part, CRYPT, values)
+                numbers += values.tobytes()
+        return known, bytes(numbers)
+
+    return Subject(
+        "residual as stored",
+        residual_pieces(root),
+        residual_pieces(root, number=1, seed=2),
+        residual_pieces(root, OTHER_JOB, seed=3),
+        read,
+    )
+
+
+def log_pieces(root: Path, who: str) -> Pieces:
+    """An audit log, a line each."""
+    log = AuditLog(root)
+    for number in range(5):
+        entry = Entry(f"spiffe://cortex/operator/{who}", f"/cortex.v1.JobService/CancelJob{number}", "allowed", "OK")
+        log.append(entry, 1e9 + number)
+    [path] = root.glob("audit-*.jsonl")
+    return tuple(path.read_bytes().splitlines(keepends=True))
+
+
+def audit_stored(root: Path, tls: TlsFiles) -> Subject:
+    """An audit log whose head was signed, checked as `cortex audit verify` does."""
+    pieces = log_pieces(root / "log", "ann")
+    head = AuditLog(root / "log").head
+    statement = json.dumps(sign_head(head, tls, 1e9)).encode()
+    earlier = json.dumps(sign_head(replace(head, number=3), tls, 9e8)).encode()
+    folder = root / "read"
+    folder.mkdir()
+
+    def read(given: Sequence[bytes]) -> Any:
+        (folder / "audit-000000000001.jsonl").write_bytes(b"".join(given[:-1]))
+        try:
+            said = json.loads(given[-1])
+        except ValueError as error:
+            raise CorruptError("not a signed head") from error
+        by, signed = verified_head(said if isinstance(said, dict) else {})
+        checked = check_log(folder, {signed.number: signed.hash})
+        if checked.problems:
+            raise CorruptError("; ".join(checked.problems))
+        return by, signed, list(read_log(folder))
+
+    return Subject(
+        "audit log and its signed head",
+        (*pieces, statement),
+        (*log_pieces(root / "earlier", "ann-before"), earlier),
+        (*log_pieces(root / "foreign", "bob"), earlier),
+        read,
+    )
+
+
+def round_log_stored(root: Path) -> Subject:
+    """The journal of a round: what reads is a state it was in, the newest unless its record is damaged."""
+
+    def pieces(job: str, number: int) -> Pieces:
+        terms = RoundTerms(RoundKey(job, number, 0), 1, "0" * 64, {0: WORKER}, "none", "{}", "fedavg", "{}", CHUNK)
+        store, ends = DirectoryRoundStore(root / f"made-{job}-{number}"), [0]
+        for stored in states(terms):
+            store.save(stored)
+            ends.append((store.directory(terms.key) / "round.log").stat().st_size)
+        data = (store.directory(terms.key) / "round.log").read_bytes()
+        return tuple(data[begin:end] for begin, end in pairwise(ends))
+
+    def states(terms: RoundTerms) -> Iterator[StoredRound]:
+        yield StoredRound(terms, Phase.OPEN)
+        yield StoredRound(replace(terms, fence=2), Phase.OPEN)
+        yield StoredRound(replace(terms, fence=2), Phase.SEALED)
+
+    ours = RoundTerms(RoundKey(JOB, 2, 0), 1, "0" * 64, {0: WORKER}, "none", "{}", "fedavg", "{}", CHUNK)
+    store = DirectoryRoundStore(root / "read")
+
+    def read(given: Sequence[bytes]) -> Any:
+        directory = store.directory(ours.key)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "round.log").write_bytes(b"".join(given))
+        found = list(store.load())
+        if not found:
+            raise NotFoundError("no such round")
+        return found
+
+    earlier = tuple([stored] for stored in list(states(ours))[:-1])
+    return Subject("journal of a round", pieces(JOB, 2), pieces(JOB, 1), pieces(OTHER_JOB, 2), read, earlier)
+
+
+def fence_stored(root: Path) -> Subject:
+    """The highest fence of a job, which keeps a coordinator that was replaced out."""
+
+    def piece(fence: int) -> Pieces:
+        DirectoryRoundStore(root / str(fence)).raise_fence(JOB, fence)
+        return ((root / str(fence) / "fences" / JOB).read_bytes(),)
+
+    root.joinpath("read", "fences").mkdir(parents=True)
+
+    def read(pieces: Sequence[bytes]) -> Any:
+        (root / "read" / "fences" / JOB).write_bytes(pieces[0])
+        return DirectoryRoundStore(root / "read").fence(JOB)
+
+    # A single small number: an older one, put back whole, is what was there before.
+    return Subject("fence", piece(1234), piece(1233), piece(77), read, (1233, 77))
+
+
+def identities_stored(root: Path) -> Subject:
+    """Who may belong to the network, and who is shut out."""
+    worker, other = (Identity("cortex", Role.WORKER, name) for name in ("eu-1", "eu-2"))
+
+    def state(at_s: float) -> Identities:
+        ticket = Ticket("ab12", "cd" * 32, other, "eu", at_s + 100, at_s)
+        issued = {worker: (Issued(0xABCDEF, at_s, at_s + 1),)}
+        return Identities({"ab12": ticket}, issued, {worker: "eu"}, {worker: Revocation(at_s, "lost", "ann")})
+
+    states = [state(1e9), state(9e8), state(8e8)]
+
+    def piece(index: int) -> Pieces:
+        FileIdentityStore(root / "identities.json").save(states[index])
+        return ((root / "identities.json").read_bytes(),)
+
+    def read(pieces: Sequence[bytes]) -> Any:
+        (root / "identities.json").write_bytes(pieces[0])
+        return FileIdentityStore(root / "identities.json").load()
+
+    return Subject("identities", piece(0), piece(1), piece(2), read, tuple(states[1:]))
+
+
+def key_stored(root: Path) -> Subject:
+    """A data key as it rests in the coordinator's database."""
+    keyring = FileKeyring(root / "keyring.json")
+
+    def pieces(job: str) -> Pieces:
+        resting = keyring.wrap(KEYS.get(job, KEYS[JOB]).key, job.encode())
+        return resting.kek_id.encode(), resting.wrapped
+
+    def read(given: Sequence[bytes]) -> Any:
+        return keyring.unwrap(RestingKey(given[0].decode(errors="replace"), given[1]), JOB.encode())
+
+    return Subject("data key as stored", pieces(JOB), pieces("job-0"), pieces(OTHER_JOB), read)
+
+
+def everything_stored(root: Path, tls: TlsFiles) -> list[Subject]:
+    made: list[Callable[[Path], Subject]] = [
+        version_stored,
+        spool_stored,
+        residual_stored,
+        lambda folder: audit_stored(folder, tls),
+        round_log_stored,
+        fence_stored,
+        identities_stored,
+        key_stored,
+    ]
+    return [make(root / str(index)) for index, make in enumerate(made)]
