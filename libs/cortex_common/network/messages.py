@@ -47,7 +47,7 @@ class Join:
     Attributes:
         version: Of the protocol, one of those the CHALLENGE offers.
         hello: Who attends.
-        token_id: The middle part of the node token `ctx_<id>_<secret>`. The token itself is never sent.
+        token_id: The middle part of the node token `ctxnode_<id>_<secret>`. The token itself is never sent.
         sealing_key: The node's X25519 public key, 32 bytes: what its job keys are wrapped to.
         challenge: That of the CHALLENGE.
         proof: Ed25519 signature by the key derived from the token over node, sealing key and challenge.
