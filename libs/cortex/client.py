@@ -15,8 +15,8 @@ from cortex.local.files import replacing
 from cortex.local.layout import Layout
 from cortex.local.status import running_report
 from cortex.patience import Patience, Result
-from cortex.views import IdentitiesView, JobEvent, NodeView, VersionView
-from cortex.wire import identities_from_proto, node_from_proto
+from cortex.views import IdentitiesView, JobEvent, KeyEpochView, NodeView, VersionView
+from cortex.wire import identities_from_proto, key_epoch_from_proto, node_from_proto
 from cortex_common.clock import Clock, SystemClock
 from cortex_common.errors import CorruptError, UnauthenticatedError
 from cortex_common.identity import Role
@@ -69,6 +69,10 @@ class Client:
     @property
     def _jobs(self) -> coordinator_pb2_grpc.JobServiceStub:
         return coordinator_pb2_grpc.JobServiceStub(self._lines[Role.COORDINATOR].current())
+
+    @property
+    def _keys(self) -> coordinator_pb2_grpc.KeyServiceStub:
+        return coordinator_pb2_grpc.KeyServiceStub(self._lines[Role.COORDINATOR].current())
 
     @property
     def _nodes(self) -> discovery_pb2_grpc.DiscoveryServiceStub:
@@ -286,6 +290,38 @@ class Client:
         request = identity_pb2.RotateAuthorityRequest(root=root)
         answer = self._call(lambda: self._identities.RotateAuthority(request, timeout=RPC_TIMEOUT_S), Role.DISCOVERY)
         return list(answer.made)
+
+    def keys(self, job_id: str = "") -> list[KeyEpochView]:
+        """The data keys of a job, or of every job that has not ended; never their bytes.
+
+        Raises:
+            NotFoundError: no such job.
+        """
+        request = coordinator_pb2.ListKeysRequest(job_id=job_id)
+        answer = self._call(lambda: self._keys.ListKeys(request, timeout=RPC_TIMEOUT_S), Role.COORDINATOR)
+        return [key_epoch_from_proto(each) for each in answer.epochs]
+
+    def rotate_data_key(self, job_id: str) -> None:
+        """Have the next round of a job begin with a new data key.
+
+        Raises:
+            NotFoundError: no such job.
+            PreconditionError: it has ended.
+        """
+        request = coordinator_pb2.RotateDataKeyRequest(job_id=job_id)
+        self._call(lambda: self._keys.RotateDataKey(request, timeout=RPC_TIMEOUT_S), Role.COORDINATOR)
+
+    def rotate_key_encryption_key(self) -> tuple[str, int]:
+        """Have every data key wrapped under a new key-encryption key; its id, and how many data keys there are.
+
+        Raises:
+            PreconditionError: where the keys are cannot be written.
+        """
+        request = coordinator_pb2.RotateKeyEncryptionKeyRequest()
+        answer = self._call(
+            lambda: self._keys.RotateKeyEncryptionKey(request, timeout=WATCH_PATIENCE_S), Role.COORDINATOR
+        )
+        return answer.kek_id, answer.rewrapped
 
     def _stream(self, start: Callable[[], Iterator[Message]]) -> Iterator[Message]:
         """Messages of a call to the coordinator, made again if it ended with its certificate and there is a new one."""

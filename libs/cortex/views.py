@@ -97,12 +97,26 @@ class IdentitiesView(View):
     tokens: tuple[OpenTokenView, ...] = ()
 
 
+class KeyEpochView(View):
+    """A data key of a job and what it is good for now: sealing, readable or erased."""
+
+    job_id: str
+    epoch: int
+    key_id: str
+    kek_id: str
+    created_at: datetime | None
+    reason: str
+    from_round: int
+    state: str
+
+
 __all__ = [
     "DatasetView",
     "GpuView",
     "IdentitiesView",
     "IdentityView",
     "JobEvent",
+    "KeyEpochView",
     "NodeView",
     "OpenTokenView",
     "ResourcesView",

@@ -7,13 +7,14 @@ from cortex.views import (
     GpuView,
     IdentitiesView,
     IdentityView,
+    KeyEpochView,
     NodeView,
     OpenTokenView,
     ResourcesView,
 )
 from cortex_common.identity import Identity
 from cortex_common.job.wire import moment
-from cortex_common.pb.v1 import common_pb2, identity_pb2
+from cortex_common.pb.v1 import common_pb2, coordinator_pb2, identity_pb2
 
 
 def node_from_proto(message: common_pb2.Node) -> NodeView:
@@ -58,6 +59,20 @@ def resources_from_proto(message: common_pb2.Resources) -> ResourcesView:
         ),
         slots=message.slots,
         free_slots=message.free_slots,
+    )
+
+
+def key_epoch_from_proto(message: coordinator_pb2.KeyEpoch) -> KeyEpochView:
+    """Read a key epoch."""
+    return KeyEpochView(
+        job_id=message.job_id,
+        epoch=message.epoch,
+        key_id=message.key_id,
+        kek_id=message.kek_id,
+        created_at=moment(message, "created_at"),
+        reason=message.reason,
+        from_round=message.from_round,
+        state=_word(coordinator_pb2.KeyState.Name(message.state), "KEY_STATE_"),
     )
 
 

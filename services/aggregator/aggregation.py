@@ -123,8 +123,12 @@ class WeightAggregator:
             live.close_files()
         self._writer.shutdown()
 
-    async def open_round(self, terms: RoundTerms, data_key: DataKey) -> None:
+    async def open_round(self, terms: RoundTerms, data_keys: Sequence[DataKey]) -> None:
         """Take updates for a round from now on; idempotent.
+
+        Args:
+            terms: The round's.
+            data_keys: Its own, that updates are sealed under, and those that what is older is sealed under.
 
         Raises:
             InvalidArgumentError: impossible terms.
@@ -135,7 +139,7 @@ class WeightAggregator:
         self._check(terms)
         await self._raise_fence(terms.key.job_id, terms.fence)
         base = await self.holdings.layout(terms) if terms.base_sha256 else None
-        self._keep_key(terms.key.job_id, data_key)
+        self._keep_keys(terms.key.job_id, data_keys)
         live = self._rounds.get(terms.key)
         if live is None:
             live = await self._begin(terms)
@@ -144,11 +148,13 @@ class WeightAggregator:
         elif live.phase is not Phase.ABORTED:
             live.terms = terms if live.phase is Phase.OPEN else live.terms.refreshed(terms)
             await self._stored(lambda: self._store.save(live.stored()))
-        live.data_key, live.base = data_key, base
+        live.data_key, live.base = data_keys[0], base
         self._warmer.want(WeightCompressor.from_wire(terms.codec, terms.codec_options))
         self._warmer.want(WeightCompressor.from_wire(terms.download_codec, terms.download_options))
         live.changed.fire()
         await self._retire(terms.key)
+        if not any(key.job_id == terms.key.job_id for key in (*self._sealing, *self._forwarding)):
+            self._drop_keys(terms.key.job_id, but=data_keys)
         self._gauge()
 
     async def watch(self, key: RoundKey) -> AsyncIterator[RoundView]:
@@ -169,7 +175,7 @@ class WeightAggregator:
             await event.wait()
 
     async def seal(
-        self, key: RoundKey, fence: int, contributions: Sequence[Contribution], data_key: DataKey | None
+        self, key: RoundKey, fence: int, contributions: Sequence[Contribution], data_keys: Sequence[DataKey]
     ) -> Version:
         """Freeze the list, fold it, and answer once the version is durable; idempotent.
 
@@ -179,8 +185,7 @@ class WeightAggregator:
             CorruptError: a spooled update no longer opens.
         """
         await self._raise_fence(key.job_id, fence)
-        if data_key is not None:
-            self._keep_key(key.job_id, data_key)
+        self._keep_keys(key.job_id, data_keys)
         done = self._made_by(key)
         if done is not None:
             return done.of_list(key, contributions)
@@ -193,7 +198,7 @@ class WeightAggregator:
         return await asyncio.shield(task)
 
     async def forward(
-        self, key: RoundKey, fence: int, contributions: Sequence[Contribution], data_key: DataKey | None
+        self, key: RoundKey, fence: int, contributions: Sequence[Contribution], data_keys: Sequence[DataKey]
     ) -> Forwarded:
         """Freeze the list and push its mean one tier up; idempotent, and asked again it goes on.
 
@@ -204,8 +209,7 @@ class WeightAggregator:
             CorruptError: a spooled update no longer opens.
         """
         await self._raise_fence(key.job_id, fence)
-        if data_key is not None:
-            self._keep_key(key.job_id, data_key)
+        self._keep_keys(key.job_id, data_keys)
         running = self._forwarding.get(key)
         if running is None:
             live, listed = self._freezable(key, contributions)
@@ -384,13 +388,16 @@ class WeightAggregator:
     async def _stored(self, write: Callable[[], None]) -> None:
         await in_thread(write, self._writer)
 
-    def _keep_key(self, job_id: JobId, data_key: DataKey) -> None:
-        self._encryption.add(data_key)
-        self._job_keys.setdefault(job_id, set()).add(data_key.key_id)
+    def _keep_keys(self, job_id: JobId, data_keys: Sequence[DataKey]) -> None:
+        for data_key in data_keys:
+            self._encryption.add(data_key)
+            self._job_keys.setdefault(job_id, set()).add(data_key.key_id)
 
-    def _drop_keys(self, job_id: JobId) -> None:
-        """A job's keys go, but for those that the round above or below still needs."""
+    def _drop_keys(self, job_id: JobId, but: Sequence[DataKey] = ()) -> None:
+        """A job's keys go, but for these and those that the round above or below still needs."""
         gone = self._job_keys.pop(job_id, set())
+        if but:
+            self._job_keys[job_id] = {data_key.key_id for data_key in but}
         for key_id in gone.difference(*self._job_keys.values()):
             self._encryption.forget(key_id)
 

@@ -22,7 +22,7 @@ from services.aggregator.versions import PartReader, SealedPart
 from services.aggregator.wire import (
     answer_to_proto,
     contributions_from_proto,
-    data_key_of,
+    data_keys_of,
     key_from_proto,
     terms_from_proto,
     version_to_proto,
@@ -55,8 +55,10 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
         self, request: aggregator_pb2.OpenRoundRequest, context: Any
     ) -> aggregator_pb2.OpenRoundResponse:
         """Take updates for a round."""
-        terms, data_key = terms_from_proto(request.round)
-        await self._aggregator.open_round(terms, self._sealing.unwrap(terms.key.job_id, data_key))
+        terms, keys = terms_from_proto(request.round), self._data_keys(request.round)
+        if not keys:
+            raise InvalidArgumentError("round.data_key: is needed")
+        await self._aggregator.open_round(terms, keys)
         return aggregator_pb2.OpenRoundResponse()
 
     async def WatchRound(
@@ -71,7 +73,7 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
     ) -> aggregator_pb2.SealRoundResponse:
         """Fold a frozen list into the next version."""
         version = await self._aggregator.seal(
-            key_from_proto(request), request.fence, contributions_from_proto(request), self._data_key(request)
+            key_from_proto(request), request.fence, contributions_from_proto(request), self._data_keys(request)
         )
         return aggregator_pb2.SealRoundResponse(version=version_to_proto(version), update_norm=version.update_norm)
 
@@ -80,7 +82,7 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
     ) -> aggregator_pb2.ForwardRoundResponse:
         """Push the mean of a frozen list one tier up."""
         done = await self._aggregator.forward(
-            key_from_proto(request), request.fence, contributions_from_proto(request), self._data_key(request)
+            key_from_proto(request), request.fence, contributions_from_proto(request), self._data_keys(request)
         )
         return aggregator_pb2.ForwardRoundResponse(
             receipt=receipt_to_proto(done.receipt), relayed_bytes=done.relayed_bytes
@@ -99,11 +101,11 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
         removed = await self._aggregator.prune(JobId(request.job_id), request.fence, keep, ended=request.ended)
         return aggregator_pb2.PruneJobResponse(removed_versions=removed)
 
-    def _data_key(
-        self, request: aggregator_pb2.SealRoundRequest | aggregator_pb2.ForwardRoundRequest
-    ) -> DataKey | None:
-        wrapped = data_key_of(request)
-        return None if wrapped is None else self._sealing.unwrap(JobId(request.job_id), wrapped)
+    def _data_keys(
+        self, message: aggregator_pb2.RoundSpec | aggregator_pb2.SealRoundRequest | aggregator_pb2.ForwardRoundRequest
+    ) -> tuple[DataKey, ...]:
+        """The data keys that came along, opened; the round's own first."""
+        return tuple(self._sealing.unwrap(JobId(message.job_id), key) for key in data_keys_of(message))
 
 
 class WeightServicer:

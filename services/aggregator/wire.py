@@ -16,16 +16,16 @@ from services.aggregator.rounds import RoundView
 from services.aggregator.versions import Version
 
 
-def terms_from_proto(spec: aggregator_pb2.RoundSpec) -> tuple[RoundTerms, WrappedKey]:
-    """A round and its key.
+def terms_from_proto(spec: aggregator_pb2.RoundSpec) -> RoundTerms:
+    """A round, without its keys.
 
     Raises:
-        InvalidArgumentError: a seat twice, or no data key.
+        InvalidArgumentError: a seat twice.
     """
     seats = {SeatIndex(each.seat): NodeName(each.worker) for each in spec.seats}
     if len(seats) != len(spec.seats):
         raise InvalidArgumentError("round.seats: a seat is listed twice")
-    terms = RoundTerms(
+    return RoundTerms(
         key=RoundKey(JobId(spec.job_id), RoundNumber(spec.round), spec.attempt),
         fence=spec.fence,
         base_sha256=spec.base_sha256,
@@ -39,7 +39,6 @@ def terms_from_proto(spec: aggregator_pb2.RoundSpec) -> tuple[RoundTerms, Wrappe
         download_codec=spec.download_codec or "none",
         download_options=spec.download_options,
     )
-    return terms, data_key_from_proto(spec.data_key)
 
 
 def _upstream(message: aggregator_pb2.Upstream) -> Upstream:
@@ -58,11 +57,17 @@ def key_from_proto(
     return RoundKey(JobId(request.job_id), RoundNumber(request.round), request.attempt)
 
 
-def data_key_of(
-    request: aggregator_pb2.SealRoundRequest | aggregator_pb2.ForwardRoundRequest,
-) -> WrappedKey | None:
-    """The data key, when it was sent again."""
-    return data_key_from_proto(request.data_key) if request.HasField("data_key") else None
+def data_keys_of(
+    message: aggregator_pb2.RoundSpec | aggregator_pb2.SealRoundRequest | aggregator_pb2.ForwardRoundRequest,
+) -> tuple[WrappedKey, ...]:
+    """The data keys that came along, the round's own first; none if none did.
+
+    Raises:
+        InvalidArgumentError: one is not wrapped.
+    """
+    if not message.HasField("data_key"):
+        return ()
+    return tuple(data_key_from_proto(key) for key in (message.data_key, *message.older_keys))
 
 
 def contributions_from_proto(

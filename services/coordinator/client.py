@@ -64,7 +64,7 @@ class AggregatorPort(Protocol):
     async def clean(self, address: str, job_id: JobId, fence: int, keep: Sequence[int], *, ended: bool) -> None:
         """Erase versions and spool of a job but these rounds' versions; once it has ended, what is open too."""
 
-    async def pull(self, address: str, job_id: JobId, sha256: Sha256Hex, key: DataKey) -> PullResult:
+    async def pull(self, address: str, job_id: JobId, sha256: Sha256Hex, keys: Sequence[DataKey]) -> PullResult:
         """A whole version, opened and verified."""
 
 
@@ -109,9 +109,9 @@ class AggregatorClient:
         with calling(f"aggregator at {address}"):
             await self._rounds(address).PruneJob(wire.prune_request(job_id, fence, keep, ended=ended), timeout=_CALL_S)
 
-    async def pull(self, address: str, job_id: JobId, sha256: Sha256Hex, key: DataKey) -> PullResult:
+    async def pull(self, address: str, job_id: JobId, sha256: Sha256Hex, keys: Sequence[DataKey]) -> PullResult:
         """A whole version, opened and verified."""
-        encryption = EncryptionManager(key)
+        encryption = EncryptionManager(*keys)
         with calling(f"aggregator at {address}"):
             return await pull_model(self._channel(address, bulk=True), job_id, sha256, "", encryption, Arena.zeros)
 

@@ -8,7 +8,6 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 from cortex_common.clock import Clock
 from cortex_common.errors import (
@@ -17,27 +16,28 @@ from cortex_common.errors import (
     InvalidArgumentError,
     NotFoundError,
     PreconditionError,
+    UnavailableError,
 )
 from cortex_common.ids import JobId, NodeName, SeatIndex
 from cortex_common.job.spec import JobSpec
 from cortex_common.job.status import JobStatus
 from cortex_common.logging import get_logger
-from cortex_common.security.objects import DataKey
 from cortex_common.tensors import DEFAULT_CHUNK_ELEMENTS
 from services.coordinator.attendance import Attendance
 from services.coordinator.deployment import ModelDeploymentManager
 from services.coordinator.domain.advance import Now, Verdict, advance
 from services.coordinator.domain.assignments import assignments
+from services.coordinator.domain.epochs import with_holders
 from services.coordinator.domain.explain import waiting_for
 from services.coordinator.domain.job import Job, Note, Stage
 from services.coordinator.domain.placement import admission
 from services.coordinator.domain.reach import EVERYTHING, Caller, Reach
 from services.coordinator.domain.seen import Dataset, Rules, Seen, World
-from services.coordinator.keys import JobKeys
+from services.coordinator.keys import JobKeys, NewKey
 from services.coordinator.link_keeper import LinkKeeper
 from services.coordinator.network_view import NetworkView
 from services.coordinator.observers import Observers
-from services.coordinator.orders import Order
+from services.coordinator.orders import DataKeys, Order
 from services.coordinator.shown import status_of
 from services.coordinator.signal import Signal, first_of
 from services.coordinator.store import Store
@@ -159,6 +159,10 @@ class JobCoordinator:
             raise NotFoundError(f"no job {job_id!r}")
         return job
 
+    def running(self) -> Sequence[Job]:
+        """Jobs that have not ended, or not been cleaned up."""
+        return [tracked.job for tracked in self._jobs.values()]
+
     async def newest(self, limit: int, reach: Reach) -> Sequence[JobStatus]:
         """Jobs within reach without history, newest first."""
         stored = await self._store.call(lambda store: store.newest(limit, reach))
@@ -234,11 +238,13 @@ class JobCoordinator:
 
     async def _take(self, job: Job, request_id: str | None, note: Note) -> JobId:
         """Store a new job and run it from now on; the earlier one's id when the request is not new."""
-        keys, now_s = [await self._keys.first(job.id)], job.submitted_s
+        key, now_s = await self._keys.first(job.id), job.submitted_s
+        keys = [key.stored]
         stored = await self._store.call(lambda store: store.insert(job, request_id, note, self._epoch, now_s, keys))
         if stored != job.id:
             self._keys.forget(job.id)
             return stored
+        self._keys.begin(job.id, key)
         self._jobs[job.id] = Tracked(job, Seen(since_s=self._clock.monotonic_s()))
         self._observers.noted(job, note)
         self.wake()
@@ -262,9 +268,8 @@ class JobCoordinator:
         for tracked in list(self._jobs.values()):
             for _ in range(_MAX_STEPS):
                 steps = self._steps(tracked)
-                if not steps:
+                if not steps or not await self._apply(tracked, steps, tasks):
                     break
-                await self._apply(tracked, steps, tasks)
             self._links.mend(tracked, tasks, self.observe, self._cleaned)
             if tracked.job.stage.is_terminal and tracked.job.cleaned:
                 del self._jobs[tracked.job.id]
@@ -299,12 +304,19 @@ class JobCoordinator:
         if not done.done():
             done.set_result(None)
 
-    async def _apply(self, tracked: Tracked, steps: Sequence[Verdict], tasks: asyncio.TaskGroup | None) -> None:
-        """Store first, believe it then."""
+    async def _apply(self, tracked: Tracked, steps: Sequence[Verdict], tasks: asyncio.TaskGroup | None) -> bool:
+        """Store first, believe it then; False if that has to wait for whoever holds the key-encryption key."""
+        try:
+            steps, key = await self._with_key(tracked, steps)
+        except UnavailableError as error:
+            tracked.seen = replace(tracked.seen, trouble=error.message)
+            return False
         after, now = steps[-1].job, self._now()
         notes = tuple(note for step in steps for note in step.notes)
-        commit = partial(_commit, before=tracked.job, after=after, notes=notes, epoch=self._epoch, now_s=now.wall_s)
-        await self._store.call(commit)
+        before, keys = tracked.job, (key.stored,) if key else ()
+        await self._store.call(lambda store: store.commit(before, after, notes, self._epoch, now.wall_s, keys))
+        if key is not None:
+            self._keys.begin(after.id, key)
         for step in steps:
             before = tracked.job
             tracked.replace_job(step.job, self._clock.monotonic_s())
@@ -315,6 +327,22 @@ class JobCoordinator:
                 if tasks is not None and not after.stage.is_terminal:
                     self._prune(tracked, tasks)
         self._new_event.notify()
+        return True
+
+    async def _with_key(self, tracked: Tracked, steps: Sequence[Verdict]) -> tuple[Sequence[Verdict], NewKey | None]:
+        """The steps, with the key that a round they open begins with: a new one, if that is due.
+
+        Raises:
+            UnavailableError: whoever holds the key-encryption key is away.
+        """
+        job, notes = steps[-1].job, steps[-1].notes
+        key = None
+        if job.stage is Stage.COLLECTING and is_new_stage(tracked.job, job):
+            key = await self._keys.due(job, self._rules)
+        if key is not None:
+            job = replace(job, rekey="", key_holders=())
+            notes = (*notes, Note("data_key_rotated", job.round, f"epoch {key.stored.epoch}: {key.stored.reason}"))
+        return (*steps[:-1], Verdict(with_holders(job), notes)), key
 
     def _prune(self, tracked: Tracked, tasks: asyncio.TaskGroup) -> None:
         """Erase versions after a round, but not after each when rounds are shorter than a second."""
@@ -336,16 +364,16 @@ class JobCoordinator:
             given = assignments(job, tracked.seen, self._world(job), self._rules, now_s)
             if not given or job.aggregator is None:
                 continue
-            key = self._key_of(tracked)
-            if key is None:
-                continue
             for worker, assignment in given.items():
+                keys = self._keys_for(tracked, worker)
+                if keys is None:
+                    break
                 tier = job.tier_of(assignment.seat)
                 order = Order(
                     assignment=assignment,
                     transfer_id=job.transfer_id(tier),
                     spec=job.spec,
-                    data_key=key,
+                    keys=keys,
                     aggregator=job.aggregator if tier is None else job.tiers[tier].aggregator,
                     address=self._links.address(job, tier),
                     base=job.version,
@@ -357,10 +385,10 @@ class JobCoordinator:
                 orders[worker] = (*orders.get(worker, ()), tracked.resting(worker, order))
         return orders
 
-    def _key_of(self, tracked: Tracked) -> DataKey | None:
-        """The job's data key; without it the job, and only it, cannot go on."""
+    def _keys_for(self, tracked: Tracked, worker: NodeName) -> DataKeys | None:
+        """A worker's data keys; without them the job, and only it, cannot go on."""
         try:
-            return self._keys.get(tracked.job.id)
+            return self._keys.of_worker(tracked.job, worker)
         except (NotFoundError, CorruptError) as error:
             tracked.seen = replace(tracked.seen, fatal=error.message)
             self.wake()
@@ -393,10 +421,6 @@ class JobCoordinator:
 
 def _request_key(caller: Caller, request_id: str) -> str:
     return hashlib.sha256(json.dumps([caller.org, caller.name, request_id]).encode()).hexdigest()
-
-
-def _commit(store: Store, *, before: Job, after: Job, notes: Sequence[Note], epoch: int, now_s: float) -> None:
-    store.commit(before, after, notes, epoch, now_s)
 
 
 def _as_cleaned(job: Job) -> Verdict:

@@ -74,9 +74,10 @@ class ModelDeploymentManager:
             log.warning("prune_failed", job_id=job.id, reason=error.message)
 
     async def retire(self, job: Job, epoch: int) -> None:
-        """No longer offer the versions that the checkpoint rule gives up."""
+        """No longer offer the versions that the checkpoint rule gives up, and erase the keys that nothing needs now."""
         keep = self.kept(job)
         await self._store.call(lambda store: store.prune_versions(job.id, keep, epoch))
+        await self._keys.erase(job, keep, epoch)
 
     def leftovers(self, job: Job) -> Sequence[Leftover]:
         """What to erase where: at the root, and at the aggregator of each tier with its copies of versions."""
@@ -112,10 +113,9 @@ class ModelDeploymentManager:
             raise OverloadedError(f"{self._held} models are being downloaded; allowed at a time are {_MAX_HELD}")
         self._held += 1
         try:
-            await self._keys.load(job_id)
-            key = self._keys.get(job_id)
+            keys = await self._keys.all(job_id)
             async with self._pulling:
-                pulled = await self._aggregators.pull(address, job_id, stored.version.sha256, key)
+                pulled = await self._aggregators.pull(address, job_id, stored.version.sha256, keys)
             if pulled.arena is None:
                 raise NotFoundError(f"job {job_id}: the aggregator sent no model")
             for part in safetensors_parts(pulled.manifest, pulled.arena):

@@ -16,7 +16,7 @@ from services.coordinator.domain.seen import Seen
 from services.coordinator.keys import JobKeys
 from services.coordinator.links import Links
 from services.coordinator.network_view import NetworkView
-from services.coordinator.orders import RoundOrder, SealOrder, Upstream
+from services.coordinator.orders import DataKeys, RoundOrder, SealOrder, Upstream
 from services.coordinator.tracked import Tracked
 
 Observe = Callable[[JobId, int, int, Callable[[Seen], Seen]], bool]
@@ -98,8 +98,11 @@ class LinkKeeper:
 
     def _seal_order(self, job: Job, tier: int | None) -> SealOrder:
         listed = tuple(entry for entry in job.sealed if job.tier_of(entry.seat) == tier)
-        key = self._keys.get(job.id)
-        return SealOrder(job.transfer_id(tier), job.round, job.attempt, self._epoch, listed, key)
+        return SealOrder(job.transfer_id(tier), job.round, job.attempt, self._epoch, listed, self._keys_of(job))
+
+    def _keys_of(self, job: Job) -> DataKeys:
+        """What an aggregator needs: to take updates, and to open the version they start from."""
+        return self._keys.of_round(job, job.version.round if job.version else None)
 
     def _round_order(self, job: Job, tier: int | None) -> RoundOrder:
         """The round in which workers upload: of a tier, or of the whole job."""
@@ -115,7 +118,7 @@ class LinkKeeper:
             base_sha256=job.version.sha256 if job.version and job.round else "",
             seats={seat: name for seat, name in job.members.items() if job.tier_of(seat) == tier},
             spec=job.spec,
-            data_key=self._keys.get(job.id),
+            keys=self._keys_of(job),
             chunk_elements=DEFAULT_CHUNK_ELEMENTS,
             upstream=upstream,
         )

@@ -93,7 +93,7 @@ class Links:
                 keeper.cancel()
             listed = tuple(sorted((each.contribution for each in forwarded), key=lambda entry: entry.seat))
             crossed = {int(each.contribution.seat): _crossed_bytes(each) for each in forwarded}
-            order = SealOrder(root.job_id, root.round, root.attempt, root.fence, listed, root.data_key)
+            order = SealOrder(root.job_id, root.round, root.attempt, root.fence, listed, root.keys)
             made = await self._aggregators.seal_round(addresses[-1](), order)
             return replace(made, crossed_bytes=crossed)
 

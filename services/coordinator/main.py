@@ -18,10 +18,11 @@ from cortex_common.logging import configure_logging, get_logger
 from cortex_common.network.enrolment import enroll_patiently
 from cortex_common.network.heartbeat import NodeReport, heartbeat_forever
 from cortex_common.network.membership import Membership
-from cortex_common.rpc.auditing import auditing
+from cortex_common.rpc.auditing import Auditor, auditing
 from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.server import Running, serving
-from cortex_common.security.keyring import FileKeyring
+from cortex_common.security.keyring import FileKeyring, KeyEncryption
+from cortex_common.security.pkcs11_keyring import Pkcs11Keyring
 from cortex_common.security.sealing import KeyWrapper
 from cortex_common.settings import load_settings
 from cortex_common.storage.sql import open_engine, sqlite_url
@@ -34,6 +35,7 @@ from services.coordinator.client import AggregatorClient, DiscoveryClient
 from services.coordinator.coordinator import JobCoordinator
 from services.coordinator.deployment import ModelDeploymentManager
 from services.coordinator.domain.seen import Dataset
+from services.coordinator.key_servicer import KEY_SERVICE, KeyServicer
 from services.coordinator.keys import JobKeys
 from services.coordinator.link_keeper import LinkKeeper
 from services.coordinator.links import Links
@@ -65,8 +67,12 @@ async def run(
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     publish_node(settings.tls, settings.state_dir, clock)
     with _only_writer(settings.state_dir):
-        async with _store(settings) as store, _parts(settings, clock, store, identity) as parts:
-            await _serve(settings, clock, stop, started, parts, identity)
+        async with (
+            auditing(settings.state_dir / "audit", settings.tls, clock) as auditor,
+            _store(settings) as store,
+            _parts(settings, clock, store, identity, auditor) as parts,
+        ):
+            await _serve(settings, clock, stop, started, parts, identity, auditor)
 
 
 class _Parts:
@@ -79,26 +85,32 @@ class _Parts:
         network: NetworkView,
         jobs: JobServicer,
         assignments: AssignmentServicer,
+        keys: KeyServicer,
         membership: Membership,
+        job_keys: JobKeys,
+        epoch: int,
     ) -> None:
+        self.job_keys = job_keys
+        self.epoch = epoch
         self.coordinator = coordinator
         self.attendance = attendance
         self.network = network
         self.jobs = jobs
         self.assignments = assignments
+        self.keys = keys
         self.membership = membership
 
 
 @asynccontextmanager
 async def _parts(
-    settings: CoordinatorSettings, clock: Clock, store: StoreThread[Store], identity: Identity
+    settings: CoordinatorSettings, clock: Clock, store: StoreThread[Store], identity: Identity, auditor: Auditor
 ) -> AsyncIterator[_Parts]:
     epoch = await store.call(lambda opened: opened.acquire(identity.name, clock.wall_s()))
     wrapper = KeyWrapper(settings.network)
     aggregators = AggregatorClient(settings.tls, wrapper)
     observers = Observers(settings.state_dir / "tensorboard")
-    keyring = await asyncio.to_thread(FileKeyring, settings.keyring or settings.state_dir / "keyring.json")
-    keys = JobKeys(settings.network, store, keyring, clock)
+    keyring = await asyncio.to_thread(_keyring, settings, clock)
+    keys = JobKeys(settings.network, store, keyring, clock, auditor.did)
     woken = asyncio.Event()
     attendance = Attendance(clock, woken.set)
     membership = Membership(settings.tls, settings.discovery, settings.state_dir / "denials.json", clock)
@@ -127,10 +139,13 @@ async def _parts(
         woken=woken,
     )
     log.info("leading", epoch=epoch)
+    # Goes on with what a rotation that was broken off has left.
+    await keys.rewrap(epoch)
     try:
         jobs = JobServicer(coordinator, deployment, store)
         assignments = AssignmentServicer(coordinator, attendance, wrapper, clock)
-        yield _Parts(coordinator, attendance, network, jobs, assignments, membership)
+        key_servicer = KeyServicer(coordinator, keys, store, epoch)
+        yield _Parts(coordinator, attendance, network, jobs, assignments, key_servicer, membership, keys, epoch)
     finally:
         observers.close()
         await aggregators.close()
@@ -143,12 +158,14 @@ async def _serve(
     started: asyncio.Future[Running] | None,
     parts: _Parts,
     identity: Identity,
+    auditor: Auditor,
 ) -> None:
-    attach = [parts.jobs.attach, parts.assignments.attach]
+    attach = [parts.jobs.attach, parts.assignments.attach, parts.keys.attach]
     async with (
         ops_server(settings.metrics_host, settings.metrics_port, lambda: (not stop.is_set(), "")) as ops,
-        auditing(settings.state_dir / "audit", settings.tls, clock) as auditor,
-        serving(settings.rpc(parts.membership.denied, auditor), attach, [JOB_SERVICE, ASSIGNMENT_SERVICE]) as server,
+        serving(
+            settings.rpc(parts.membership.denied, auditor), attach, [JOB_SERVICE, ASSIGNMENT_SERVICE, KEY_SERVICE]
+        ) as server,
         asyncio.TaskGroup() as tasks,
     ):
         address = settings.advertised(server.port)
@@ -157,6 +174,7 @@ async def _serve(
             tasks.create_task(parts.coordinator.run()),
             tasks.create_task(parts.network.follow(discovery)),
             tasks.create_task(parts.membership.keep()),
+            tasks.create_task(parts.job_keys.keep_young(settings.kek_age_s, parts.epoch)),
         ]
         heartbeat = tasks.create_task(
             heartbeat_forever(
@@ -189,6 +207,13 @@ async def _store(settings: CoordinatorSettings) -> AsyncIterator[StoreThread[Sto
     finally:
         thread.close()
         opened.close()
+
+
+def _keyring(settings: CoordinatorSettings, clock: Clock) -> KeyEncryption:
+    """Where the key-encryption keys are."""
+    if settings.pkcs11_module is None or settings.pkcs11_token is None or settings.pkcs11_pin_file is None:
+        return FileKeyring(settings.keyring or settings.state_dir / "keyring.json", clock)
+    return Pkcs11Keyring(settings.pkcs11_module, settings.pkcs11_token, settings.pkcs11_pin_file, clock)
 
 
 @contextmanager

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from cortex_common.errors import ConflictError
 from cortex_common.ids import JobId, NodeName
+from cortex_common.security.keyring import RestingKey
 from services.coordinator.domain.job import Contribution, Job, Note, Stage
 from services.coordinator.domain.reach import Reach
-from services.coordinator.store import StoredEvent, StoredKey, StoredVersion
+from services.coordinator.store import OwnedKey, StoredEvent, StoredKey, StoredVersion
 
 
 class MemoryStore:
@@ -53,13 +54,16 @@ class MemoryStore:
         """The job that was submitted under this id."""
         return self._requests.get(request_id)
 
-    def commit(self, before: Job, after: Job, notes: Sequence[Note], epoch: int, now_s: float) -> None:
+    def commit(
+        self, before: Job, after: Job, notes: Sequence[Note], epoch: int, now_s: float, keys: Sequence[StoredKey] = ()
+    ) -> None:
         """Replace `before` by `after`, with everything that follows from the difference, or raise ConflictError."""
         self._check(epoch)
         stored = self._jobs.get(after.id)
         if stored is None or (stored.stage.is_terminal and stored.stage is not after.stage):
             raise ConflictError(f"job {after.id} has ended already")
         self._jobs[after.id] = after
+        self._keys[after.id] = self._keys.get(after.id, {}) | {key.epoch: key for key in keys}
         if after.stage is Stage.SEALED and before.stage is not Stage.SEALED:
             self._contributions[after.id, after.round] = list(after.sealed)
         if after.version is not None and after.version != before.version:
@@ -106,6 +110,39 @@ class MemoryStore:
         """The job's data keys, oldest first."""
         keys = self._keys.get(job_id, {})
         return [keys[epoch] for epoch in sorted(keys)]
+
+    def erase_keys(self, job_id: JobId, needed: frozenset[int], epoch: int) -> list[int]:
+        """Erase the bytes of every data key of the job but these; the numbers of those that were erased now."""
+        self._check(epoch)
+        keys = self._keys.get(job_id, {})
+        gone = [number for number, key in sorted(keys.items()) if number not in needed and not key.is_erased]
+        for number in gone:
+            keys[number] = replace(keys[number], resting=RestingKey(keys[number].resting.kek_id, b""))
+        return gone
+
+    def keys_under_others(self, kek_id: str, after: tuple[JobId, int] | None, limit: int) -> list[OwnedKey]:
+        """Data keys that do not rest under this key-encryption key, by job and epoch; of those after `after`."""
+        found = [
+            (job_id, key)
+            for job_id, keys in sorted(self._keys.items())
+            for number, key in sorted(keys.items())
+            if key.resting.kek_id != kek_id and not key.is_erased and (after is None or (job_id, number) > after)
+        ]
+        return found[:limit]
+
+    def rewrap_keys(self, moved: Sequence[tuple[OwnedKey, RestingKey]], epoch: int) -> int:
+        """Let data keys rest under another key-encryption key; how many were still as they were read."""
+        self._check(epoch)
+        count = 0
+        for (job_id, key), resting in moved:
+            if self._keys[job_id][key.epoch].resting == key.resting:
+                self._keys[job_id][key.epoch] = replace(key, resting=resting)
+                count += 1
+        return count
+
+    def kek_ids(self) -> frozenset[str]:
+        """The key-encryption keys that some data key rests under."""
+        return frozenset(k.resting.kek_id for keys in self._keys.values() for k in keys.values() if not k.is_erased)
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -13,13 +13,21 @@ from services.coordinator.domain.job import Contribution, Version
 
 
 @dataclass(frozen=True, slots=True)
+class DataKeys:
+    """The data keys that go with an order: the one to seal with, and older ones to read with."""
+
+    current: DataKey
+    older: tuple[DataKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """An assignment with all its worker needs; updates travel under `transfer_id`, versions under the job's id."""
 
     assignment: Assignment
     transfer_id: JobId
     spec: JobSpec
-    data_key: DataKey
+    keys: DataKeys
     aggregator: NodeName
     address: str
     base: Version | None
@@ -44,7 +52,7 @@ class RoundOrder:
     base_sha256: str
     seats: Mapping[SeatIndex, NodeName]
     spec: JobSpec
-    data_key: DataKey
+    keys: DataKeys
     chunk_elements: int
     is_plain: bool = False
     upstream: Upstream | None = None
@@ -69,7 +77,7 @@ class SealOrder:
     attempt: int
     fence: int
     contributions: tuple[Contribution, ...]
-    data_key: DataKey
+    keys: DataKeys
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,11 +29,12 @@ from cortex_common.errors import ConflictError, CorruptError
 from cortex_common.ids import JobId, NodeName, SeatIndex, Sha256Hex
 from cortex_common.job.status import RoundReport
 from cortex_common.logging import get_logger
+from cortex_common.security.keyring import RestingKey
 from cortex_common.storage.sql import migrate
 from services.coordinator import sql_keys
 from services.coordinator.domain.job import Contribution, Job, Note, Stage, Version
 from services.coordinator.domain.reach import Reach
-from services.coordinator.store import StoredEvent, StoredKey, StoredVersion
+from services.coordinator.store import OwnedKey, StoredEvent, StoredKey, StoredVersion
 from services.coordinator.tables import CONTRIBUTION, EVENT, JOB, LEASE, ROUND, VERSION
 
 log = get_logger(__name__)
@@ -105,7 +106,9 @@ class SqlStore:
             found = db.execute(select(JOB.c.id).where(JOB.c.request_id == request_id)).scalar()
         return None if found is None else JobId(found)
 
-    def commit(self, before: Job, after: Job, notes: Sequence[Note], epoch: int, now_s: float) -> None:
+    def commit(
+        self, before: Job, after: Job, notes: Sequence[Note], epoch: int, now_s: float, keys: Sequence[StoredKey] = ()
+    ) -> None:
         """Replace `before` by `after`, with everything that follows from the difference, or raise ConflictError."""
         with self._engine.begin() as db:
             _check_epoch(db, epoch)
@@ -116,6 +119,7 @@ class SqlStore:
                 changed = db.execute(_SET_RUNNING_JOB, row)
             if changed.rowcount != 1:
                 raise ConflictError(f"job {after.id} has ended already")
+            sql_keys.add(db, after.id, keys)
             _write_contributions(db, before, after)
             _write_version(db, before, after)
             _add(db, _ADD_ROUND, [_report_row(after.id, report) for report in after.history[len(before.history) :]])
@@ -185,6 +189,28 @@ class SqlStore:
         """The job's data keys, oldest first."""
         with self._engine.connect() as db:
             return sql_keys.of_job(db, job_id)
+
+    def erase_keys(self, job_id: JobId, needed: frozenset[int], epoch: int) -> list[int]:
+        """Erase the bytes of every data key of the job but these; the numbers of those that were erased now."""
+        with self._engine.begin() as db:
+            _check_epoch(db, epoch)
+            return sql_keys.erase(db, job_id, needed)
+
+    def keys_under_others(self, kek_id: str, after: tuple[JobId, int] | None, limit: int) -> list[OwnedKey]:
+        """Data keys that do not rest under this key-encryption key, by job and epoch; of those after `after`."""
+        with self._engine.connect() as db:
+            return sql_keys.under_others(db, kek_id, after, limit)
+
+    def rewrap_keys(self, moved: Sequence[tuple[OwnedKey, RestingKey]], epoch: int) -> int:
+        """Let data keys rest under another key-encryption key; how many were still as they were read."""
+        with self._engine.begin() as db:
+            _check_epoch(db, epoch)
+            return sum(sql_keys.rewrap(db, job_id, key, resting) for (job_id, key), resting in moved)
+
+    def kek_ids(self) -> frozenset[str]:
+        """The key-encryption keys that some data key rests under."""
+        with self._engine.connect() as db:
+            return sql_keys.kek_ids(db)
 
     def close(self) -> None:
         """Let go of the database."""

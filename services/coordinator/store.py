@@ -46,6 +46,15 @@ class StoredKey:
     from_round: int = 0
     from_attempt: int = 0
 
+    @property
+    def is_erased(self) -> bool:
+        """Whether nothing can be opened with it any more."""
+        return not self.resting.wrapped
+
+
+OwnedKey = tuple[JobId, StoredKey]
+"""A data key, and whose it is."""
+
 
 class Store(Protocol):
     """Everything durable of the coordinator. Calls block; one that writes is one transaction, synced on return.
@@ -71,8 +80,13 @@ class Store(Protocol):
     def find_request(self, request_id: str) -> JobId | None:
         """The job that was submitted under this id."""
 
-    def commit(self, before: Job, after: Job, notes: Sequence[Note], epoch: int, now_s: float) -> None:
-        """Replace `before` by `after`, with everything that follows from the difference, or raise ConflictError."""
+    def commit(
+        self, before: Job, after: Job, notes: Sequence[Note], epoch: int, now_s: float, keys: Sequence[StoredKey] = ()
+    ) -> None:
+        """Replace `before` by `after`, with everything that follows from the difference, or raise ConflictError.
+
+        New `keys` are stored in the same transaction.
+        """
 
     def get(self, job_id: JobId, reach: Reach) -> Job | None:
         """The job with its history, if it is within reach."""
@@ -97,6 +111,18 @@ class Store(Protocol):
 
     def keys(self, job_id: JobId) -> list[StoredKey]:
         """The job's data keys, oldest first."""
+
+    def erase_keys(self, job_id: JobId, needed: frozenset[int], epoch: int) -> list[int]:
+        """Erase the bytes of every data key of the job but these; the numbers of those that were erased now."""
+
+    def keys_under_others(self, kek_id: str, after: tuple[JobId, int] | None, limit: int) -> list[OwnedKey]:
+        """Data keys that do not rest under this key-encryption key, by job and epoch; of those after `after`."""
+
+    def rewrap_keys(self, moved: Sequence[tuple[OwnedKey, RestingKey]], epoch: int) -> int:
+        """Let data keys rest under another key-encryption key; how many were still as they were read."""
+
+    def kek_ids(self) -> frozenset[str]:
+        """The key-encryption keys that some data key rests under."""
 
     def close(self) -> None:
         """Let go of the database."""

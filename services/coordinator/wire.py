@@ -12,12 +12,13 @@ from cortex_common.ids import JobId, NodeName, SeatIndex, Sha256Hex
 from cortex_common.job.spec import JobSpec
 from cortex_common.job.wire import spec_to_proto
 from cortex_common.pb.v1 import aggregator_pb2, common_pb2, coordinator_pb2, job_pb2, transfer_pb2
+from cortex_common.security.objects import DataKey
 from cortex_common.security.sealing import Wrap
 from cortex_common.transfer.wire import data_key_to_proto
 from services.coordinator.domain.assignments import Work
 from services.coordinator.domain.job import Contribution, Trained, Version
 from services.coordinator.domain.seen import AggregatedVersion, AggregatorView, Dataset, Failure, SliceScore, WorkerView
-from services.coordinator.orders import Order, RoundOrder, SealOrder, Upstream
+from services.coordinator.orders import DataKeys, Order, RoundOrder, SealOrder, Upstream
 
 _MAX_JOBS = 64
 _JOBS: dict[int, tuple[JobSpec, job_pb2.JobSpec]] = {}
@@ -42,7 +43,8 @@ def open_request(order: RoundOrder, wrap: Wrap) -> aggregator_pb2.OpenRoundReque
             strategy=aggregation.strategy,
             strategy_options=_canonical(aggregation.options),
             chunk_elements=order.chunk_elements,
-            data_key=data_key_to_proto(wrap(order.job_id, order.data_key)),
+            data_key=_key(order.keys.current, order.job_id, wrap),
+            older_keys=_older(order.keys, order.job_id, wrap),
             upstream=_upstream(order.upstream) if order.upstream else None,
             download_codec=download_codec,
             download_options=_canonical(download_options),
@@ -73,7 +75,8 @@ def seal_request(order: SealOrder, wrap: Wrap) -> aggregator_pb2.SealRoundReques
         attempt=order.attempt,
         fence=order.fence,
         contributions=_listed(order),
-        data_key=data_key_to_proto(wrap(order.job_id, order.data_key)),
+        data_key=_key(order.keys.current, order.job_id, wrap),
+        older_keys=_older(order.keys, order.job_id, wrap),
     )
 
 
@@ -85,8 +88,17 @@ def forward_request(order: SealOrder, wrap: Wrap) -> aggregator_pb2.ForwardRound
         attempt=order.attempt,
         fence=order.fence,
         contributions=_listed(order),
-        data_key=data_key_to_proto(wrap(order.job_id, order.data_key)),
+        data_key=_key(order.keys.current, order.job_id, wrap),
+        older_keys=_older(order.keys, order.job_id, wrap),
     )
+
+
+def _key(key: DataKey, job_id: JobId, wrap: Wrap) -> common_pb2.DataKey:
+    return data_key_to_proto(wrap(job_id, key))
+
+
+def _older(keys: DataKeys, job_id: JobId, wrap: Wrap) -> list[common_pb2.DataKey]:
+    return [_key(key, job_id, wrap) for key in keys.older]
 
 
 def _listed(order: SealOrder) -> list[aggregator_pb2.Contribution]:
@@ -156,7 +168,8 @@ def _assignment(order: Order, wrap: Wrap) -> coordinator_pb2.Assignment:
         seat=given.seat,
         seats=given.seats,
         job=_job(order.spec),
-        data_key=data_key_to_proto(wrap(given.job_id, order.data_key)),
+        data_key=_key(order.keys.current, given.job_id, wrap),
+        older_keys=_older(order.keys, given.job_id, wrap),
         aggregator=order.aggregator,
         aggregator_address=order.address,
         base=_version(given.job_id, order.base) if order.base else None,

@@ -238,7 +238,8 @@ class Execution:
 
     def _encryption(self, assignment: Assignment) -> EncryptionManager:
         """Seals and opens with the keys that came with the assignment."""
-        return EncryptionManager(self._around.sealing.unwrap(assignment.job_id, assignment.data_key))
+        keys = (assignment.data_key, *assignment.older_keys)
+        return EncryptionManager(*(self._around.sealing.unwrap(assignment.job_id, key) for key in keys))
 
     def _channel(self) -> grpc.aio.Channel:
         """To the aggregator, wherever it is by now; looked up for each attempt of a transfer."""

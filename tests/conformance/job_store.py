@@ -41,6 +41,45 @@ class JobStoreConformance:
         assert store.keys(job.id) == keys
         assert store.keys(JobId("j2")) == []
 
+    def test_a_step_may_begin_a_key_epoch_and_what_is_not_needed_is_erased(self, store):
+        epoch = store.acquire("me", 1.0)
+        job = new_job()
+        keys = [StoredKey(KeyId(f"k{n}"), n, RestingKey("kek", b"wrapped"), 1.5, "why", n, 1) for n in (1, 2, 3)]
+        store.insert(job, None, NOTE, epoch, 1.0, keys[:1])
+        store.commit(job, job, [], epoch, 2.0, keys[1:2])
+        store.commit(job, job, [], epoch, 2.0, keys[2:])
+        assert store.keys(job.id) == keys
+        assert store.erase_keys(job.id, frozenset({2}), epoch) == [1, 3]
+        assert store.erase_keys(job.id, frozenset({2}), epoch) == []
+        first, second, third = store.keys(job.id)
+        assert second == keys[1]
+        assert (first.is_erased, third.is_erased) == (True, True)
+        assert first == replace(keys[0], resting=RestingKey("kek", b""))
+        with pytest.raises(ConflictError):
+            store.erase_keys(job.id, frozenset(), epoch - 1)
+
+    def test_keys_come_to_rest_under_another_key_encryption_key(self, store):
+        epoch = store.acquire("me", 1.0)
+        owned = []
+        for job_id in ("a", "b"):
+            keys = [StoredKey(KeyId(f"{job_id}{n}"), n, RestingKey("old", b"w"), 1.5, "why") for n in (1, 2, 3)]
+            store.insert(replace(new_job(), id=JobId(job_id)), None, NOTE, epoch, 1.0, keys)
+            store.erase_keys(JobId(job_id), frozenset({1, 2}), epoch)
+            owned += [(job_id, key) for key in keys[:2]]
+        assert store.keys_under_others("new", None, 10) == owned
+        assert store.keys_under_others("old", None, 10) == []
+        assert store.keys_under_others("new", None, 3) == owned[:3]
+        assert store.keys_under_others("new", ("a", 2), 10) == owned[2:]
+        assert store.kek_ids() == {"old"}
+        store.erase_keys(JobId("b"), frozenset({2}), epoch)
+        moved = [(each, RestingKey("new", b"n")) for each in owned]
+        assert store.rewrap_keys(moved, epoch) == 3, "one was erased meanwhile, and stays so"
+        assert store.rewrap_keys(moved, epoch) == 0
+        assert [key.resting.wrapped for key in store.keys(JobId("b"))] == [b"", b"n", b""]
+        assert store.kek_ids() == {"new"}
+        with pytest.raises(ConflictError):
+            store.rewrap_keys(moved, epoch - 1)
+
     def test_the_same_request_is_the_same_job(self, store):
         epoch = store.acquire("me", 1.0)
         job = new_job()

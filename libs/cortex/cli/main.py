@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from cortex.cli import audit, data, demo, jobs, local, model, network, node, serve, token
+from cortex.cli import audit, data, demo, jobs, keys, local, model, network, node, serve, token
 from cortex_common.errors import CortexError
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ app.add_typer(model.app, name="model")
 app.add_typer(data.app, name="data")
 app.add_typer(token.app, name="token")
 app.add_typer(node.app, name="node")
+app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
 
 

@@ -64,6 +64,7 @@ def assignment_from_proto(proto: coordinator_pb2.Assignment) -> w.Assignment:
         work=_work(proto),
         included_round=proto.included_round if proto.HasField("included_round") else None,
         base_seats=frozenset(SeatIndex(seat) for seat in proto.base_seats),
+        older_keys=tuple(data_key_from_proto(key) for key in proto.older_keys),
     )
 
 

@@ -89,7 +89,8 @@ class Assignment:
 
     Attributes:
         transfer_id: Id under which the aggregator knows the round: the job's, or that of its tier in a region.
-        data_key: Wrapped to the sealing key that this node said it has.
+        data_key: To seal with; wrapped to the sealing key that this node said it has, as the others.
+        older_keys: To read with: what was sealed before the present key epoch began.
         seats: Of the job; seat i trains partition i of this many.
         aggregator_address: host:port to exchange weights with; over WebSocket the gateway does.
         base_sha256: Version to start from; empty in round 0.
@@ -115,6 +116,7 @@ class Assignment:
     work: Annotated[Work, Field(discriminator="kind")]
     included_round: int | None = None
     base_seats: frozenset[SeatIndex] = frozenset()
+    older_keys: tuple[JobKey, ...] = ()
 
     @property
     def key(self) -> WorkKey:

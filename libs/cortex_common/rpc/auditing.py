@@ -18,7 +18,7 @@ from cortex_common.logging import get_logger
 from cortex_common.rpc.identity import ORG_KEY, PRINCIPAL_KEY
 from cortex_common.rpc.metrics import AUDIT_FAILURES
 from cortex_common.security.audit import AuditLog, Entry, Head
-from cortex_common.security.certificates import read_certificate
+from cortex_common.security.certificates import certificate_of, read_certificate
 from cortex_common.security.signed_heads import HEADS_FILE, add_head, sign_head
 
 _log = get_logger(__name__)
@@ -119,6 +119,11 @@ class Auditor:
     def broken_off(self, call: Call, code: str) -> None:
         """Record, soon, a privileged call that was let in and came to no answer."""
         self._soon(call.entry("allowed", code))
+
+    def did(self, what: str, about: str, reason: str) -> None:
+        """Record, soon, what this node did by itself."""
+        who = certificate_of(self._tls).identity.uri
+        self._soon(Entry(who=who, what=what, decision="allowed", code="OK", about=about, reason=reason[:_MAX_TEXT]))
 
     def refused(self, call: Recordable, error: UnauthenticatedError | ForbiddenError) -> None:
         """Record a refusal, soon."""

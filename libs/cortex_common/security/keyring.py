@@ -7,17 +7,25 @@ read; a hardware module or a key-management service is another implementation.
 from __future__ import annotations
 
 import json
+import re
 import secrets
+import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+from cortex_common.clock import Clock
 from cortex_common.errors import CorruptError, NotFoundError, PreconditionError
 from cortex_common.security.encryption import unwrap_under, wrap_under
 from cortex_common.security.objects import KEY_BYTES
 from cortex_common.storage.durable import make_directory, write_durably
 
+KEK_PREFIX = "kek-"
 _OTHERS = 0o027
+_ID = re.compile(r"kek-(?P<made>\d{8}T\d{12}Z)-[0-9a-f]{8}")
+_MADE = "%Y%m%dT%H%M%S%fZ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +40,23 @@ class KeyEncryption(Protocol):
     """Wraps secrets at rest. `context` says what a secret is for: under another one it does not open. Calls block."""
 
     @property
+    def ids(self) -> tuple[str, ...]:
+        """Every key there is, oldest first; they say when they were made, see `made_s`."""
+
+    @property
     def current(self) -> str:
         """Id of the key that wraps from now on."""
+
+    def rotate(self) -> str:
+        """Make another key, the current one from now on; kept for good when this returns."""
+
+    def erase(self, kek_id: str) -> None:
+        """Destroy a key that is not the current one; what is still wrapped under it is lost.
+
+        Raises:
+            PreconditionError: it is the current one.
+            NotFoundError: there is no such key.
+        """
 
     def wrap(self, secret: bytes, context: bytes) -> RestingKey:
         """Wrap under the current key."""
@@ -47,6 +70,19 @@ class KeyEncryption(Protocol):
         """
 
 
+def new_kek_id(now_s: float, others: Iterable[str] = ()) -> str:
+    """A new id; it says when it was made, and sorts by that: after the others, also when a clock was set back."""
+    latest_s = max((made_s(other) or 0.0 for other in others), default=0.0)
+    moment = datetime.fromtimestamp(max(now_s, latest_s + 1e-5), UTC)
+    return f"{KEK_PREFIX}{moment.strftime(_MADE)}-{secrets.token_hex(4)}"
+
+
+def made_s(kek_id: str) -> float | None:
+    """When a key was made, in wall-clock seconds; None if its id does not say."""
+    match = _ID.fullmatch(kek_id)
+    return datetime.strptime(match["made"], _MADE).replace(tzinfo=UTC).timestamp() if match else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Keys:
     current: str
@@ -56,7 +92,7 @@ class _Keys:
 class FileKeyring:
     """Key-encryption keys in a 0600 file; made with a first key where there is none. The default KeyEncryption."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Clock) -> None:
         """Open or make the file.
 
         Raises:
@@ -64,18 +100,46 @@ class FileKeyring:
             PreconditionError: others may read it.
         """
         self._path = path
+        self._clock = clock
+        self._changing = threading.Lock()
         make_directory(path.parent)
         self._keys = self._read() if path.exists() else self._with_new(_Keys("", {}))
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Every key there is, oldest first."""
+        return tuple(sorted(self._keys.keys))
 
     @property
     def current(self) -> str:
         """Id of the key that wraps from now on."""
         return self._keys.current
 
+    def rotate(self) -> str:
+        """Make another key, the current one from now on; on the disk when this returns."""
+        with self._changing:
+            self._keys = self._with_new(self._keys)
+            return self._keys.current
+
+    def erase(self, kek_id: str) -> None:
+        """Destroy a key that is not the current one; what is still wrapped under it is lost.
+
+        Raises:
+            PreconditionError: it is the current one.
+            NotFoundError: there is no such key.
+        """
+        with self._changing:
+            if kek_id == self._keys.current:
+                raise PreconditionError(f"key-encryption key {kek_id} is in use; rotate first")
+            if kek_id not in self._keys.keys:
+                raise NotFoundError(f"key-encryption key {kek_id!r} is not in {self._path}")
+            left = {name: key for name, key in self._keys.keys.items() if name != kek_id}
+            self._keys = self._written(_Keys(self._keys.current, left))
+
     def wrap(self, secret: bytes, context: bytes) -> RestingKey:
         """Wrap under the current key."""
-        current = self._keys.current
-        return RestingKey(current, wrap_under(self._keys.keys[current], secret, context))
+        keys = self._keys
+        return RestingKey(keys.current, wrap_under(keys.keys[keys.current], secret, context))
 
     def unwrap(self, resting: RestingKey, context: bytes) -> bytes:
         """Open what any key of these has wrapped.
@@ -91,11 +155,16 @@ class FileKeyring:
 
     def _with_new(self, before: _Keys) -> _Keys:
         """One more key, the current one from now on; on the disk before it is used."""
-        made = _Keys(f"kek-{secrets.token_hex(6)}", dict(before.keys))
-        made.keys[made.current] = secrets.token_bytes(KEY_BYTES)
-        document = {"current": made.current, "keys": {name: key.hex() for name, key in made.keys.items()}}
-        write_durably(self._path, json.dumps(document, indent=1).encode(), mode=0o600)
-        return made
+        kek_id = new_kek_id(self._clock.wall_s(), before.keys)
+        return self._written(_Keys(kek_id, {**before.keys, kek_id: secrets.token_bytes(KEY_BYTES)}))
+
+    def _written(self, keys: _Keys) -> _Keys:
+        document = {"current": keys.current, "keys": {name: key.hex() for name, key in keys.keys.items()}}
+        try:
+            write_durably(self._path, json.dumps(document, indent=1).encode(), mode=0o600)
+        except OSError as error:
+            raise PreconditionError(f"{self._path} cannot be written: {error.strerror or error}") from error
+        return keys
 
     def _read(self) -> _Keys:
         mode = self._path.stat().st_mode

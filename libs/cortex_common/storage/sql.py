@@ -14,6 +14,8 @@ from sqlalchemy.pool import StaticPool
 from cortex_common.errors import InvalidArgumentError, NotFoundError, UnavailableError
 
 _ALLOWED = "allowed: sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+# What is erased is overwritten: wrapped keys must not linger in free pages.
+_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000", "secure_delete=ON")
 _POSTGRES = {
     "connect_timeout": 10,
     "keepalives_idle": 10,
@@ -81,7 +83,7 @@ def sqlite_url(path: Path) -> str:
 
 def _set_pragmas(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
+    for pragma in _PRAGMAS:
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

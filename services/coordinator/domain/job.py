@@ -101,8 +101,9 @@ class Job:
 
     `aggregator` holds the versions; with `tiers` it is the root, without them workers upload to it directly. `moves` of
     the attempts were made because a region had to move, `used` is every tier there ever was. `included` is the last
-    round whose version holds an update of a worker, `base_seats` the seats in the newest. Times are wall-clock seconds,
-    for display.
+    round whose version holds an update of a worker, `base_seats` the seats in the newest. `key_holders` is everybody
+    who was given the present epoch's data key, `rekey` why the next round begins a new one. Times are wall-clock
+    seconds, for display.
     """
 
     id: JobId
@@ -133,6 +134,8 @@ class Job:
     finished_s: float | None = None
     error: str | None = None
     cleaned: bool = False
+    rekey: str = ""
+    key_holders: tuple[str, ...] = ()
 
     @property
     def members(self) -> Mapping[SeatIndex, NodeName]:

@@ -128,10 +128,15 @@ class AggregatedVersion:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Limits that are the coordinator's, not the job's. All in seconds but `attempts` and `tries`."""
+    """Limits that are the coordinator's, not the job's.
+
+    A data key is replaced after `data_key_age_s` or `data_key_rounds`, whichever comes first.
+    """
 
     lease_s: float = 10.0
     gather_s: float = 5.0
     report_s: float = 2.0
     attempts: int = 3
     tries: int = 3
+    data_key_age_s: float = 86400.0
+    data_key_rounds: int = 1000

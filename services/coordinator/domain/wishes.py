@@ -50,6 +50,19 @@ def resume(job: Job, who: str, now: Now) -> Verdict:
     raise PreconditionError(f"job {job.id} is {job.phase.value}; allowed: paused")
 
 
+def rotate_key(job: Job, who: str, now: Now) -> Verdict:
+    """Let the next round begin a new key epoch.
+
+    Raises:
+        PreconditionError: the job has ended.
+    """
+    if job.rekey:
+        return Verdict(job)
+    _require_unfinished(job)
+    note = Note("key_rotation_asked", job.round, f"{who}: a new data key from the next round on")
+    return Verdict(replace(job, rekey=f"asked for by {who}"), (note,))
+
+
 def _require_unfinished(job: Job) -> None:
     if job.stage.is_terminal:
         raise PreconditionError(f"job {job.id} is {job.phase.value}; allowed: a job that has not ended")

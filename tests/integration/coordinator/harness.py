@@ -45,6 +45,7 @@ class Site:
         self._running: dict[str, tuple[asyncio.Event, asyncio.Task[None]]] = {}
         self._ports: dict[str, int] = {}
         self.lease_s = 600.0
+        self.coordinator_settings: dict[str, Any] = {}
         self.advertise: str | None = None
         """Where others find the aggregator; its own address, if None."""
         self.entrance: str | None = None
@@ -76,7 +77,7 @@ class Site:
             where = {"discovery": self._at("discovery"), "advertise": self.advertise}
             run, settings = run_aggregator, AggregatorSettings(**common, **where)
         else:
-            limits = {"lease_s": 1.0, "gather_s": 0.2, "report_s": 0.5}
+            limits = {"lease_s": 1.0, "gather_s": 0.2, "report_s": 0.5} | self.coordinator_settings
             run, settings = run_coordinator, CoordinatorSettings(**common, **limits, discovery=self._at("discovery"))
         task = asyncio.create_task(run(settings, SystemClock(), stop, started))
         await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
@@ -203,9 +204,10 @@ class ScriptedWorker:
 
     def _encryption(self, assignment: coordinator_pb2.Assignment) -> EncryptionManager:
         key = data_key_from_proto(assignment.data_key)
-        opened = self.sealing.unwrap(assignment.job_id, key)
-        self.keys[opened.key_id] = opened
-        return EncryptionManager(opened)
+        older = [data_key_from_proto(each) for each in assignment.older_keys]
+        opened = [self.sealing.unwrap(assignment.job_id, each) for each in (key, *older)]
+        self.keys |= {each.key_id: each for each in opened}
+        return EncryptionManager(*opened)
 
     async def _pull(self, assignment: coordinator_pb2.Assignment) -> None:
         """The version to evaluate, from the aggregator named, into the memory of the last: `pull_model` verifies it."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import sqlite3
 
 import grpc
 import pytest
 
+from cortex_common.clock import SystemClock
+from cortex_common.errors import PreconditionError
 from cortex_common.identity import Role
 from cortex_common.job.status import JobPhase
 from cortex_common.pb.v1 import coordinator_pb2 as pb
 from cortex_common.pb.v1 import coordinator_pb2_grpc
 from cortex_common.rpc.channel import open_channel
+from cortex_common.rpc.errors import calling
 from cortex_common.security.keyring import FileKeyring
 from cortex_common.security.sealing import SealingKey
 from tests.integration.coordinator.harness import ScriptedWorker, site, working
@@ -43,7 +48,7 @@ async def test_no_data_key_is_written_anywhere_but_wrapped(cortex, tmp_path):
     with sqlite3.connect(database) as db:
         ((epoch, key_id, kek_id),) = db.execute("select epoch, key_id, kek_id from data_key where job_id = ?", [job_id])
     keyring = tmp_path / "coordinator" / "keyring.json"
-    assert (epoch, key_id, kek_id) == (1, opened.key_id, FileKeyring(keyring).current)
+    assert (epoch, key_id, kek_id) == (1, opened.key_id, FileKeyring(keyring, SystemClock()).current)
     assert keyring.stat().st_mode & 0o777 == 0o600
 
 
@@ -52,7 +57,7 @@ async def test_a_coordinator_without_its_keyring_says_which_key_is_missing(corte
     async with cortex.jobs() as stub:
         job_id = await submit(stub, job())
     await cortex.stop("coordinator")
-    kept = FileKeyring(tmp_path / "coordinator" / "keyring.json").current
+    kept = FileKeyring(tmp_path / "coordinator" / "keyring.json", SystemClock()).current
     (tmp_path / "coordinator" / "keyring.json").unlink()
     await cortex.start("coordinator")
     workers = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 3.0)
@@ -86,3 +91,175 @@ async def test_a_worker_that_starts_anew_gets_the_same_key_wrapped_anew(cortex):
     async with working(*workers), cortex.jobs() as stub:
         await until(stub, job_id, JobPhase.COMPLETED)
     assert workers[0].keys == before
+
+
+async def epochs_of(cortex, job_id=""):
+    async with open_channel(cortex.coordinator, cortex.tls_of(Role.OPERATOR, "ann"), Role.COORDINATOR) as channel:
+        answer = await coordinator_pb2_grpc.KeyServiceStub(channel).ListKeys(pb.ListKeysRequest(job_id=job_id))
+    return list(answer.epochs)
+
+
+async def rotate(cortex, job_id):
+    async with open_channel(cortex.coordinator, cortex.tls_of(Role.OPERATOR, "ann"), Role.COORDINATOR) as channel:
+        with calling("coordinator"):
+            await coordinator_pb2_grpc.KeyServiceStub(channel).RotateDataKey(pb.RotateDataKeyRequest(job_id=job_id))
+
+
+async def model_of(stub, job_id, number=None):
+    return b"".join(
+        [answer.data async for answer in stub.DownloadModel(pb.DownloadModelRequest(job_id=job_id, round=number))]
+    )
+
+
+@pytest.mark.parametrize("topology", ["flat", "regional"])
+async def test_keys_rotate_in_every_round_and_no_round_is_lost(cortex, tmp_path, topology):
+    """Delta downloads and an optimiser's state are read across epochs; keys that nothing needs any more are erased."""
+    cortex.coordinator_settings = {"data_key_rounds": 1}
+    await cortex.stop("coordinator")
+    await cortex.start("coordinator")
+    if topology == "regional":
+        await cortex.start("aggregator-us", region="us")
+    workers = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 3.0)
+    await announce(cortex, "w1", "w2")
+    spec = job(
+        training={"rounds": 6, "checkpoint": {"keep": 2}},
+        aggregation={"topology": topology, "strategy": "fedavgm"},
+        compression={"download": {"codec": "int8", "resync_every": 4}},
+    )
+    async with working(*workers), cortex.jobs() as stub:
+        job_id = await submit(stub, spec)
+        status = await until(stub, job_id, JobPhase.COMPLETED)
+        assert [(report.round, report.attempt, report.accepted) for report in status.history] == [
+            (number, 1, 2) for number in range(1, 7)
+        ]
+        epochs = await epochs_of(cortex, job_id)
+        assert [(each.epoch, each.from_round) for each in epochs] == [(number + 1, number) for number in range(7)]
+        assert {each.reason for each in epochs[1:]} == {"used for 1 rounds"}
+        await eventually_erased(cortex, job_id, keep={6, 7})
+        for number in (5, 6):
+            assert await model_of(stub, job_id, number)
+    assert len({key.key for key in workers[0].keys.values()}) == 7
+    needles = [each for key in workers[0].keys.values() for each in (key.key, key.key.hex().encode())]
+    assert files_with(tmp_path, needles) == []
+
+
+async def eventually_erased(cortex, job_id, keep):
+    async with asyncio.timeout(20):
+        while {each.epoch for each in await epochs_of(cortex, job_id) if each.state != pb.KEY_STATE_ERASED} != keep:  # noqa: ASYNC110 - it has to be asked for
+            await asyncio.sleep(0.05)
+
+
+async def test_a_rotation_asked_for_begins_with_the_next_round_also_after_a_restart(cortex):
+    await announce(cortex, "w1", "w2")
+    workers = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 3.0)
+    async with working(*workers):
+        async with cortex.jobs() as stub:
+            job_id = await submit(stub, job(training={"rounds": 5}))
+            await until(stub, job_id, JobPhase.TRAINING, round_number=1)
+            for worker in workers:
+                worker.idle.clear()
+            await rotate(cortex, job_id)
+            await rotate(cortex, job_id)
+        await cortex.stop("coordinator")
+        await cortex.start("coordinator")
+        for worker in workers:
+            worker.idle.set()
+        async with cortex.jobs() as stub:
+            status = await until(stub, job_id, JobPhase.COMPLETED)
+            with pytest.raises(PreconditionError, match="completed"):
+                await rotate(cortex, job_id)
+    assert [report.accepted for report in status.history] == [2] * 5
+    assert all(report.attempt == 1 for report in status.history)
+    epochs = await epochs_of(cortex, job_id)
+    assert [each.reason for each in epochs] == ["job submitted", "asked for by ann"]
+    assert len(workers[0].keys) == 2
+
+
+async def test_who_leaves_a_job_is_not_given_its_next_key(cortex):
+    await announce(cortex, "w1", "w2", "w3")
+    stays = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 3.0)
+    leaves = ScriptedWorker(cortex, "w3", 5.0)
+    async with cortex.jobs() as stub:
+        async with working(*stays):
+            async with working(leaves):
+                job_id = await submit(stub, job(training={"rounds": 8}, placement={"workers": 3, "min_workers": 2}))
+                await until(stub, job_id, JobPhase.TRAINING, round_number=2)
+            status = await until(stub, job_id, JobPhase.COMPLETED)
+        assert [report.round for report in status.history] == list(range(1, 9))
+    first, *later = await epochs_of(cortex, job_id)
+    assert [each.reason for each in later] == ["worker w3 left"]
+    assert set(leaves.keys) == {first.key_id}
+    assert set(stays[0].keys) == {each.key_id for each in (first, *later)}
+
+
+async def test_rotations_are_in_the_audit_log(cortex, tmp_path):
+    await announce(cortex, "w1", "w2")
+    workers = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 3.0)
+    async with working(*workers), cortex.jobs() as stub:
+        job_id = await submit(stub, job(training={"rounds": 4, "checkpoint": {"keep": 1}}))
+        await until(stub, job_id, JobPhase.TRAINING, round_number=1)
+        await rotate(cortex, job_id)
+        await until(stub, job_id, JobPhase.COMPLETED)
+        await eventually_erased(cortex, job_id, keep={2})
+    await cortex.stop("coordinator")
+    (segment,) = (tmp_path / "coordinator" / "audit").glob("audit-*.jsonl")
+    records = [json.loads(line) for line in segment.read_text().splitlines()]
+    about = {
+        (each["what"], each["about"].partition(" key_id")[0]): each
+        for each in records
+        if job_id in each.get("about", "")
+    }
+    assert about["/cortex.v1.KeyService/RotateDataKey", f"job_id={job_id}"]["who"].endswith("operator/ann")
+    rotated = about["data key made", f"job_id={job_id} epoch=2"]
+    assert rotated["who"].endswith("coordinator/coordinator-1")
+    assert rotated["reason"] == "asked for by ann"
+    assert ("data key erased", f"job_id={job_id} epoch=1") in about
+
+
+async def test_the_key_encryption_key_is_replaced_in_the_middle_of_a_job_and_kill_and_restart_find_it(cortex, tmp_path):
+    await announce(cortex, "w1", "w2")
+    workers = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 3.0)
+    keyring = tmp_path / "coordinator" / "keyring.json"
+    first = FileKeyring(keyring, SystemClock()).current
+    async with working(*workers):
+        async with cortex.jobs() as stub:
+            job_id = await submit(stub, job(training={"rounds": 6}))
+            await until(stub, job_id, JobPhase.TRAINING, round_number=1)
+        async with open_channel(cortex.coordinator, cortex.tls_of(Role.OPERATOR, "ann"), Role.COORDINATOR) as channel:
+            request = pb.RotateKeyEncryptionKeyRequest()
+            answer = await coordinator_pb2_grpc.KeyServiceStub(channel).RotateKeyEncryptionKey(request)
+        assert answer.rewrapped == 1
+        assert FileKeyring(keyring, SystemClock()).ids == (answer.kek_id,)
+        for worker in workers:
+            worker.idle.clear()
+        await cortex.stop("coordinator")
+        await cortex.start("coordinator")
+        for worker in workers:
+            worker.idle.set()
+        async with cortex.jobs() as stub:
+            status = await until(stub, job_id, JobPhase.COMPLETED)
+            assert await model_of(stub, job_id, 6)
+    assert [(report.attempt, report.accepted) for report in status.history] == [(1, 2)] * 6
+    (epoch,) = await epochs_of(cortex, job_id)
+    assert epoch.kek_id == answer.kek_id != first
+
+
+async def test_data_keys_and_their_key_encryption_key_age_within_one_job(cortex):
+    cortex.coordinator_settings = {"data_key_age_s": 0.3, "kek_age_s": 0.4}
+    await cortex.stop("coordinator")
+    await cortex.start("coordinator")
+    await announce(cortex, "w1", "w2")
+    workers = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 3.0)
+    keks, data_keys = set(), set()
+    async with working(*workers), cortex.jobs() as stub:
+        job_id = await submit(stub, job(training={"rounds": 400}))
+        async with asyncio.timeout(30):
+            while len(keks) < 4 or len(data_keys) < 4:
+                epochs = await epochs_of(cortex, job_id)
+                keks |= {each.kek_id for each in epochs if each.state != pb.KEY_STATE_ERASED}
+                data_keys |= {each.key_id for each in epochs}
+                await asyncio.sleep(0.02)
+        await stub.CancelJob(pb.CancelJobRequest(job_id=job_id))
+        status = await until(stub, job_id, JobPhase.CANCELLED)
+    assert all((report.attempt, report.accepted) == (1, 2) for report in status.history)
+    assert any("s old" in each.reason for each in epochs)

@@ -17,6 +17,7 @@ from cortex_common.rpc.authorisation import ALLOWED, PRIVILEGED, RELAYED, ROUTIN
 OP, GW, W, C, A, D = Role.OPERATOR, Role.GATEWAY, Role.WORKER, Role.COORDINATOR, Role.AGGREGATOR, Role.DISCOVERY
 EXPECTED = {
     "JobService": {OP, GW},
+    "KeyService": {OP},
     "AssignmentService": {W},
     "RoundService": {C},
     "WeightService/PushUpdate": {W, A},

@@ -135,6 +135,7 @@ class RoundSpec(_message.Message):
     UPSTREAM_FIELD_NUMBER: _builtins.int
     DOWNLOAD_CODEC_FIELD_NUMBER: _builtins.int
     DOWNLOAD_OPTIONS_FIELD_NUMBER: _builtins.int
+    OLDER_KEYS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     round: _builtins.int
     attempt: _builtins.int
@@ -154,10 +155,16 @@ class RoundSpec(_message.Message):
     @_builtins.property
     def seats(self) -> _containers.RepeatedCompositeFieldContainer[Global___Seat]: ...
     @_builtins.property
-    def data_key(self) -> _common_pb2.DataKey: ...
+    def data_key(self) -> _common_pb2.DataKey:
+        """To seal with; updates under another one are refused."""
+
     @_builtins.property
     def upstream(self) -> Global___Upstream:
         """Set for a region's round: its result is pushed there, and a base version that is not here is fetched from there."""
+
+    @_builtins.property
+    def older_keys(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.DataKey]:
+        """To read with: what is older is sealed under these. Data keys of the job that are not sent are forgotten."""
 
     def __init__(
         self,
@@ -177,10 +184,11 @@ class RoundSpec(_message.Message):
         upstream: Global___Upstream | None = ...,
         download_codec: _builtins.str = ...,
         download_options: _builtins.str = ...,
+        older_keys: _abc.Iterable[_common_pb2.DataKey] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["data_key", b"data_key", "upstream", b"upstream"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_sha256", b"base_sha256", "chunk_elements", b"chunk_elements", "codec", b"codec", "codec_options", b"codec_options", "data_key", b"data_key", "download_codec", b"download_codec", "download_options", b"download_options", "fence", b"fence", "job_id", b"job_id", "round", b"round", "seats", b"seats", "strategy", b"strategy", "strategy_options", b"strategy_options", "upstream", b"upstream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_sha256", b"base_sha256", "chunk_elements", b"chunk_elements", "codec", b"codec", "codec_options", b"codec_options", "data_key", b"data_key", "download_codec", b"download_codec", "download_options", b"download_options", "fence", b"fence", "job_id", b"job_id", "older_keys", b"older_keys", "round", b"round", "seats", b"seats", "strategy", b"strategy", "strategy_options", b"strategy_options", "upstream", b"upstream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -346,6 +354,7 @@ class SealRoundRequest(_message.Message):
     FENCE_FIELD_NUMBER: _builtins.int
     CONTRIBUTIONS_FIELD_NUMBER: _builtins.int
     DATA_KEY_FIELD_NUMBER: _builtins.int
+    OLDER_KEYS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     round: _builtins.int
     attempt: _builtins.int
@@ -354,8 +363,10 @@ class SealRoundRequest(_message.Message):
     def contributions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Contribution]: ...
     @_builtins.property
     def data_key(self) -> _common_pb2.DataKey:
-        """Needed again after a restart of the aggregator."""
+        """Needed again after a restart of the aggregator, as those after it."""
 
+    @_builtins.property
+    def older_keys(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.DataKey]: ...
     def __init__(
         self,
         *,
@@ -365,10 +376,11 @@ class SealRoundRequest(_message.Message):
         fence: _builtins.int = ...,
         contributions: _abc.Iterable[Global___Contribution] | None = ...,
         data_key: _common_pb2.DataKey | None = ...,
+        older_keys: _abc.Iterable[_common_pb2.DataKey] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["data_key", b"data_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "contributions", b"contributions", "data_key", b"data_key", "fence", b"fence", "job_id", b"job_id", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "contributions", b"contributions", "data_key", b"data_key", "fence", b"fence", "job_id", b"job_id", "older_keys", b"older_keys", "round", b"round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -408,6 +420,7 @@ class ForwardRoundRequest(_message.Message):
     FENCE_FIELD_NUMBER: _builtins.int
     CONTRIBUTIONS_FIELD_NUMBER: _builtins.int
     DATA_KEY_FIELD_NUMBER: _builtins.int
+    OLDER_KEYS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     round: _builtins.int
     attempt: _builtins.int
@@ -416,6 +429,8 @@ class ForwardRoundRequest(_message.Message):
     def contributions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Contribution]: ...
     @_builtins.property
     def data_key(self) -> _common_pb2.DataKey: ...
+    @_builtins.property
+    def older_keys(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.DataKey]: ...
     def __init__(
         self,
         *,
@@ -425,10 +440,11 @@ class ForwardRoundRequest(_message.Message):
         fence: _builtins.int = ...,
         contributions: _abc.Iterable[Global___Contribution] | None = ...,
         data_key: _common_pb2.DataKey | None = ...,
+        older_keys: _abc.Iterable[_common_pb2.DataKey] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["data_key", b"data_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "contributions", b"contributions", "data_key", b"data_key", "fence", b"fence", "job_id", b"job_id", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "contributions", b"contributions", "data_key", b"data_key", "fence", b"fence", "job_id", b"job_id", "older_keys", b"older_keys", "round", b"round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,6 +11,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -21,6 +22,193 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _KeyState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _KeyStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    KEY_STATE_UNSPECIFIED: _KeyState.ValueType  # 0
+    KEY_STATE_SEALING: _KeyState.ValueType  # 1
+    """The round in progress, or the next one, is sealed under it."""
+    KEY_STATE_READABLE: _KeyState.ValueType  # 2
+    """Something that is kept is sealed under it."""
+    KEY_STATE_ERASED: _KeyState.ValueType  # 3
+    """Nothing needs it any more: it does not exist."""
+
+class KeyState(_KeyState, metaclass=_KeyStateEnumTypeWrapper):
+    """What a key epoch is good for now."""
+
+KEY_STATE_UNSPECIFIED: KeyState.ValueType  # 0
+KEY_STATE_SEALING: KeyState.ValueType  # 1
+"""The round in progress, or the next one, is sealed under it."""
+KEY_STATE_READABLE: KeyState.ValueType  # 2
+"""Something that is kept is sealed under it."""
+KEY_STATE_ERASED: KeyState.ValueType  # 3
+"""Nothing needs it any more: it does not exist."""
+Global___KeyState: _TypeAlias = KeyState  # noqa: Y015
+
+@_typing.final
+class ListKeysRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Empty: every job that has not ended."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListKeysRequest: _TypeAlias = ListKeysRequest  # noqa: Y015
+
+@_typing.final
+class ListKeysResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCHS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def epochs(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyEpoch]:
+        """By job, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        epochs: _abc.Iterable[Global___KeyEpoch] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListKeysResponse: _TypeAlias = ListKeysResponse  # noqa: Y015
+
+@_typing.final
+class KeyEpoch(_message.Message):
+    """One data key of a job and its time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    KEK_ID_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    FROM_ROUND_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    epoch: _builtins.int
+    key_id: _builtins.str
+    kek_id: _builtins.str
+    """The key-encryption key that it rests under."""
+    reason: _builtins.str
+    """Why it was made."""
+    from_round: _builtins.int
+    """The first round it is for."""
+    state: Global___KeyState.ValueType
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        key_id: _builtins.str = ...,
+        kek_id: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+        from_round: _builtins.int = ...,
+        state: Global___KeyState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "epoch", b"epoch", "from_round", b"from_round", "job_id", b"job_id", "kek_id", b"kek_id", "key_id", b"key_id", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyEpoch: _TypeAlias = KeyEpoch  # noqa: Y015
+
+@_typing.final
+class RotateDataKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateDataKeyRequest: _TypeAlias = RotateDataKeyRequest  # noqa: Y015
+
+@_typing.final
+class RotateDataKeyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateDataKeyResponse: _TypeAlias = RotateDataKeyResponse  # noqa: Y015
+
+@_typing.final
+class RotateKeyEncryptionKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateKeyEncryptionKeyRequest: _TypeAlias = RotateKeyEncryptionKeyRequest  # noqa: Y015
+
+@_typing.final
+class RotateKeyEncryptionKeyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEK_ID_FIELD_NUMBER: _builtins.int
+    REWRAPPED_FIELD_NUMBER: _builtins.int
+    kek_id: _builtins.str
+    """Of the new key."""
+    rewrapped: _builtins.int
+    """Data keys that were wrapped anew."""
+    def __init__(
+        self,
+        *,
+        kek_id: _builtins.str = ...,
+        rewrapped: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kek_id", b"kek_id", "rewrapped", b"rewrapped"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateKeyEncryptionKeyResponse: _TypeAlias = RotateKeyEncryptionKeyResponse  # noqa: Y015
 
 @_typing.final
 class SubmitJobRequest(_message.Message):
@@ -535,6 +723,7 @@ class Assignment(_message.Message):
     TRANSFER_JOB_ID_FIELD_NUMBER: _builtins.int
     INCLUDED_ROUND_FIELD_NUMBER: _builtins.int
     BASE_SEATS_FIELD_NUMBER: _builtins.int
+    OLDER_KEYS_FIELD_NUMBER: _builtins.int
     INITIALISE_FIELD_NUMBER: _builtins.int
     TRAIN_FIELD_NUMBER: _builtins.int
     EVALUATE_FIELD_NUMBER: _builtins.int
@@ -559,7 +748,9 @@ class Assignment(_message.Message):
     @_builtins.property
     def job(self) -> _job_pb2.JobSpec: ...
     @_builtins.property
-    def data_key(self) -> _common_pb2.DataKey: ...
+    def data_key(self) -> _common_pb2.DataKey:
+        """To seal with."""
+
     @_builtins.property
     def base(self) -> _common_pb2.ModelVersion:
         """The version to start from; unset in round 0."""
@@ -567,6 +758,10 @@ class Assignment(_message.Message):
     @_builtins.property
     def base_seats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Seats whose updates, whoever sent them, are in the base version."""
+
+    @_builtins.property
+    def older_keys(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.DataKey]:
+        """To read with: the base version, and what the worker itself kept, may be sealed under these."""
 
     @_builtins.property
     def initialise(self) -> Global___InitialiseWork: ...
@@ -595,6 +790,7 @@ class Assignment(_message.Message):
         transfer_job_id: _builtins.str = ...,
         included_round: _builtins.int | None = ...,
         base_seats: _abc.Iterable[_builtins.int] | None = ...,
+        older_keys: _abc.Iterable[_common_pb2.DataKey] | None = ...,
         initialise: Global___InitialiseWork | None = ...,
         train: Global___TrainWork | None = ...,
         evaluate: Global___EvaluateWork | None = ...,
@@ -602,7 +798,7 @@ class Assignment(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_included_round", b"_included_round", "base", b"base", "data_key", b"data_key", "evaluate", b"evaluate", "hold", b"hold", "included_round", b"included_round", "initialise", b"initialise", "job", b"job", "train", b"train", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_included_round", b"_included_round", "aggregator", b"aggregator", "aggregator_address", b"aggregator_address", "assignment_id", b"assignment_id", "attempt", b"attempt", "base", b"base", "base_seats", b"base_seats", "chunk_elements", b"chunk_elements", "data_key", b"data_key", "evaluate", b"evaluate", "fence", b"fence", "hold", b"hold", "included_round", b"included_round", "initialise", b"initialise", "job", b"job", "job_id", b"job_id", "round", b"round", "seat", b"seat", "seats", b"seats", "train", b"train", "transfer_job_id", b"transfer_job_id", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_included_round", b"_included_round", "aggregator", b"aggregator", "aggregator_address", b"aggregator_address", "assignment_id", b"assignment_id", "attempt", b"attempt", "base", b"base", "base_seats", b"base_seats", "chunk_elements", b"chunk_elements", "data_key", b"data_key", "evaluate", b"evaluate", "fence", b"fence", "hold", b"hold", "included_round", b"included_round", "initialise", b"initialise", "job", b"job", "job_id", b"job_id", "older_keys", b"older_keys", "round", b"round", "seat", b"seat", "seats", b"seats", "train", b"train", "transfer_job_id", b"transfer_job_id", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__included_round: _TypeAlias = _typing.Literal["included_round"]  # noqa: Y015
     _WhichOneofArgType__included_round: _TypeAlias = _typing.Literal["_included_round", b"_included_round"]  # noqa: Y015

@@ -616,3 +616,169 @@ class AssignmentService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class KeyServiceStub:
+    """For operators: the keys that jobs are sealed under. No key ever leaves through here.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListKeys = channel.unary_unary(
+                '/cortex.v1.KeyService/ListKeys',
+                request_serializer=cortex_dot_v1_dot_coordinator__pb2.ListKeysRequest.SerializeToString,
+                response_deserializer=cortex_dot_v1_dot_coordinator__pb2.ListKeysResponse.FromString,
+                _registered_method=True)
+        self.RotateDataKey = channel.unary_unary(
+                '/cortex.v1.KeyService/RotateDataKey',
+                request_serializer=cortex_dot_v1_dot_coordinator__pb2.RotateDataKeyRequest.SerializeToString,
+                response_deserializer=cortex_dot_v1_dot_coordinator__pb2.RotateDataKeyResponse.FromString,
+                _registered_method=True)
+        self.RotateKeyEncryptionKey = channel.unary_unary(
+                '/cortex.v1.KeyService/RotateKeyEncryptionKey',
+                request_serializer=cortex_dot_v1_dot_coordinator__pb2.RotateKeyEncryptionKeyRequest.SerializeToString,
+                response_deserializer=cortex_dot_v1_dot_coordinator__pb2.RotateKeyEncryptionKeyResponse.FromString,
+                _registered_method=True)
+
+
+class KeyServiceServicer:
+    """For operators: the keys that jobs are sealed under. No key ever leaves through here.
+    """
+
+    def ListKeys(self, request, context):
+        """The data keys of a job, or of every job that has not ended. NOT_FOUND: no such job.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateDataKey(self, request, context):
+        """The next round of the job begins with a new data key; the round in progress keeps its own. Asking again before that changes
+        nothing. NOT_FOUND; FAILED_PRECONDITION: the job has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateKeyEncryptionKey(self, request, context):
+        """Makes a new key-encryption key and wraps every data key under it; no data is touched. Those that nothing rests under any
+        more are destroyed. FAILED_PRECONDITION: where the keys are cannot be written. UNAVAILABLE: whoever holds them is away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_KeyServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListKeys,
+                    request_deserializer=cortex_dot_v1_dot_coordinator__pb2.ListKeysRequest.FromString,
+                    response_serializer=cortex_dot_v1_dot_coordinator__pb2.ListKeysResponse.SerializeToString,
+            ),
+            'RotateDataKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateDataKey,
+                    request_deserializer=cortex_dot_v1_dot_coordinator__pb2.RotateDataKeyRequest.FromString,
+                    response_serializer=cortex_dot_v1_dot_coordinator__pb2.RotateDataKeyResponse.SerializeToString,
+            ),
+            'RotateKeyEncryptionKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateKeyEncryptionKey,
+                    request_deserializer=cortex_dot_v1_dot_coordinator__pb2.RotateKeyEncryptionKeyRequest.FromString,
+                    response_serializer=cortex_dot_v1_dot_coordinator__pb2.RotateKeyEncryptionKeyResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'cortex.v1.KeyService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('cortex.v1.KeyService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class KeyService:
+    """For operators: the keys that jobs are sealed under. No key ever leaves through here.
+    """
+
+    @staticmethod
+    def ListKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cortex.v1.KeyService/ListKeys',
+            cortex_dot_v1_dot_coordinator__pb2.ListKeysRequest.SerializeToString,
+            cortex_dot_v1_dot_coordinator__pb2.ListKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateDataKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cortex.v1.KeyService/RotateDataKey',
+            cortex_dot_v1_dot_coordinator__pb2.RotateDataKeyRequest.SerializeToString,
+            cortex_dot_v1_dot_coordinator__pb2.RotateDataKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateKeyEncryptionKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cortex.v1.KeyService/RotateKeyEncryptionKey',
+            cortex_dot_v1_dot_coordinator__pb2.RotateKeyEncryptionKeyRequest.SerializeToString,
+            cortex_dot_v1_dot_coordinator__pb2.RotateKeyEncryptionKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

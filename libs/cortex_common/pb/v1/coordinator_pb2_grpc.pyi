@@ -216,3 +216,70 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         """What the worker does, measured or found out. Idempotent. PERMISSION_DENIED: the name is not the caller's."""
 
 def add_AssignmentServiceServicer_to_server(servicer: AssignmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class KeyServiceStub:
+    """For operators: the keys that jobs are sealed under. No key ever leaves through here."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> KeyServiceAsyncStub: ...
+    ListKeys: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ListKeysRequest, _coordinator_pb2.ListKeysResponse]
+    """The data keys of a job, or of every job that has not ended. NOT_FOUND: no such job."""
+    RotateDataKey: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.RotateDataKeyRequest, _coordinator_pb2.RotateDataKeyResponse]
+    """The next round of the job begins with a new data key; the round in progress keeps its own. Asking again before that changes
+    nothing. NOT_FOUND; FAILED_PRECONDITION: the job has ended.
+    """
+    RotateKeyEncryptionKey: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.RotateKeyEncryptionKeyRequest, _coordinator_pb2.RotateKeyEncryptionKeyResponse]
+    """Makes a new key-encryption key and wraps every data key under it; no data is touched. Those that nothing rests under any
+    more are destroyed. FAILED_PRECONDITION: where the keys are cannot be written. UNAVAILABLE: whoever holds them is away.
+    """
+
+@_typing.type_check_only
+class KeyServiceAsyncStub(KeyServiceStub):
+    """For operators: the keys that jobs are sealed under. No key ever leaves through here."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListKeys: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ListKeysRequest, _coordinator_pb2.ListKeysResponse]  # type: ignore[assignment]
+    """The data keys of a job, or of every job that has not ended. NOT_FOUND: no such job."""
+    RotateDataKey: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.RotateDataKeyRequest, _coordinator_pb2.RotateDataKeyResponse]  # type: ignore[assignment]
+    """The next round of the job begins with a new data key; the round in progress keeps its own. Asking again before that changes
+    nothing. NOT_FOUND; FAILED_PRECONDITION: the job has ended.
+    """
+    RotateKeyEncryptionKey: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.RotateKeyEncryptionKeyRequest, _coordinator_pb2.RotateKeyEncryptionKeyResponse]  # type: ignore[assignment]
+    """Makes a new key-encryption key and wraps every data key under it; no data is touched. Those that nothing rests under any
+    more are destroyed. FAILED_PRECONDITION: where the keys are cannot be written. UNAVAILABLE: whoever holds them is away.
+    """
+
+class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
+    """For operators: the keys that jobs are sealed under. No key ever leaves through here."""
+
+    @_abc_1.abstractmethod
+    def ListKeys(
+        self,
+        request: _coordinator_pb2.ListKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.ListKeysResponse, _abc.Awaitable[_coordinator_pb2.ListKeysResponse]]:
+        """The data keys of a job, or of every job that has not ended. NOT_FOUND: no such job."""
+
+    @_abc_1.abstractmethod
+    def RotateDataKey(
+        self,
+        request: _coordinator_pb2.RotateDataKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.RotateDataKeyResponse, _abc.Awaitable[_coordinator_pb2.RotateDataKeyResponse]]:
+        """The next round of the job begins with a new data key; the round in progress keeps its own. Asking again before that changes
+        nothing. NOT_FOUND; FAILED_PRECONDITION: the job has ended.
+        """
+
+    @_abc_1.abstractmethod
+    def RotateKeyEncryptionKey(
+        self,
+        request: _coordinator_pb2.RotateKeyEncryptionKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.RotateKeyEncryptionKeyResponse, _abc.Awaitable[_coordinator_pb2.RotateKeyEncryptionKeyResponse]]:
+        """Makes a new key-encryption key and wraps every data key under it; no data is touched. Those that nothing rests under any
+        more are destroyed. FAILED_PRECONDITION: where the keys are cannot be written. UNAVAILABLE: whoever holds them is away.
+        """
+
+def add_KeyServiceServicer_to_server(servicer: KeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,128 @@
+"""Key-encryption keys in a real PKCS#11 module: SoftHSM, where it is installed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from cortex_common.clock import SystemClock
+from cortex_common.errors import NotFoundError, PreconditionError
+from cortex_common.security.pkcs11_keyring import Pkcs11Keyring
+from tests.conformance.key_encryption import SECRET, KeyEncryptionConformance
+from tests.fakes import ManualClock
+
+PIN = "4711"
+LIBRARIES = [
+    Path(folder) / "softhsm/libsofthsm2.so" for folder in ("/usr/lib", "/usr/lib/x86_64-linux-gnu", "/usr/local/lib")
+]
+LIBRARY = next((path for path in LIBRARIES if path.exists()), None)
+
+if LIBRARY is None or shutil.which("softhsm2-util") is None:
+    warnings.warn("PKCS#11 is NOT TESTED here: SoftHSM is missing (Debian: apt-get install softhsm2)", stacklevel=1)
+    pytest.skip("SoftHSM is not installed (Debian: apt-get install softhsm2)", allow_module_level=True)
+pytest.importorskip("pkcs11", reason="python-pkcs11 is not installed")
+
+
+def new_token(label: str) -> None:
+    made = subprocess.run(
+        ["softhsm2-util", "--init-token", "--free", "--label", label, "--pin", PIN, "--so-pin", "0815"],
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 0, made.stderr
+
+
+@pytest.fixture(scope="module")
+def module_folder(tmp_path_factory):
+    """SoftHSM reads its configuration once a process: every test has a token of its own in one folder."""
+    folder = tmp_path_factory.mktemp("softhsm")
+    (folder / "tokens").mkdir()
+    configuration = folder / "softhsm2.conf"
+    configuration.write_text(f"directories.tokendir = {folder}/tokens\nobjectstore.backend = file\nlog.level = ERROR\n")
+    (folder / "pin").write_text(PIN + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOFTHSM2_CONF", str(configuration))
+        yield folder
+
+
+@pytest.fixture
+def token(module_folder, request):
+    label = f"t{abs(hash(request.node.nodeid)) % 10**12}"
+    new_token(label)
+    # The module finds new tokens when it is initialised.
+    from pkcs11 import lib
+
+    lib(str(LIBRARY)).reinitialize()
+    return label
+
+
+@pytest.fixture
+def clock():
+    return ManualClock()
+
+
+@pytest.fixture
+def ring(token, module_folder, clock):
+    return Pkcs11Keyring(LIBRARY, token, module_folder / "pin", clock)
+
+
+@pytest.fixture
+def again(ring):
+    """A login is the process's, so the open session stands for a new one: see the test with a process of its own."""
+    return lambda: ring
+
+
+class TestPkcs11Keyring(KeyEncryptionConformance):
+    pass
+
+
+def test_the_keys_cannot_be_taken_out(ring: Pkcs11Keyring) -> None:
+    import pkcs11
+
+    current = ring.current
+    key = ring._call(lambda session: ring._key(session, current))
+    with pytest.raises(pkcs11.exceptions.AttributeSensitive):
+        key[pkcs11.Attribute.VALUE]
+    assert key[pkcs11.Attribute.EXTRACTABLE] is False
+    assert key[pkcs11.Attribute.NEVER_EXTRACTABLE] is True
+
+
+def test_another_process_opens_what_this_one_wrapped(ring: Pkcs11Keyring, token: str, module_folder: Path) -> None:
+    resting = ring.wrap(SECRET, b"c")
+    program = (
+        "import sys; from pathlib import Path; from cortex_common.clock import SystemClock\n"
+        "from cortex_common.security.keyring import RestingKey\n"
+        "from cortex_common.security.pkcs11_keyring import Pkcs11Keyring\n"
+        "library, token, pin, kek_id, wrapped = sys.argv[1:]\n"
+        "ring = Pkcs11Keyring(Path(library), token, Path(pin), SystemClock())\n"
+        "print(ring.unwrap(RestingKey(kek_id, bytes.fromhex(wrapped)), b'c').hex(), ring.current)"
+    )
+    arguments = [str(LIBRARY), token, str(module_folder / "pin"), resting.kek_id, resting.wrapped.hex()]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == [SECRET.hex(), ring.current], done.stderr
+
+
+def test_a_session_that_broke_is_opened_anew(ring: Pkcs11Keyring) -> None:
+    resting = ring.wrap(SECRET, b"c")
+    ring._session.close()
+    with pytest.raises(Exception, match="does not answer"):
+        ring.unwrap(resting, b"c")
+    assert ring.unwrap(resting, b"c") == SECRET
+
+
+def test_what_is_wrong_is_said(token: str, module_folder: Path, tmp_path: Path) -> None:
+    clock, pin = SystemClock(), module_folder / "pin"
+    with pytest.raises(NotFoundError, match="nobody"):
+        Pkcs11Keyring(LIBRARY, "nobody", pin, clock)
+    with pytest.raises(NotFoundError, match="pkcs11_module"):
+        Pkcs11Keyring(tmp_path / "none.so", token, pin, clock)
+    with pytest.raises(NotFoundError, match="pkcs11_pin_file"):
+        Pkcs11Keyring(LIBRARY, token, tmp_path / "none", clock)
+    (tmp_path / "wrong").write_text("9999")
+    with pytest.raises(PreconditionError, match="refuses the PIN"):
+        Pkcs11Keyring(LIBRARY, token, tmp_path / "wrong", clock)
