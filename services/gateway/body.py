@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import yaml
 from fastapi import Request
@@ -12,6 +12,8 @@ from fastapi import Request
 from cortex_common.errors import InvalidArgumentError
 from cortex_common.job.parse import parse_job
 from cortex_common.job.spec import JobSpec
+from services.gateway.configs import has_configs, job_of
+from services.gateway.domain import NodeInfo
 from services.gateway.problems import MediaTypeError
 
 _YAML = frozenset({"application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml"})
@@ -19,8 +21,12 @@ _MAX_DEPTH = 32
 _Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-async def read_job(request: Request) -> JobSpec:
-    """The job in a request's body.
+async def read_job(request: Request, nodes: Callable[[], Awaitable[Sequence[NodeInfo]]]) -> JobSpec:
+    """The job in a request's body: a job file, or its model and training configurations.
+
+    Args:
+        request: With the body.
+        nodes: Asked for the datasets there are when a configuration names none.
 
     Raises:
         MediaTypeError: neither JSON nor YAML by its content type.
@@ -36,15 +42,18 @@ async def read_job(request: Request) -> JobSpec:
     if not text.strip():
         raise InvalidArgumentError("the body is empty; allowed: a job file as JSON or YAML")
     parse = parse_yaml if media_type in _YAML else parse_json
-    return await asyncio.to_thread(_job, parse, text)
+    document = await asyncio.to_thread(_mapping, parse, text)
+    if has_configs(document):
+        return await asyncio.to_thread(job_of, document, await nodes())
+    return await asyncio.to_thread(parse_job, document)
 
 
-def _job(parse: Callable[[str], object], text: str) -> JobSpec:
+def _mapping(parse: Callable[[str], object], text: str) -> Mapping[str, object]:
     document = parse(text)
     if not isinstance(document, Mapping):
         given = "nothing" if document is None else f"a {type(document).__name__}"
         raise InvalidArgumentError(f"job: {given} given; allowed: a mapping with {', '.join(JobSpec.model_fields)}")
-    return parse_job(document)
+    return {str(key): value for key, value in document.items()}
 
 
 def parse_json(text: str) -> object:

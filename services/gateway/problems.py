@@ -89,6 +89,26 @@ KINDS: Mapping[type[CortexError], Kind] = MappingProxyType(
         CortexError: Kind(500, "internal", "Internal error"),
     }
 )
+_MISTAKE = Violation("training.rounds", "-1 given; allowed: greater than or equal to 1")
+_TOLD: Mapping[str, tuple[str, Sequence[Violation]]] = MappingProxyType(
+    {
+        "malformed": ("the body is not JSON: Expecting value at line 1, column 10", ()),
+        "invalid-argument": (f"job: 1 mistake\n  {_MISTAKE}", (_MISTAKE,)),
+        "body-too-large": ("the body is too large: 2097152 bytes given; allowed: up to 1048576 bytes", ()),
+        "media-type": ("content type 'text/html' given; allowed: application/json, application/yaml", ()),
+        "unauthenticated": ("no token; allowed: the header 'Authorization: Bearer ctx_<id>_<secret>'", ()),
+        "forbidden": ("token 'bob' has the scopes read; this needs submit", ()),
+        "not-found": ("no job 0198f2c4a1b27d3e", ()),
+        "already-exists": ("this idempotency key was used for another job", ()),
+        "precondition": ("job 0198f2c4a1b27d3e has ended: completed", ()),
+        "conflict": ("this coordinator was replaced by another", ()),
+        "overloaded": ("100 event streams are open; this gateway allows 100", ()),
+        "unavailable": ("coordinator at 10.0.0.2:50051 cannot be reached: connection refused", ()),
+        "corrupt": ("the stored bytes of the version are damaged", ()),
+        "internal": (_INTERNAL, ()),
+    }
+)
+"""What each kind says, for example."""
 
 
 def kind_of(error: CortexError) -> Kind:
@@ -117,11 +137,24 @@ def install(app: FastAPI) -> None:
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Documentation of the problems a route may answer with."""
-    titles: dict[int, list[str]] = {}
+    kinds: dict[int, list[Kind]] = {}
     for kind in (_MALFORMED, *KINDS.values()):
-        titles.setdefault(kind.status, []).append(kind.title)
-    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
-    return {status: {"description": " / ".join(titles[status]), "content": {MEDIA_TYPE: schema}} for status in statuses}
+        kinds.setdefault(kind.status, []).append(kind)
+    return {status: _described(kinds[status]) for status in statuses}
+
+
+def _described(kinds: Sequence[Kind]) -> dict[str, Any]:
+    """One status in the documentation, with an example of each kind that has it."""
+    told = {kind.name: {"value": _problem(kind, *_TOLD[kind.name]).model_dump()} for kind in kinds}
+    content = {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": told}
+    described: dict[str, Any] = {
+        "description": " / ".join(kind.title for kind in kinds),
+        "content": {MEDIA_TYPE: content},
+    }
+    if any(kind.retry_after_s for kind in kinds):
+        retry = {"description": "Seconds to wait before asking again", "schema": {"type": "integer"}}
+        described["headers"] = {"Retry-After": retry}
+    return described
 
 
 def answer(error: CortexError, headers: Mapping[str, str] | None = None) -> Response:

@@ -17,11 +17,11 @@ from cortex_common.ids import JobId
 from cortex_common.job.status import EventInfo, JobPhase, JobStatus, VersionInfo
 from cortex_common.logging import get_logger
 from cortex_common.security.tokens import Principal
-from services.gateway import sse
+from services.gateway import examples, sse
 from services.gateway.auth import Reader, Submitter
 from services.gateway.body import read_job
 from services.gateway.following import unbroken
-from services.gateway.openapi import EVENTS, JOB_BODY, MODEL_FILE, STATUS
+from services.gateway.openapi import EVENTS, JOB_BODY, MODEL_FILE, example
 from services.gateway.problems import responses
 from services.gateway.surroundings import Surroundings, surroundings_of
 
@@ -30,6 +30,7 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 
 JobIdInPath = Annotated[str, Path(max_length=128, description="As answered by submit")]
 _SEQUENCE = re.compile(r"[0-9]{1,18}")
+_STATUS = example(examples.STATUS)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,200}")
 
 
@@ -38,6 +39,7 @@ class Submitted(BaseModel):
 
     job_id: str
     status: JobPhase
+    dataset: str
     links: dict[str, str]
 
 
@@ -64,38 +66,51 @@ class FileStream(StreamingResponse):
             log.warning("download_broken", reason=error.message)
 
 
-@router.post("/submit", status_code=201, responses=responses(400, 401, 403, 409, 413, 415, 422, 429, 503), **JOB_BODY)
+@router.post(
+    "/submit",
+    status_code=201,
+    responses=example(examples.SUBMITTED, 201) | responses(400, 401, 403, 409, 413, 415, 422, 429, 503),
+    **JOB_BODY,
+)
 async def submit(
     request: Request,
     principal: Submitter,
     response: Response,
     idempotency_key: Annotated[str, Header(description="Makes a retry safe: the same key gives the same job")] = "",
 ) -> Submitted:
-    """Submit a training job, as JSON or YAML. Answers when it is stored; all mistakes are told at once."""
+    """Submit a training job, as JSON or YAML: a job file, or `model_config` and `training_config`.
+
+    Answers when it is stored; all mistakes are told at once.
+    """
     if idempotency_key and not _REQUEST_ID.fullmatch(idempotency_key):
         mistake = Violation("header.idempotency-key", "allowed: 1 to 200 visible ASCII characters")
         raise InvalidArgumentError.of("request", [mistake])
-    spec = await read_job(request)
-    job_id = await surroundings_of(request).jobs.submit(spec, idempotency_key, principal)
+    surroundings = surroundings_of(request)
+    spec = await read_job(request, surroundings.nodes.nodes)
+    job_id = await surroundings.jobs.submit(spec, idempotency_key, principal)
     links = _links(job_id)
     response.headers["Location"] = links["status"]
-    return Submitted(job_id=job_id, status=JobPhase.SUBMITTED, links=links)
+    return Submitted(job_id=job_id, status=JobPhase.SUBMITTED, dataset=spec.data.train, links=links)
 
 
-@router.get("", response_model=JobList, responses=responses(401, 403, 422, 503))
+@router.get(
+    "",
+    response_model=JobList,
+    responses=example({"jobs": [{**examples.STATUS, "history": []}]}) | responses(401, 403, 422, 503),
+)
 async def jobs(request: Request, principal: Reader, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> Response:
     """The newest jobs, without their history."""
     found = await surroundings_of(request).jobs.jobs(limit, principal)
     return _json(JobList(jobs=list(found)))
 
 
-@router.get("/{job_id}/status", response_model=JobStatus, responses=STATUS | responses(401, 403, 404, 422, 503))
+@router.get("/{job_id}/status", response_model=JobStatus, responses=_STATUS | responses(401, 403, 404, 422, 503))
 async def status(request: Request, principal: Reader, job_id: JobIdInPath) -> Response:
     """Where a job stands: status, metrics, history, and what it waits for."""
     return _json(await surroundings_of(request).jobs.status(JobId(job_id), principal))
 
 
-@router.post("/{job_id}/cancel", response_model=JobStatus, responses=responses(401, 403, 404, 409, 422, 503))
+@router.post("/{job_id}/cancel", response_model=JobStatus, responses=_STATUS | responses(401, 403, 404, 409, 422, 503))
 async def cancel(request: Request, principal: Submitter, job_id: JobIdInPath) -> Response:
     """End a job; doing it again changes nothing."""
     clients = surroundings_of(request).jobs
@@ -103,7 +118,7 @@ async def cancel(request: Request, principal: Submitter, job_id: JobIdInPath) ->
     return _json(await clients.status(JobId(job_id), principal))
 
 
-@router.post("/{job_id}/pause", response_model=JobStatus, responses=responses(401, 403, 404, 409, 422, 503))
+@router.post("/{job_id}/pause", response_model=JobStatus, responses=_STATUS | responses(401, 403, 404, 409, 422, 503))
 async def pause(request: Request, principal: Submitter, job_id: JobIdInPath) -> Response:
     """Hold a job after the round in progress."""
     clients = surroundings_of(request).jobs
@@ -111,7 +126,7 @@ async def pause(request: Request, principal: Submitter, job_id: JobIdInPath) -> 
     return _json(await clients.status(JobId(job_id), principal))
 
 
-@router.post("/{job_id}/resume", response_model=JobStatus, responses=responses(401, 403, 404, 409, 422, 503))
+@router.post("/{job_id}/resume", response_model=JobStatus, responses=_STATUS | responses(401, 403, 404, 409, 422, 503))
 async def resume(request: Request, principal: Submitter, job_id: JobIdInPath) -> Response:
     """Let a paused job go on."""
     clients = surroundings_of(request).jobs
@@ -119,7 +134,11 @@ async def resume(request: Request, principal: Submitter, job_id: JobIdInPath) ->
     return _json(await clients.status(JobId(job_id), principal))
 
 
-@router.get("/{job_id}/versions", response_model=VersionList, responses=responses(401, 403, 404, 422, 503))
+@router.get(
+    "/{job_id}/versions",
+    response_model=VersionList,
+    responses=example(examples.VERSIONS) | responses(401, 403, 404, 422, 503),
+)
 async def versions(request: Request, principal: Reader, job_id: JobIdInPath) -> Response:
     """The model versions of a job that are kept: round, metrics, digest."""
     found = await surroundings_of(request).jobs.versions(JobId(job_id), principal)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -12,6 +12,8 @@ from pydantic import BaseModel
 
 from cortex_common.errors import CortexError
 from cortex_common.telemetry.metrics import REGISTRY
+from services.gateway import examples
+from services.gateway.openapi import example
 from services.gateway.surroundings import Surroundings, surroundings_of
 
 router = APIRouter(tags=["operations"])
@@ -30,13 +32,22 @@ class Readiness(BaseModel):
     checks: dict[str, str]
 
 
-@router.get("/healthz")
+@router.get("/healthz", responses=example(examples.ALIVE))
 async def healthz() -> Liveness:
     """Whether the process is alive; never depends on others."""
     return Liveness()
 
 
-@router.get("/readyz", responses={503: {"model": Readiness, "description": "A service cannot be reached"}})
+_READY: dict[int | str, dict[str, Any]] = example(examples.READY) | {
+    503: {
+        "model": Readiness,
+        "description": "A service cannot be reached",
+        "content": {"application/json": {"example": examples.NOT_READY}},
+    }
+}
+
+
+@router.get("/readyz", responses=_READY)
 async def readyz(request: Request, response: Response) -> Readiness:
     """Whether coordinator and discovery can be reached and are ready."""
     readiness = await check(surroundings_of(request))
@@ -44,7 +55,11 @@ async def readyz(request: Request, response: Response) -> Readiness:
     return readiness
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"example": "cortex_gateway_event_streams 2.0\n"}}}},
+)
 async def metrics() -> Response:
     """Prometheus metrics."""
     return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)

@@ -55,6 +55,10 @@ class Site:
     def coordinator(self) -> str:
         return f"127.0.0.1:{self._ports['coordinator']}"
 
+    @property
+    def discovery(self) -> str:
+        return self._at("discovery")
+
     async def start(self, service: str, region: str = "eu") -> None:
         """Start discovery, coordinator, or aggregator; `aggregator-us` is another aggregator."""
         stop, started = asyncio.Event(), asyncio.get_running_loop().create_future()

@@ -183,8 +183,8 @@ async def test_the_documentation_describes_jobs_examples_and_problems(gateway):
     document = (await gateway.http.get("/openapi.json")).json()
     submit = document["paths"]["/api/v1/jobs/submit"]["post"]
     assert set(submit["requestBody"]["content"]) == {"application/json", "application/yaml"}
-    example = submit["requestBody"]["content"]["application/json"]["example"]
-    assert (await gateway.http.post("/api/v1/jobs/submit", json=example)).status_code == 201
+    for shape in submit["requestBody"]["content"]["application/json"]["examples"].values():
+        assert (await gateway.http.post("/api/v1/jobs/submit", json=shape["value"])).status_code == 201
     assert {"201", "400", "401", "403", "413", "415", "422", "503"} <= set(submit["responses"])
     assert "application/problem+json" in submit["responses"]["422"]["content"]
     assert {"JobSpec", "JobStatus", "Problem"} <= set(document["components"]["schemas"])
