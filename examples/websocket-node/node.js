@@ -43,7 +43,7 @@ async function carryOut(work) { // the same assignment comes again: it is done o
   const { assignment_id, job_id, round, seat } = work, place = { assignment_id, job_id, round, seat };
   const failed = (reason) => ({ kind: "failed", reason: String(reason), is_permanent: false });
   const act = { initialise, train }[work.work.kind] ?? (() => Promise.reject(`this node does not ${work.work.kind}`));
-  const outcome = await act(work, opened(work, work.data_key)).catch(failed);
+  const outcome = await act(work, sealing.unwrap(network, job_id, work.data_key)).catch(failed);
   const { wanted } = await send("WORK_RESULT", { place, outcome });
   console.log(JSON.stringify({ round, kind: outcome.kind, reason: outcome.reason, wanted, ...outcome.metrics }));
 }
@@ -77,18 +77,12 @@ async function train(work, key) {
   return { ...await push(work, key, local.map((v, i) => v - values[i]), { manifest_sha256 }, mine.length), ...told };
 }
 
-function opened({ job_id }, key) {
-  return sealing.unwrap(network, job_id, key);
-}
-
-async function pull(work) { // header, chunks in order, trailer
-  const { job_id, base_sha256, round } = work;
+async function pull({ job_id, base_sha256, round, data_key, older_keys }) { // header, chunks in order, trailer
   const frames = [], refused = send("MODEL_PULL", { job_id, sha256: base_sha256, round });
   const whole = new Promise((resolve) => { takeFrame = (frame) => frame ? frames.push(frame) : resolve(); });
   await Promise.race([whole, refused]);
-  const [header, ...chunks] = frames; // perhaps sealed before the job's key was last replaced
-  const key = [work.data_key, ...work.older_keys].find(({ key_id }) => key_id === header.key_id);
-  const { open } = objectKey(opened(work, key), header);
+  const [header, ...chunks] = frames, key = [data_key, ...older_keys].find(({ key_id }) => key_id === header.key_id);
+  const { open } = objectKey(sealing.unwrap(network, job_id, key), header);
   const plain = chunks.map(({ index, sealed }) => open(index, sealed).subarray(0, -1)); // less the tag byte
   return { ...header, values: new Float32Array(new Uint8Array(Buffer.concat(plain)).buffer) };
 }
