@@ -78,9 +78,8 @@ async function train(work, key) {
 }
 
 async function pull({ job_id, base_sha256, round, data_key, older_keys }) { // header, chunks in order, trailer
-  const frames = [], refused = send("MODEL_PULL", { job_id, sha256: base_sha256, round });
-  const whole = new Promise((resolve) => { takeFrame = (frame) => frame ? frames.push(frame) : resolve(); });
-  await Promise.race([whole, refused]);
+  const frames = [], whole = new Promise((done) => { takeFrame = (frame) => frame ? frames.push(frame) : done(); });
+  await Promise.race([whole, send("MODEL_PULL", { job_id, sha256: base_sha256, round })]); // or it is refused
   const [header, ...chunks] = frames, key = [data_key, ...older_keys].find(({ key_id }) => key_id === header.key_id);
   const { open } = objectKey(sealing.unwrap(network, job_id, key), header);
   const plain = chunks.map(({ index, sealed }) => open(index, sealed).subarray(0, -1)); // less the tag byte
