@@ -301,15 +301,23 @@ class Client:
         answer = self._call(lambda: self._keys.ListKeys(request, timeout=RPC_TIMEOUT_S), Role.COORDINATOR)
         return [key_epoch_from_proto(each) for each in answer.epochs]
 
-    def rotate_data_key(self, job_id: str) -> None:
+    def rotate_data_key(self, job_id: str, *, reseal: bool = False) -> int:
         """Have the next round of a job begin with a new data key.
+
+        Args:
+            job_id: Which.
+            reseal: Seal everything that is stored of it under the new key too; an ended job's at once.
+
+        Returns:
+            Versions of an ended job that were sealed anew.
 
         Raises:
             NotFoundError: no such job.
-            PreconditionError: it has ended.
+            PreconditionError: it has ended, and `reseal` is not set.
         """
-        request = coordinator_pb2.RotateDataKeyRequest(job_id=job_id)
-        self._call(lambda: self._keys.RotateDataKey(request, timeout=RPC_TIMEOUT_S), Role.COORDINATOR)
+        request = coordinator_pb2.RotateDataKeyRequest(job_id=job_id, reseal=reseal)
+        answer = self._call(lambda: self._keys.RotateDataKey(request, timeout=WATCH_PATIENCE_S), Role.COORDINATOR)
+        return answer.resealed
 
     def rotate_key_encryption_key(self) -> tuple[str, int]:
         """Have every data key wrapped under a new key-encryption key; its id, and how many data keys there are.

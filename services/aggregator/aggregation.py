@@ -44,6 +44,7 @@ from services.aggregator.holdings import Holdings
 from services.aggregator.pruning import droppable, is_settled
 from services.aggregator.receiving import Receiver
 from services.aggregator.relaying import Relay
+from services.aggregator.resealing import Resealer
 from services.aggregator.rounds import LiveRound, RoundView
 from services.aggregator.settings import AggregatorSettings
 from services.aggregator.sharing import SharedWork
@@ -86,6 +87,7 @@ class WeightAggregator:
         self._sealing: dict[RoundKey, asyncio.Task[Version]] = {}
         self._forwarding: dict[RoundKey, SharedWork[Forwarded]] = {}
         self._job_keys: dict[JobId, set[KeyId]] = {}
+        self.resealer = Resealer(versions, self._raise_fence, self._is_making)
         self._stopping = False
         self._erasing: set[asyncio.Task[None]] = set()
         # One thread for all writes about rounds: they happen in the order they were decided.
@@ -153,7 +155,7 @@ class WeightAggregator:
         self._warmer.want(WeightCompressor.from_wire(terms.download_codec, terms.download_options))
         live.changed.fire()
         await self._retire(terms.key)
-        if not any(key.job_id == terms.key.job_id for key in (*self._sealing, *self._forwarding)):
+        if not self._is_making(terms.key.job_id):
             self._drop_keys(terms.key.job_id, but=data_keys)
         self._gauge()
 
@@ -192,6 +194,7 @@ class WeightAggregator:
         running = self._sealing.get(key)
         if running is not None:
             return (await asyncio.shield(running)).of_list(key, contributions)
+        self.resealer.check_free(key.job_id)
         live, listed = self._freezable(key, contributions)
         task = self._sealing[key] = asyncio.create_task(self._seal(live, listed))
         task.add_done_callback(lambda _: self._sealing.pop(key, None))
@@ -419,6 +422,9 @@ class WeightAggregator:
             raise PreconditionError(f"{key} was given up: {live.reason}")
         listed = check_contributions(key, contributions, live.receipts if live else {})
         return self._known(key), listed
+
+    def _is_making(self, job_id: JobId) -> bool:
+        return any(key.job_id == job_id for key in (*self._sealing, *self._forwarding))
 
     def _is_busy(self, key: RoundKey) -> bool:
         return key in self._sealing or key in self._forwarding

@@ -20,6 +20,7 @@ from services.aggregator.aggregation import WeightAggregator
 from services.aggregator.uploads import in_thread
 from services.aggregator.versions import PartReader, SealedPart
 from services.aggregator.wire import (
+    Keyed,
     answer_to_proto,
     contributions_from_proto,
     data_keys_of,
@@ -101,9 +102,17 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
         removed = await self._aggregator.prune(JobId(request.job_id), request.fence, keep, ended=request.ended)
         return aggregator_pb2.PruneJobResponse(removed_versions=removed)
 
-    def _data_keys(
-        self, message: aggregator_pb2.RoundSpec | aggregator_pb2.SealRoundRequest | aggregator_pb2.ForwardRoundRequest
-    ) -> tuple[DataKey, ...]:
+    async def ResealJob(
+        self, request: aggregator_pb2.ResealJobRequest, context: Any
+    ) -> aggregator_pb2.ResealJobResponse:
+        """Everything stored of a job under one key."""
+        keys = self._data_keys(request)
+        if not keys:
+            raise InvalidArgumentError("data_key: is needed")
+        count = await self._aggregator.resealer.reseal(JobId(request.job_id), request.fence, keys)
+        return aggregator_pb2.ResealJobResponse(resealed=count)
+
+    def _data_keys(self, message: Keyed) -> tuple[DataKey, ...]:
         """The data keys that came along, opened; the round's own first."""
         return tuple(self._sealing.unwrap(JobId(message.job_id), key) for key in data_keys_of(message))
 

@@ -15,6 +15,14 @@ from services.aggregator.receiving import Resume
 from services.aggregator.rounds import RoundView
 from services.aggregator.versions import Version
 
+Keyed = (
+    aggregator_pb2.RoundSpec
+    | aggregator_pb2.SealRoundRequest
+    | aggregator_pb2.ForwardRoundRequest
+    | aggregator_pb2.ResealJobRequest
+)
+"""Messages that data keys come along with."""
+
 
 def terms_from_proto(spec: aggregator_pb2.RoundSpec) -> RoundTerms:
     """A round, without its keys.
@@ -58,7 +66,7 @@ def key_from_proto(
 
 
 def data_keys_of(
-    message: aggregator_pb2.RoundSpec | aggregator_pb2.SealRoundRequest | aggregator_pb2.ForwardRoundRequest,
+    message: Keyed,
 ) -> tuple[WrappedKey, ...]:
     """The data keys that came along, the round's own first; none if none did.
 

@@ -24,7 +24,7 @@ from cortex_common.transfer import PullResult, pull_model
 from services.coordinator import wire
 from services.coordinator.domain.job import Contribution
 from services.coordinator.domain.seen import AggregatedVersion
-from services.coordinator.orders import RoundOrder, SealOrder
+from services.coordinator.orders import DataKeys, RoundOrder, SealOrder
 
 _CALL_S = 30.0
 _SEAL_S = 3600.0
@@ -63,6 +63,9 @@ class AggregatorPort(Protocol):
 
     async def clean(self, address: str, job_id: JobId, fence: int, keep: Sequence[int], *, ended: bool) -> None:
         """Erase versions and spool of a job but these rounds' versions; once it has ended, what is open too."""
+
+    async def reseal(self, address: str, job_id: JobId, fence: int, keys: DataKeys) -> int:
+        """Seal what is stored of a job under the current one of these keys; how many versions that took."""
 
     async def pull(self, address: str, job_id: JobId, sha256: Sha256Hex, keys: Sequence[DataKey]) -> PullResult:
         """A whole version, opened and verified."""
@@ -114,6 +117,12 @@ class AggregatorClient:
         encryption = EncryptionManager(*keys)
         with calling(f"aggregator at {address}"):
             return await pull_model(self._channel(address, bulk=True), job_id, sha256, "", encryption, Arena.zeros)
+
+    async def reseal(self, address: str, job_id: JobId, fence: int, keys: DataKeys) -> int:
+        """Seal what is stored of a job under the current one of these keys; how many versions that took."""
+        async with self._wrapping(address) as wrap:
+            request = wire.reseal_request(job_id, fence, keys, wrap)
+            return (await self._rounds(address).ResealJob(request, timeout=_SEAL_S)).resealed
 
     async def close(self) -> None:
         """Give up all connections."""

@@ -38,6 +38,7 @@ from services.coordinator.link_keeper import LinkKeeper
 from services.coordinator.network_view import NetworkView
 from services.coordinator.observers import Observers
 from services.coordinator.orders import DataKeys, Order
+from services.coordinator.resealing import Resealing
 from services.coordinator.shown import status_of
 from services.coordinator.signal import Signal, first_of
 from services.coordinator.store import Store
@@ -69,6 +70,7 @@ class JobCoordinator:
         network: NetworkView,
         links: LinkKeeper,
         deployment: ModelDeploymentManager,
+        resealing: Resealing,
         observers: Observers,
         known_datasets: Mapping[str, Dataset],
         clock: Clock,
@@ -82,6 +84,7 @@ class JobCoordinator:
         self._network = network
         self._links = links
         self._deployment = deployment
+        self._resealing = resealing
         self._observers = observers
         self._known = known_datasets
         self._clock = clock
@@ -271,6 +274,7 @@ class JobCoordinator:
                 if not steps or not await self._apply(tracked, steps, tasks):
                     break
             self._links.mend(tracked, tasks, self.observe, self._cleaned)
+            self._resealing.mend(tracked, tasks, self._decide_later)
             if tracked.job.stage.is_terminal and tracked.job.cleaned:
                 del self._jobs[tracked.job.id]
                 self._keys.forget(tracked.job.id)
@@ -352,7 +356,10 @@ class JobCoordinator:
             tasks.create_task(self._deployment.prune(tracked.job, self._epoch))
 
     def _cleaned(self, job_id: JobId) -> None:
-        self._commands.append((job_id, _as_cleaned, asyncio.get_running_loop().create_future()))
+        self._decide_later(job_id, _as_cleaned)
+
+    def _decide_later(self, job_id: JobId, decide: Command) -> None:
+        self._commands.append((job_id, decide, asyncio.get_running_loop().create_future()))
         self.wake()
 
     def _orders(self) -> Mapping[NodeName, tuple[Order, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -18,6 +19,7 @@ from services.coordinator.domain.epochs import Epoch, epoch_at
 from services.coordinator.domain.job import Job
 from services.coordinator.domain.reach import EVERYTHING, Caller
 from services.coordinator.keys import JobKeys
+from services.coordinator.resealing import Resealing
 from services.coordinator.store import Store, StoredKey
 from services.coordinator.store_thread import StoreThread
 
@@ -27,8 +29,16 @@ KEY_SERVICE = pb.DESCRIPTOR.services_by_name["KeyService"].full_name
 class KeyServicer(coordinator_pb2_grpc.KeyServiceServicer):
     """For operators."""
 
-    def __init__(self, coordinator: JobCoordinator, keys: JobKeys, store: StoreThread[Store], epoch: int) -> None:
+    def __init__(
+        self,
+        coordinator: JobCoordinator,
+        resealing: Resealing,
+        keys: JobKeys,
+        store: StoreThread[Store],
+        epoch: int,
+    ) -> None:
         self._coordinator = coordinator
+        self._resealing = resealing
         self._keys = keys
         self._epoch = epoch
         self._store = store
@@ -50,8 +60,12 @@ class KeyServicer(coordinator_pb2_grpc.KeyServiceServicer):
         return answer
 
     async def RotateDataKey(self, request: pb.RotateDataKeyRequest, context: Any) -> pb.RotateDataKeyResponse:
-        """A new epoch from the next round on."""
-        await self._coordinator.command(JobId(request.job_id), wishes.rotate_key, Caller(current_identity().name))
+        """A new epoch from the next round on; for an ended job, at once."""
+        who, job_id = current_identity().name, JobId(request.job_id)
+        job = await self._coordinator.job(job_id, EVERYTHING)
+        if request.reseal and job.stage.is_terminal:
+            return pb.RotateDataKeyResponse(resealed=await self._resealing.ended(job, who))
+        await self._coordinator.command(job_id, partial(wishes.rotate_key, reseal=request.reseal), Caller(who))
         return pb.RotateDataKeyResponse()
 
     async def RotateKeyEncryptionKey(

@@ -41,6 +41,7 @@ from services.coordinator.link_keeper import LinkKeeper
 from services.coordinator.links import Links
 from services.coordinator.network_view import NetworkView
 from services.coordinator.observers import Observers
+from services.coordinator.resealing import Resealing
 from services.coordinator.servicer import ASSIGNMENT_SERVICE, JOB_SERVICE, AssignmentServicer, JobServicer
 from services.coordinator.settings import CoordinatorSettings
 from services.coordinator.sql_store import SqlStore
@@ -123,6 +124,7 @@ async def _parts(
         lambda role, name: membership.denied.is_denied(Identity(settings.network, role, name)),
     )
     deployment = ModelDeploymentManager(store, keys, aggregators, network.address_of)
+    resealing = Resealing(store, keys, aggregators, deployment, clock, epoch)
     known = {name: Dataset(info.input_dim, info.classes) for name, info in known_datasets().items()}
     coordinator = JobCoordinator(
         store=store,
@@ -131,6 +133,7 @@ async def _parts(
         network=network,
         links=LinkKeeper(Links(aggregators, clock), keys, deployment, network, epoch),
         deployment=deployment,
+        resealing=resealing,
         observers=observers,
         known_datasets=known,
         clock=clock,
@@ -144,7 +147,7 @@ async def _parts(
     try:
         jobs = JobServicer(coordinator, deployment, store)
         assignments = AssignmentServicer(coordinator, attendance, wrapper, clock)
-        key_servicer = KeyServicer(coordinator, keys, store, epoch)
+        key_servicer = KeyServicer(coordinator, resealing, keys, store, epoch)
         yield _Parts(coordinator, attendance, network, jobs, assignments, key_servicer, membership, keys, epoch)
     finally:
         observers.close()

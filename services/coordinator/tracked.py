@@ -25,6 +25,7 @@ class Tracked:
     changed: Signal = field(default_factory=Signal)
     link: asyncio.Task[None] | None = None
     link_key: LinkKey | None = None
+    resealing: asyncio.Task[None] | None = None
     pruned_s: float = -math.inf
     given: dict[NodeName, Order] = field(default_factory=dict)
 

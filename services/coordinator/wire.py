@@ -93,6 +93,16 @@ def forward_request(order: SealOrder, wrap: Wrap) -> aggregator_pb2.ForwardRound
     )
 
 
+def reseal_request(job_id: JobId, fence: int, keys: DataKeys, wrap: Wrap) -> aggregator_pb2.ResealJobRequest:
+    """Seal everything of a job anew."""
+    return aggregator_pb2.ResealJobRequest(
+        job_id=job_id,
+        fence=fence,
+        data_key=_key(keys.current, job_id, wrap),
+        older_keys=_older(keys, job_id, wrap),
+    )
+
+
 def _key(key: DataKey, job_id: JobId, wrap: Wrap) -> common_pb2.DataKey:
     return data_key_to_proto(wrap(job_id, key))
 

@@ -44,6 +44,7 @@ _TABLE: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "ForwardRound": _COORDINATOR,
         "AbortRound": _COORDINATOR,
         "PruneJob": _COORDINATOR,
+        "ResealJob": _COORDINATOR,
     },
     "WeightService": {"PushUpdate": _PUSHERS, "PullModel": _PULLERS},
     "DiscoveryService": {
@@ -122,6 +123,7 @@ ROUTINE = frozenset(
         "RoundService/ForwardRound",
         "RoundService/AbortRound",
         "RoundService/PruneJob",
+        "RoundService/ResealJob",
         "WeightService/PushUpdate",
         "WeightService/PullModel",
         "DiscoveryService/Heartbeat",

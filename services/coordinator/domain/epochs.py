@@ -98,7 +98,11 @@ def needed(epochs: Sequence[Epoch], job: Job, kept_rounds: Iterable[int]) -> fro
         job: The job; what its members carry from their last included round on counts while it runs.
         kept_rounds: Rounds whose versions stay.
     """
-    found = {index for number in kept_rounds for index in _of_round(epochs, number)}
+    if job.resealing:
+        # Each version may be under its own epoch or already under the newest.
+        return frozenset(each.number for each in epochs)
+    since = next((index for index, each in enumerate(epochs) if each.number == job.sealed_since), 0)
+    found = {max(index, since) for number in kept_rounds for index in _of_round(epochs, number)}
     if not job.stage.is_terminal:
         base = job.version.round if job.version is not None else job.round
         included = [number for name in job.seats if name is not None and (number := job.included.get(name)) is not None]

@@ -102,8 +102,9 @@ class Job:
     `aggregator` holds the versions; with `tiers` it is the root, without them workers upload to it directly. `moves` of
     the attempts were made because a region had to move, `used` is every tier there ever was. `included` is the last
     round whose version holds an update of a worker, `base_seats` the seats in the newest. `key_holders` is everybody
-    who was given the present epoch's data key, `rekey` why the next round begins a new one. Times are wall-clock
-    seconds, for display.
+    who was given the present epoch's data key, `rekey` why the next round begins a new one; while
+    `resealing`, what is stored comes under the newest, and no version is under one older than `sealed_since`. Times are
+    wall-clock seconds, for display.
     """
 
     id: JobId
@@ -136,6 +137,8 @@ class Job:
     cleaned: bool = False
     rekey: str = ""
     key_holders: tuple[str, ...] = ()
+    resealing: bool = False
+    sealed_since: int = 0
 
     @property
     def members(self) -> Mapping[SeatIndex, NodeName]:

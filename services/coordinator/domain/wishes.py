@@ -50,17 +50,17 @@ def resume(job: Job, who: str, now: Now) -> Verdict:
     raise PreconditionError(f"job {job.id} is {job.phase.value}; allowed: paused")
 
 
-def rotate_key(job: Job, who: str, now: Now) -> Verdict:
-    """Let the next round begin a new key epoch.
+def rotate_key(job: Job, who: str, now: Now, *, reseal: bool = False) -> Verdict:
+    """Let the next round begin a new key epoch, and with `reseal` let everything stored come under it.
 
     Raises:
         PreconditionError: the job has ended.
     """
-    if job.rekey:
+    if job.rekey and job.resealing >= reseal:
         return Verdict(job)
     _require_unfinished(job)
     note = Note("key_rotation_asked", job.round, f"{who}: a new data key from the next round on")
-    return Verdict(replace(job, rekey=f"asked for by {who}"), (note,))
+    return Verdict(replace(job, rekey=f"asked for by {who}", resealing=job.resealing or reseal), (note,))
 
 
 def _require_unfinished(job: Job) -> None:

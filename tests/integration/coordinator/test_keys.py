@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from cortex_common.clock import SystemClock
-from cortex_common.errors import PreconditionError
+from cortex_common.errors import CorruptError, PreconditionError
 from cortex_common.identity import Role
 from cortex_common.job.status import JobPhase
 from cortex_common.pb.v1 import coordinator_pb2 as pb
@@ -263,3 +263,81 @@ async def test_data_keys_and_their_key_encryption_key_age_within_one_job(cortex)
         status = await until(stub, job_id, JobPhase.CANCELLED)
     assert all((report.attempt, report.accepted) == (1, 2) for report in status.history)
     assert any("s old" in each.reason for each in epochs)
+
+
+def sealed_under(folder):
+    """Key ids in the facts of all stored versions."""
+    found = set()
+    for path in folder.glob("aggregator*/versions/*/*.json"):
+        facts = json.loads(path.read_text())
+        parts = [facts["header"], *(facts[name]["header"] for name in ("state", "delta") if facts[name])]
+        found |= {part["key_id"] for part in parts}
+    return found
+
+
+async def reseal(cortex, job_id):
+    async with open_channel(cortex.coordinator, cortex.tls_of(Role.OPERATOR, "ann"), Role.COORDINATOR) as channel:
+        request = pb.RotateDataKeyRequest(job_id=job_id, reseal=True)
+        with calling("coordinator"):
+            return (await coordinator_pb2_grpc.KeyServiceStub(channel).RotateDataKey(request)).resealed
+
+
+@pytest.mark.parametrize("topology", ["flat", "regional"])
+async def test_what_is_stored_of_a_job_comes_under_its_new_key_while_it_runs_and_when_it_has_ended(
+    cortex, tmp_path, topology
+):
+    if topology == "regional":
+        await cortex.start("aggregator-us", region="us")
+    workers = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 3.0)
+    await announce(cortex, "w1", "w2")
+    spec = job(
+        training={"rounds": 8, "checkpoint": {"keep": 8}},
+        aggregation={"topology": topology, "strategy": "fedavgm"},
+        compression={"download": {"codec": "int8", "resync_every": 4}},
+    )
+    async with working(*workers), cortex.jobs() as stub:
+        job_id = await submit(stub, spec)
+        await until(stub, job_id, JobPhase.TRAINING, round_number=3)
+        before = await model_of(stub, job_id, 1)
+        assert await reseal(cortex, job_id) == 0
+        status = await until(stub, job_id, JobPhase.COMPLETED)
+        assert [(report.attempt, report.accepted) for report in status.history] == [(1, 2)] * 8
+        await eventually_erased(cortex, job_id, keep={2})
+        _, second = await epochs_of(cortex, job_id)
+        assert sealed_under(tmp_path) == {second.key_id}
+        assert await model_of(stub, job_id, 1) == before
+
+        assert await reseal_at_last(cortex, job_id) > 0
+        *_, third = await epochs_of(cortex, job_id)
+        assert sealed_under(tmp_path) == {third.key_id}
+        await eventually_erased(cortex, job_id, keep={3})
+        assert await model_of(stub, job_id, 1) == before
+        for number in range(2, 9):
+            assert await model_of(stub, job_id, number)
+
+
+async def test_a_job_of_which_something_does_not_open_keeps_its_keys(cortex, tmp_path):
+    workers = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 3.0)
+    await announce(cortex, "w1", "w2")
+    async with working(*workers), cortex.jobs() as stub:
+        job_id = await submit(stub, job(training={"rounds": 3, "checkpoint": {"keep": 3}}))
+        await until(stub, job_id, JobPhase.COMPLETED)
+        third = await model_of(stub, job_id, 3)
+        (blob,) = (tmp_path / "aggregator" / "versions" / job_id).glob("2-*.blob")
+        spoilt = bytearray(blob.read_bytes())
+        spoilt[5] ^= 1
+        blob.write_bytes(spoilt)
+        with pytest.raises(CorruptError, match="round 2"):
+            await reseal_at_last(cortex, job_id)
+        assert await model_of(stub, job_id, 3) == third
+        assert all(each.state != pb.KEY_STATE_ERASED for each in await epochs_of(cortex, job_id))
+
+
+async def reseal_at_last(cortex, job_id):
+    """Reseal, as soon as the job has been cleaned up."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await reseal(cortex, job_id)
+            except PreconditionError:
+                await asyncio.sleep(0.05)

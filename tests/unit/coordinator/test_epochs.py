@@ -121,3 +121,21 @@ def test_a_key_that_only_a_pruned_version_was_sealed_under_is_not_needed() -> No
     assert needed(epochs, job, {8}) == {3, 4}
     assert needed(epochs, job, {2, 8}) == {1, 3, 4}
     assert needed(epochs, replace(job, stage=Stage.COMPLETED), {2}) == {1}
+
+
+def test_while_a_job_is_resealed_every_key_stays_and_afterwards_only_the_new_ones_count() -> None:
+    epochs = [FIRST, Epoch(3, 1, 2, 0.0), Epoch(6, 1, 3, 0.0), Epoch(9, 1, 4, 0.0)]
+    job = replace(collecting("a"), round=9, version=version(8), included={"a": 8}, resealing=True)
+    assert needed(epochs, job, {2}) == {1, 2, 3, 4}
+    done = replace(job, resealing=False, sealed_since=4)
+    assert needed(epochs, done, {2}) == {3, 4}, "what the worker carries is still under the third"
+    later = replace(done, round=11, version=version(10), included={"a": 10})
+    assert needed([*epochs, Epoch(10, 1, 5, 0.0)], later, {2}) == {4, 5}
+    assert needed(epochs, replace(done, stage=Stage.COMPLETED), {2, 8}) == {4}
+
+
+def test_asking_to_reseal_adds_to_what_was_asked_for() -> None:
+    plain = wishes.rotate_key(collecting("a"), "ann", Now(0.0, 0.0)).job
+    asked = wishes.rotate_key(plain, "bob", Now(0.0, 0.0), reseal=True).job
+    assert (plain.resealing, asked.resealing) == (False, True)
+    assert wishes.rotate_key(asked, "ann", Now(0.0, 0.0)).job is asked

@@ -574,6 +574,58 @@ class PruneJobResponse(_message.Message):
 Global___PruneJobResponse: _TypeAlias = PruneJobResponse  # noqa: Y015
 
 @_typing.final
+class ResealJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
+    DATA_KEY_FIELD_NUMBER: _builtins.int
+    OLDER_KEYS_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    fence: _builtins.int
+    @_builtins.property
+    def data_key(self) -> _common_pb2.DataKey:
+        """To seal with, and whatever is sealed now, to open with."""
+
+    @_builtins.property
+    def older_keys(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.DataKey]: ...
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        fence: _builtins.int = ...,
+        data_key: _common_pb2.DataKey | None = ...,
+        older_keys: _abc.Iterable[_common_pb2.DataKey] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data_key", b"data_key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_key", b"data_key", "fence", b"fence", "job_id", b"job_id", "older_keys", b"older_keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResealJobRequest: _TypeAlias = ResealJobRequest  # noqa: Y015
+
+@_typing.final
+class ResealJobResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESEALED_FIELD_NUMBER: _builtins.int
+    resealed: _builtins.int
+    """Versions that were not under the key yet."""
+    def __init__(
+        self,
+        *,
+        resealed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resealed", b"resealed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResealJobResponse: _TypeAlias = ResealJobResponse  # noqa: Y015
+
+@_typing.final
 class PushUpdateRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

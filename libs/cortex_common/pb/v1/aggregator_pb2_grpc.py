@@ -70,6 +70,11 @@ class RoundServiceStub:
                 request_serializer=cortex_dot_v1_dot_aggregator__pb2.PruneJobRequest.SerializeToString,
                 response_deserializer=cortex_dot_v1_dot_aggregator__pb2.PruneJobResponse.FromString,
                 _registered_method=True)
+        self.ResealJob = channel.unary_unary(
+                '/cortex.v1.RoundService/ResealJob',
+                request_serializer=cortex_dot_v1_dot_aggregator__pb2.ResealJobRequest.SerializeToString,
+                response_deserializer=cortex_dot_v1_dot_aggregator__pb2.ResealJobResponse.FromString,
+                _registered_method=True)
 
 
 class RoundServiceServicer:
@@ -133,6 +138,14 @@ class RoundServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResealJob(self, request, context):
+        """Opens everything that is stored of a job's versions and seals it again under `data_key`. Idempotent; what is done is passed
+        over. ABORTED: stale fence. UNAVAILABLE: a version of the job is being made; ask again. DATA_LOSS: something does not open.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RoundServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -170,6 +183,11 @@ def add_RoundServiceServicer_to_server(servicer, server):
                     servicer.PruneJob,
                     request_deserializer=cortex_dot_v1_dot_aggregator__pb2.PruneJobRequest.FromString,
                     response_serializer=cortex_dot_v1_dot_aggregator__pb2.PruneJobResponse.SerializeToString,
+            ),
+            'ResealJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResealJob,
+                    request_deserializer=cortex_dot_v1_dot_aggregator__pb2.ResealJobRequest.FromString,
+                    response_serializer=cortex_dot_v1_dot_aggregator__pb2.ResealJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -362,6 +380,33 @@ class RoundService:
             '/cortex.v1.RoundService/PruneJob',
             cortex_dot_v1_dot_aggregator__pb2.PruneJobRequest.SerializeToString,
             cortex_dot_v1_dot_aggregator__pb2.PruneJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResealJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cortex.v1.RoundService/ResealJob',
+            cortex_dot_v1_dot_aggregator__pb2.ResealJobRequest.SerializeToString,
+            cortex_dot_v1_dot_aggregator__pb2.ResealJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

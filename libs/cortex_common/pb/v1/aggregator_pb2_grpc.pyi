@@ -59,6 +59,10 @@ class RoundServiceStub:
     """Gives up an open round: later uploads are refused with the reason, its spool is erased. Idempotent. ABORTED: stale fence."""
     PruneJob: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.PruneJobRequest, _aggregator_pb2.PruneJobResponse]
     """Erases versions and spool of a job except the versions named. Idempotent. ABORTED: stale fence."""
+    ResealJob: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.ResealJobRequest, _aggregator_pb2.ResealJobResponse]
+    """Opens everything that is stored of a job's versions and seals it again under `data_key`. Idempotent; what is done is passed
+    over. ABORTED: stale fence. UNAVAILABLE: a version of the job is being made; ask again. DATA_LOSS: something does not open.
+    """
 
 @_typing.type_check_only
 class RoundServiceAsyncStub(RoundServiceStub):
@@ -91,6 +95,10 @@ class RoundServiceAsyncStub(RoundServiceStub):
     """Gives up an open round: later uploads are refused with the reason, its spool is erased. Idempotent. ABORTED: stale fence."""
     PruneJob: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.PruneJobRequest, _aggregator_pb2.PruneJobResponse]  # type: ignore[assignment]
     """Erases versions and spool of a job except the versions named. Idempotent. ABORTED: stale fence."""
+    ResealJob: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.ResealJobRequest, _aggregator_pb2.ResealJobResponse]  # type: ignore[assignment]
+    """Opens everything that is stored of a job's versions and seals it again under `data_key`. Idempotent; what is done is passed
+    over. ABORTED: stale fence. UNAVAILABLE: a version of the job is being made; ask again. DATA_LOSS: something does not open.
+    """
 
 class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
     """For the coordinator."""
@@ -162,6 +170,16 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_aggregator_pb2.PruneJobResponse, _abc.Awaitable[_aggregator_pb2.PruneJobResponse]]:
         """Erases versions and spool of a job except the versions named. Idempotent. ABORTED: stale fence."""
+
+    @_abc_1.abstractmethod
+    def ResealJob(
+        self,
+        request: _aggregator_pb2.ResealJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_aggregator_pb2.ResealJobResponse, _abc.Awaitable[_aggregator_pb2.ResealJobResponse]]:
+        """Opens everything that is stored of a job's versions and seals it again under `data_key`. Idempotent; what is done is passed
+        over. ABORTED: stale fence. UNAVAILABLE: a version of the job is being made; ask again. DATA_LOSS: something does not open.
+        """
 
 def add_RoundServiceServicer_to_server(servicer: RoundServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

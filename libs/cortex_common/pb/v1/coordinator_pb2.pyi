@@ -142,15 +142,21 @@ class RotateDataKeyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
+    RESEAL_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
+    reseal: _builtins.bool
+    """Seal everything that is stored of the job under the new key too, and erase the older ones. A job that has ended has its
+    new key at once, and the answer comes when that is done.
+    """
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
+        reseal: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "reseal", b"reseal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -160,12 +166,17 @@ Global___RotateDataKeyRequest: _TypeAlias = RotateDataKeyRequest  # noqa: Y015
 class RotateDataKeyResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    RESEALED_FIELD_NUMBER: _builtins.int
+    resealed: _builtins.int
+    """Versions of an ended job that were sealed anew."""
     def __init__(
         self,
+        *,
+        resealed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resealed", b"resealed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

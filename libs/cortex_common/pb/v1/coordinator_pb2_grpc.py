@@ -658,7 +658,7 @@ class KeyServiceServicer:
 
     def RotateDataKey(self, request, context):
         """The next round of the job begins with a new data key; the round in progress keeps its own. Asking again before that changes
-        nothing. NOT_FOUND; FAILED_PRECONDITION: the job has ended.
+        nothing. NOT_FOUND; FAILED_PRECONDITION: the job has ended, and `reseal` is not set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

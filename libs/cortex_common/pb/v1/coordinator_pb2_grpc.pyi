@@ -228,7 +228,7 @@ class KeyServiceStub:
     """The data keys of a job, or of every job that has not ended. NOT_FOUND: no such job."""
     RotateDataKey: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.RotateDataKeyRequest, _coordinator_pb2.RotateDataKeyResponse]
     """The next round of the job begins with a new data key; the round in progress keeps its own. Asking again before that changes
-    nothing. NOT_FOUND; FAILED_PRECONDITION: the job has ended.
+    nothing. NOT_FOUND; FAILED_PRECONDITION: the job has ended, and `reseal` is not set.
     """
     RotateKeyEncryptionKey: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.RotateKeyEncryptionKeyRequest, _coordinator_pb2.RotateKeyEncryptionKeyResponse]
     """Makes a new key-encryption key and wraps every data key under it; no data is touched. Those that nothing rests under any
@@ -244,7 +244,7 @@ class KeyServiceAsyncStub(KeyServiceStub):
     """The data keys of a job, or of every job that has not ended. NOT_FOUND: no such job."""
     RotateDataKey: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.RotateDataKeyRequest, _coordinator_pb2.RotateDataKeyResponse]  # type: ignore[assignment]
     """The next round of the job begins with a new data key; the round in progress keeps its own. Asking again before that changes
-    nothing. NOT_FOUND; FAILED_PRECONDITION: the job has ended.
+    nothing. NOT_FOUND; FAILED_PRECONDITION: the job has ended, and `reseal` is not set.
     """
     RotateKeyEncryptionKey: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.RotateKeyEncryptionKeyRequest, _coordinator_pb2.RotateKeyEncryptionKeyResponse]  # type: ignore[assignment]
     """Makes a new key-encryption key and wraps every data key under it; no data is touched. Those that nothing rests under any
@@ -269,7 +269,7 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.RotateDataKeyResponse, _abc.Awaitable[_coordinator_pb2.RotateDataKeyResponse]]:
         """The next round of the job begins with a new data key; the round in progress keeps its own. Asking again before that changes
-        nothing. NOT_FOUND; FAILED_PRECONDITION: the job has ended.
+        nothing. NOT_FOUND; FAILED_PRECONDITION: the job has ended, and `reseal` is not set.
         """
 
     @_abc_1.abstractmethod
