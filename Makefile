@@ -11,7 +11,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help install demo test check bench format proto images up down lock e2e e2e-k8s tamper
+.PHONY: help install demo test check fuzz bench format proto images up down lock e2e e2e-k8s tamper
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,9 @@ check: install ## everything static, and the unit tests: format, ruff, mypy, imp
 	@PATH="$(abspath $(bin)):$$PATH" bash protos/check.sh
 	@PATH="$(abspath $(bin)):$$PATH" bash .ci/security
 	$(bin)/python -m pytest tests/unit tests/architecture
+
+fuzz: install ## a million inputs for every decoder that sees bytes from outside; FUZZ="frame --engine atheris" chooses
+	$(bin)/python -W ignore -m tests.fuzz $(FUZZ)
 
 bench: install ## what a round costs, on this machine, beside Flower, NVFlare and Gloo: tables and plots; about an hour
 	@$(bin)/python -c 'import matplotlib' 2>/dev/null || $(bin)/python -m pip install -qq --editable '.[bench]'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 MAX_JOB_BYTES = 1 << 20
+_MAX_DEPTH = 32
+_MAX_WHOLE = (1 << 62) - 1
 
 
 def parse_job(document: Mapping[str, object], subject: str = "job") -> JobSpec:
@@ -26,9 +29,14 @@ def parse_job(document: Mapping[str, object], subject: str = "job") -> JobSpec:
         InvalidArgumentError: lists every mistake with its path, the value given, and what is allowed.
     """
     try:
-        return JobSpec.model_validate(document)
+        spec = JobSpec.model_validate(document)
     except ValidationError as error:
         raise InvalidArgumentError.of(subject, violations_of(error, JobSpec)) from None
+    except OverflowError:
+        raise InvalidArgumentError.of(subject, list(_unfit(document, (), set()))) from None
+    if unfit := list(_unfit(document, (), set())):
+        raise InvalidArgumentError.of(subject, unfit)
+    return spec
 
 
 def parse_job_text(text: str, subject: str = "job") -> JobSpec:
@@ -69,6 +77,32 @@ def load_job_file(path: Path) -> JobSpec:
     return parse_job_text(text, str(path))
 
 
+def _unfit(value: object, place: tuple[str, ...], seen: set[int]) -> Iterator[Violation]:
+    """What no job can hold, wherever it stands: it could be validated, but not sent."""
+    if isinstance(value, Mapping | list | tuple):
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        if len(place) > _MAX_DEPTH:
+            yield Violation(".".join(place[:4]), "nested too deeply for a job")
+            return
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, each in items:
+            yield from _unfit_text(key, place)
+            yield from _unfit(each, (*place, str(key)), seen)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield Violation(".".join(place), f"{value} given; allowed: finite numbers")
+    elif isinstance(value, int) and not -_MAX_WHOLE <= value <= _MAX_WHOLE:
+        yield Violation(".".join(place), "allowed: whole numbers of less than 63 bits")
+    else:
+        yield from _unfit_text(value, place)
+
+
+def _unfit_text(value: object, place: tuple[str, ...]) -> Iterator[Violation]:
+    if isinstance(value, str) and not value.isascii() and any("\ud800" <= each <= "\udfff" for each in value):
+        yield Violation(".".join(place), f"{_shown(value)} given; allowed: text without lone surrogates")
+
+
 def violations_of(error: ValidationError, root: type[BaseModel]) -> list[Violation]:
     """Pydantic's findings in the words of this project, one for each mistake."""
     return [_violation(detail, root) for detail in _without_union_noise(error.errors(include_url=False))]
@@ -97,9 +131,12 @@ _UNION_PARTS = {"int", "str", "float", "bool", "none"}
 
 
 def _violation(detail: ErrorDetails, root: type[BaseModel]) -> Violation:
-    place = _place(detail["loc"])
-    path = ".".join(str(part) for part in place)
     kind, given = detail["type"], detail["input"]
+    place = _place(detail["loc"])
+    if kind == "extra_forbidden":
+        # The last part is a key that somebody wrote, whatever it looks like.
+        place = (*_place(detail["loc"][:-1]), detail["loc"][-1])
+    path = ".".join(str(part) for part in place)
     if kind == "extra_forbidden":
         return Violation(path, _unknown_key(place, root))
     if kind == "missing":

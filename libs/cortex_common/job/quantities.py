@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Annotated
 
@@ -12,6 +11,8 @@ _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)", re.IGNORECASE)
 _PREFIXES = "KMGT"
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?)(bit|B)/s", re.IGNORECASE)
+_LONGEST_S = 100 * 365.25 * 86400.0
+_LARGEST_BYTES = (1 << 62) - 1
 _LEAST_BYTES_PER_S = 125_000.0
 
 
@@ -21,14 +22,17 @@ def parse_duration_s(value: object) -> float:
     Raises:
         ValueError: anything else.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
+    # Comparing needs no conversion: a whole number may be larger than any float.
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LONGEST_S:
         return float(value)
     if isinstance(value, str) and value:
         match = _DURATION.fullmatch(value.strip())
         if match and any(match.groups()):
             hours, minutes, seconds = (float(part or 0) for part in match.groups())
-            return hours * 3600 + minutes * 60 + seconds
-    raise ValueError("allowed: seconds as a number, or text such as 90s, 5m, 1h30m")
+            total_s = hours * 3600 + minutes * 60 + seconds
+            if total_s <= _LONGEST_S:
+                return total_s
+    raise ValueError("allowed: seconds as a number, or text such as 90s, 5m, 1h30m; at most 100 years")
 
 
 def parse_size_bytes(value: object) -> int:
@@ -37,15 +41,17 @@ def parse_size_bytes(value: object) -> int:
     Raises:
         ValueError: anything else.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_BYTES:
         return value
     if isinstance(value, str):
         match = _SIZE.fullmatch(value.strip())
         if match:
             unit = match[2].upper()
             power = _PREFIXES.index(unit[0]) + 1 if unit[:1] in tuple(_PREFIXES) else 0
-            return int(float(match[1]) * (1024 if "I" in unit else 1000) ** power)
-    raise ValueError("allowed: bytes as a whole number, or text such as 512MiB, 2GiB")
+            size = float(match[1]) * (1024 if "I" in unit else 1000) ** power
+            if size <= _LARGEST_BYTES:
+                return int(size)
+    raise ValueError("allowed: bytes as a whole number, or text such as 512MiB, 2GiB; less than 2^62")
 
 
 def parse_rate_bytes_per_s(value: object) -> float:

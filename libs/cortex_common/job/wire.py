@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
@@ -12,6 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from cortex_common.errors import InvalidArgumentError
 from cortex_common.job.parse import parse_job
 from cortex_common.job.spec import JobSpec
 from cortex_common.job.status import (
@@ -29,7 +31,11 @@ from cortex_common.pb.v1 import common_pb2, coordinator_pb2, job_pb2
 
 
 def spec_to_proto(spec: JobSpec) -> job_pb2.JobSpec:
-    """The message that means the same job."""
+    """The message that means the same job.
+
+    Raises:
+        InvalidArgumentError: a value is too large for its field.
+    """
     message = job_pb2.JobSpec()
     _fill(message, spec.model_dump(mode="json"))
     return message
@@ -51,7 +57,7 @@ def document_from_proto(message: Message) -> dict[str, object]:
 
 def _native(field: FieldDescriptor, value: object) -> object:
     if isinstance(value, Struct):
-        return {key: _whole(item) for key, item in json_format.MessageToDict(value).items()}
+        return _options(field.name, value)
     if isinstance(value, Duration):
         return value.ToTimedelta().total_seconds()
     if isinstance(value, Message):
@@ -61,6 +67,13 @@ def _native(field: FieldDescriptor, value: object) -> object:
     if isinstance(value, str) and value.isdecimal():
         return int(value)
     return value
+
+
+def _options(name: str, value: Struct) -> dict[str, object]:
+    try:
+        return {key: _whole(item) for key, item in json_format.MessageToDict(value).items()}
+    except (ValueError, RecursionError, json_format.Error):
+        raise InvalidArgumentError(f"{name}: allowed: finite numbers, text and lists, not nested deeply") from None
 
 
 def _whole(value: object) -> object:
@@ -78,17 +91,25 @@ def _fill(message: Message, document: Mapping[str, object]) -> None:
         target = getattr(message, key)
         if value is None:
             continue
-        if isinstance(target, Struct) and isinstance(value, Mapping):
-            json_format.ParseDict(dict(value), target)
-        elif isinstance(target, Duration):
-            target.FromNanoseconds(round(float(str(value)) * 1e9))
-        elif isinstance(value, Mapping):
-            target.SetInParent()
-            _fill(target, value)
-        elif field.is_repeated:
-            target.extend(value)
-        else:
-            setattr(message, key, str(value) if field.type == FieldDescriptor.TYPE_STRING else value)
+        try:
+            _set(message, field, target, value)
+        except (ValueError, OverflowError, json_format.Error):
+            raise InvalidArgumentError(f"{key}: {str(value)[:80]} given; it is too large to be sent") from None
+
+
+def _set(message: Message, field: Any, target: Any, value: Any) -> None:
+    """Give a field, whose present value is `target`, another one."""
+    if isinstance(target, Struct) and isinstance(value, Mapping):
+        json_format.ParseDict(dict(value), target)
+    elif isinstance(target, Duration):
+        target.FromNanoseconds(round(float(str(value)) * 1e9))
+    elif isinstance(value, Mapping):
+        target.SetInParent()
+        _fill(target, value)
+    elif field.is_repeated:
+        getattr(message, field.name).extend(value)
+    else:
+        setattr(message, field.name, str(value) if field.type == FieldDescriptor.TYPE_STRING else value)
 
 
 def timestamp(moment: datetime | None) -> Timestamp | None:

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes
 
 from cortex_common.errors import CorruptError, InvalidArgumentError, NotFoundError, UnauthenticatedError
 from cortex_common.identity import INTERNAL_DOMAIN, Identity, TlsFiles
-from cortex_common.security.issuing import CLOCK_SKEW, public_pem, write_files
+from cortex_common.security.issuing import CLOCK_SKEW, UNREADABLE, public_pem, write_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def read_certificate(pem: bytes) -> Certificate:
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound, x509.InvalidVersion, x509.DuplicateExtension) as error:
+    except UNREADABLE as error:
         raise UnauthenticatedError(f"certificate cannot be read: {error}") from error
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1:
@@ -101,7 +101,7 @@ def fingerprints(bundle: bytes) -> tuple[str, ...]:
     """
     try:
         return tuple(fingerprint_of(each) for each in x509.load_pem_x509_certificates(bundle))
-    except ValueError as error:
+    except UNREADABLE as error:
         raise CorruptError(f"not a bundle of certificates: {error}") from error
 
 

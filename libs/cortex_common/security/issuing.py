@@ -24,6 +24,17 @@ from cortex_common.identity import INTERNAL_DOMAIN, Identity
 CLOCK_SKEW = dt.timedelta(minutes=5)
 MAX_HOSTS = 32
 _HOST = re.compile(r"(?=.{1,253}$)([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?\.?)+")
+# What reading a certificate or a request that somebody else made may raise.
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    InvalidSignature,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.UnsupportedGeneralNameType,
+)
 _MAX_REQUEST_BYTES = 16 * 1024
 Key = ec.EllipticCurvePrivateKey
 
@@ -145,7 +156,7 @@ def requested_key(request: bytes) -> ec.EllipticCurvePublicKey:
     try:
         csr = x509.load_pem_x509_csr(request)
         key, is_valid = csr.public_key(), csr.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
+    except UNREADABLE as error:
         raise InvalidArgumentError(f"csr: not a certificate request in PEM: {error}") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1):
         raise InvalidArgumentError("csr: allowed are keys on the curves P-256 and P-384")

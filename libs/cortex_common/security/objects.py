@@ -124,5 +124,5 @@ class ObjectHeader:
             values["salt"] = bytes.fromhex(values["salt"])
             values["manifest"] = values["manifest"].encode()
             return cls(**values)
-        except (KeyError, ValueError, TypeError, AttributeError) as exc:
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as exc:
             raise CorruptError(f"stored object header is not readable: {exc}") from exc

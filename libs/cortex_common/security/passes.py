@@ -23,7 +23,7 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 from cortex_common.errors import CorruptError, InvalidArgumentError, UnauthenticatedError
 from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.security.certificates import Certificate, read_certificate, read_file
-from cortex_common.security.issuing import CLOCK_SKEW
+from cortex_common.security.issuing import CLOCK_SKEW, UNREADABLE
 
 _ALGORITHM = ec.ECDSA(hashes.SHA256())
 _MAX_BYTES = 16 * 1024
@@ -105,10 +105,10 @@ def read_pass(data: bytes, roots: bytes, now_s: float) -> NodePass:
         leaf = _trusted(chain, roots, now_s)
         leaf.verify(base64.b64decode(str(document["signature"]), validate=True), _bytes(said), _ALGORITHM)
         given = _read(said)
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError, InvalidArgumentError) as error:
-        raise UnauthenticatedError(f"not a pass of a node: {error}", "pass") from None
     except (VerificationError, InvalidSignature):
         raise UnauthenticatedError("the pass is not signed by this network's discovery", "pass") from None
+    except (KeyError, RecursionError, OverflowError, InvalidArgumentError, *UNREADABLE) as error:
+        raise UnauthenticatedError(f"not a pass of a node: {error}", "pass") from None
     signer = read_certificate(chain).identity
     if signer.role is not Role.DISCOVERY or signer.network != given.node.network:
         raise UnauthenticatedError(f"a pass signed by {signer.uri}; allowed: discovery of the network", "pass")

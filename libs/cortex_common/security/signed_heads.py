@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -18,7 +18,7 @@ from cortex_common.errors import CorruptError, UnauthenticatedError
 from cortex_common.identity import Identity, TlsFiles
 from cortex_common.security.audit import Head
 from cortex_common.security.certificates import read_certificate, read_file
-from cortex_common.security.issuing import write_files
+from cortex_common.security.issuing import UNREADABLE, write_files
 
 HEADS_FILE = "heads.jsonl"
 KEPT_HEADS = 1000
@@ -62,7 +62,7 @@ def verified_head(statement: Mapping[str, Any]) -> tuple[Identity, Head]:
         return identity, Head(int(said["number"]), str(said["hash"]))
     except InvalidSignature:
         raise CorruptError("the signature of the head is wrong") from None
-    except (KeyError, ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, UnauthenticatedError) as error:
+    except (KeyError, OverflowError, UnauthenticatedError, *UNREADABLE) as error:
         raise CorruptError(f"not a signed head: {error}") from None
 
 
