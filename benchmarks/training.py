@@ -74,7 +74,7 @@ class TrainingTask:
     @property
     def rounds(self) -> int:
         """At most."""
-        return 16 if self.algorithm is Algorithm.FEDAVG else 60
+        return 12 if self.algorithm is Algorithm.FEDAVG else 60
 
     def is_over(self, accuracies: Sequence[float]) -> bool:
         """Whether the best target is reached, or nothing more comes."""

@@ -81,7 +81,7 @@ class Nest:
                     found += peak_bytes(pid)
         return found
 
-    def wait_until_gone(self, part: str, timeout_s: float = 60.0) -> None:
+    def wait_until_gone(self, part: str, timeout_s: float = 900.0) -> None:
         """Until no process is left whose command line contains a text.
 
         Raises:

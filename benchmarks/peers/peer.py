@@ -37,7 +37,7 @@ class Peer(ABC):
 
     @abstractmethod
     def settle(self) -> None:
-        """Come to rest after a task, so that the next one begins on an idle system."""
+        """Wait until nothing is left of an earlier task."""
 
     def warm_up(self, workers: int) -> None:
         """A small task, after which everybody is connected."""
@@ -45,6 +45,7 @@ class Peer(ABC):
 
     def run(self, workload: Workload) -> Measured:
         """Rounds without training. Bytes are those of the parameters, for nobody tells what goes over the wire."""
+        self.settle()
         self._task.write_null(workload, algorithm=self.null_algorithm)
         self.submit()
         last = workload.warm_up + workload.rounds
@@ -53,7 +54,6 @@ class Peer(ABC):
         peak = self._nest.peak_bytes(self.is_server)
         events = self._task.events()[: last + 1]
         check_counted(events, workload.workers)
-        self.settle()
         counted = pairwise(events[workload.warm_up :])
         seconds = [later.seconds or later.at - earlier.at for earlier, later in counted]
         used = after.since(before)
@@ -72,6 +72,7 @@ class Peer(ABC):
 
     def train(self, training: TrainingTask) -> Curve:
         """Train until the best accuracy wanted is reached or the rounds are over."""
+        self.settle()
         self._task.write(**training.peer_fields())
         before = self._nest.usage()
         self.submit()
@@ -85,7 +86,6 @@ class Peer(ABC):
         points = [
             Point(event.seconds or event.at - accepted_s, event.accuracy or 0.0) for event in self._task.events()[1:]
         ]
-        self.settle()
         return Curve(points, used.total_s, used.others)
 
     def _usage_at(self, round_number: int) -> Usage:
