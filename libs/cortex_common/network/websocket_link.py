@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -127,8 +128,10 @@ class Link:
 
     async def close(self) -> None:
         """Hang up."""
-        await self._connection.close()
         self._over.set()
+        # The library stumbles over a transport that was reset in the middle of a long frame; it is closed then.
+        with suppress(AttributeError):
+            await self._connection.close()
 
     async def _join(self, challenge: m.Challenge) -> None:
         access = self._access

@@ -1,0 +1,119 @@
+"""Through TLS and through a proxy, whole rounds; and peers that are slow."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from cortex_common.errors import UnauthenticatedError, UnavailableError
+from cortex_common.identity import Role, TlsFiles
+from cortex_common.network import messages as m
+from cortex_common.network.websocket_link import GatewayAccess, open_link
+from cortex_common.pb.v1 import coordinator_pb2
+from cortex_common.security.authority import Authority
+from cortex_common.security.node_tokens import NodeToken
+from tests.integration.worker.harness import Network, digits_job, network_of, working
+
+TlsOf = Callable[[Role, str], TlsFiles]
+
+
+@dataclass
+class Proxy:
+    """An HTTP proxy that knows CONNECT and nothing else."""
+
+    refuses: bool = False
+    url: str = ""
+    asked: list[str] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Proxy]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server:
+            yield self
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        method, target, _ = head.split(" ", 2)
+        self.asked.append(f"{method} {target}")
+        if self.refuses:
+            writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
+            writer.close()
+            return
+        host, port = target.rsplit(":", 1)
+        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        with suppress(ConnectionError, asyncio.CancelledError):
+            await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+async def test_a_worker_behind_a_proxy_trains_over_tls(tls_of: TlsOf, tmp_path: Path) -> None:
+    tls = tls_of(Role.GATEWAY, "gateway-1")
+    https = {"http_certificate": tls.certificate, "http_key": tls.key}
+    async with network_of(tls_of, tmp_path, "websocket") as network, Proxy().running() as proxy:
+        assert network.nodes is not None
+        token = (await network.nodes.token("w1", region="local")).encode()
+        async with network.nodes.gateway(network.coordinator_address, **https) as url:
+            assert url.startswith("wss://")
+            access = {"gateway_url": url, "node_token": token, "gateway_ca": tls.ca}
+            async with working("w1", tmp_path, gateway_proxy=proxy.url, **access):
+                await one_round(network)
+        assert len(proxy.asked) >= 2, "the line, and the weights"
+        assert set(proxy.asked) == {f"CONNECT {url.removeprefix('wss://')}"}
+
+
+async def test_the_environment_may_name_the_proxy(
+    tls_of: TlsOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = tls_of(Role.GATEWAY, "gateway-1")
+    https = {"http_certificate": tls.certificate, "http_key": tls.key}
+    async with network_of(tls_of, tmp_path, "websocket") as network, Proxy().running() as proxy:
+        assert network.nodes is not None
+        token = await network.nodes.token("w1")
+        async with network.nodes.gateway(network.coordinator_address, **https) as url:
+            for name in ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"):
+                monkeypatch.delenv(name, raising=False)
+            monkeypatch.setenv("https_proxy", proxy.url)
+            link = await open_link(
+                GatewayAccess(url, token, m.Hello("w1", "eu", "1"), "ab" * 32, tls.ca), attends=False
+            )
+            await link.close()
+            assert f"CONNECT {url.removeprefix('wss://')}" in proxy.asked
+
+
+async def one_round(network: Network) -> None:
+    base = await network.first_version(digits_job())
+    await network.open_round(1, ["w1"], base)
+    work = network.assignment(digits_job(), 1, base, train=coordinator_pb2.TrainWork())
+    await network.coordinator.assign("w1", work)
+    trained = await network.coordinator.report_on(work, "trained")
+    assert trained.trained.receipt.newly_accepted
+    assert await network.seal(1, trained) != base
+
+
+async def test_a_gateway_that_is_not_trusted_and_a_proxy_that_refuses_are_named(tls_of: TlsOf, tmp_path: Path) -> None:
+    tls = tls_of(Role.GATEWAY, "gateway-1")
+    https = {"http_certificate": tls.certificate, "http_key": tls.key}
+    stranger = tmp_path / "other.pem"
+    stranger.write_bytes(Authority.create("other", tmp_path / "other").bundle)
+    async with network_of(tls_of, tmp_path, "websocket") as network, Proxy(refuses=True).running() as proxy:
+        assert network.nodes is not None
+        async with network.nodes.gateway(network.coordinator_address, **https) as url:
+            access = GatewayAccess(url, NodeToken.fresh(), m.Hello("w1", "eu", "1"), "ab" * 32, ca=stranger, proxy=None)
+            with pytest.raises(UnauthenticatedError, match=f"certificate of {url} is not trusted"):
+                await open_link(access, attends=True)
+            behind = GatewayAccess(url, access.token, access.hello, "ab" * 32, ca=tls.ca, proxy=proxy.url)
+            with pytest.raises(UnavailableError, match=r"the proxy to .* refused: .*407"):
+                await open_link(behind, attends=True)
