@@ -15,7 +15,7 @@ from cortex_common.rpc.tls import files_stamp
 from cortex_common.security.certificates import Certificate, read_file
 from cortex_common.security.passes import NodePass, read_pass
 
-PASS_KEY = "cortex-pass-bin"  # noqa: S105 - the name of a header
+PASS_KEY = "cortex-pass-bin"  # noqa: S105 - the name of a header  # nosec B105
 _KEPT = 4096
 _current: ContextVar[NodePass | None] = ContextVar("cortex_pass", default=None)
 
