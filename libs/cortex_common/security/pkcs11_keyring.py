@@ -149,6 +149,9 @@ class Pkcs11Keyring:
             raise NotFoundError(f"pkcs11_token {self._token!r} is not in {self._module}") from None
         try:
             return token.open(user_pin=self._pin, rw=True)
+        except exceptions.UserAlreadyLoggedIn:
+            # A login is the whole process's: another session of it is still open.
+            return token.open(rw=True)
         except (exceptions.PinIncorrect, exceptions.PinInvalid, exceptions.PinLenRange, exceptions.PinLocked) as error:
             raise PreconditionError(f"token {self._token!r} refuses the PIN: {_words(error)}") from None
 

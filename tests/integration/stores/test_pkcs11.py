@@ -7,14 +7,21 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cortex_common.clock import SystemClock
 from cortex_common.errors import NotFoundError, PreconditionError
+from cortex_common.identity import Role
+from cortex_common.job.status import JobPhase
+from cortex_common.pb.v1 import coordinator_pb2, coordinator_pb2_grpc
+from cortex_common.rpc.channel import open_channel
 from cortex_common.security.pkcs11_keyring import Pkcs11Keyring
 from tests.conformance.key_encryption import SECRET, KeyEncryptionConformance
 from tests.fakes import ManualClock
+from tests.integration.coordinator.harness import ScriptedWorker, site, working
+from tests.integration.coordinator.test_jobs import announce, job, submit, until
 
 PIN = "4711"
 LIBRARIES = [
@@ -72,9 +79,9 @@ def ring(token, module_folder, clock):
 
 
 @pytest.fixture
-def again(ring):
-    """A login is the process's, so the open session stands for a new one: see the test with a process of its own."""
-    return lambda: ring
+def again(ring, token, module_folder, clock):
+    """Another session; a login is the whole process's: see the test with a process of its own."""
+    return lambda: Pkcs11Keyring(LIBRARY, token, module_folder / "pin", clock)
 
 
 class TestPkcs11Keyring(KeyEncryptionConformance):
@@ -128,3 +135,38 @@ def test_what_is_wrong_is_said(token: str, module_folder: Path, tmp_path: Path) 
     (tmp_path / "wrong").write_text("9999")
     with pytest.raises(PreconditionError, match="refuses the PIN"):
         Pkcs11Keyring(LIBRARY, token, tmp_path / "wrong", clock)
+
+
+async def test_a_job_runs_under_keys_of_the_module_through_a_rotation_and_a_restart(
+    token: str, module_folder: Path, tls_of: Any, tmp_path: Path
+) -> None:
+    async with site(tls_of, tmp_path) as cortex:
+        cortex.coordinator_settings = {
+            "pkcs11_module": LIBRARY,
+            "pkcs11_token": token,
+            "pkcs11_pin_file": module_folder / "pin",
+        }
+        await cortex.stop("coordinator")
+        (tmp_path / "coordinator" / "keyring.json").unlink()
+        await cortex.start("coordinator")
+        await announce(cortex, "w1", "w2")
+        workers = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 3.0)
+        async with working(*workers):
+            async with cortex.jobs() as stub:
+                job_id = await submit(stub, job(training={"rounds": 6}))
+                await until(stub, job_id, JobPhase.TRAINING, round_number=1)
+            operator = cortex.tls_of(Role.OPERATOR, "ann")
+            async with open_channel(cortex.coordinator, operator, Role.COORDINATOR) as channel:
+                keys = coordinator_pb2_grpc.KeyServiceStub(channel)
+                made = await keys.RotateKeyEncryptionKey(coordinator_pb2.RotateKeyEncryptionKeyRequest())
+            for worker in workers:
+                worker.idle.clear()
+            await cortex.stop("coordinator")
+            await cortex.start("coordinator")
+            for worker in workers:
+                worker.idle.set()
+            async with cortex.jobs() as stub:
+                status = await until(stub, job_id, JobPhase.COMPLETED)
+        assert [(report.attempt, report.accepted) for report in status.history] == [(1, 2)] * 6
+        assert Pkcs11Keyring(LIBRARY, token, module_folder / "pin", SystemClock()).ids == (made.kek_id,)
+        assert not (tmp_path / "coordinator" / "keyring.json").exists()
