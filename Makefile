@@ -14,7 +14,7 @@ MAKEFLAGS += --no-print-directory
 .PHONY: help install demo test check fuzz bench format proto images up down lock e2e e2e-k8s tamper
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(installed) ## create .venv with everything for the demo, the tests and development
 
@@ -55,6 +55,12 @@ up: ## the same system by docker compose (after `make images`): WORKERS=4, COMPO
 
 down: ## stop what `make up` started; volumes stay
 	@docker compose --file deploy/docker-compose.yml --file deploy/docker-compose.scale.yml --profile '*' down
+
+e2e: install ## the whole system in containers: trained, killed, paused, cut off, rotated, upgraded (needs or installs Docker)
+	@deploy/e2e/run
+
+e2e-k8s: install ## the manifests on the cluster that KUBECONFIG names: a rolling update of everything during a job
+	@$(bin)/python -m pytest -c deploy/e2e/pytest.ini deploy/e2e/test_kubernetes.py
 
 lock: ## resolve the images' packages anew: deploy/requirements/*.txt
 	@docker run --rm --volume "$(CURDIR):/src" python:3.11-slim-bookworm python /src/deploy/lock.py

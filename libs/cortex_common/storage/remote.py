@@ -202,7 +202,7 @@ def _reporting(path: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise NotFoundError(f"s3://{path}: there is no such blob") from error
+        raise NotFoundError(f"s3://{path}: there is no such blob, or no such bucket") from error
     except PermissionError as error:
         raise UnavailableError(f"s3://{path}: the object store refuses: {error}") from error
     except (OSError, BotoCoreError) as error:

@@ -1,0 +1,85 @@
+"""The HTTP API as a person with curl uses it, and waiting for what it says."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+DIGITS = Path(__file__).parents[1] / "jobs" / "digits.json"
+
+
+def until(what: str, condition: Callable[[], Any], timeout_s: float = 120.0) -> Any:
+    """What the condition gives, once that is true; connections may fail meanwhile."""
+    end_s, last = time.monotonic() + timeout_s, "false"
+    while time.monotonic() < end_s:
+        try:
+            if value := condition():
+                return value
+        except (httpx.HTTPError, AssertionError) as error:
+            last = repr(error)
+        time.sleep(0.3)
+    raise AssertionError(f"{what}: not within {timeout_s:g} s; {last}")
+
+
+def job(rounds: int, **changes: Any) -> dict[str, Any]:
+    """The digits job with that many rounds, none of which closes without all four workers."""
+    document: dict[str, Any] = json.loads(DIGITS.read_text())
+    document["training"]["rounds"] = rounds
+    document["placement"]["min_workers"] = 4
+    document["aggregation"] |= changes
+    return document
+
+
+@dataclass(frozen=True)
+class Api:
+    """A gateway and a token for it."""
+
+    url: str
+    token: str
+
+    def get(self, path: str) -> Any:
+        """A document."""
+        answer = httpx.get(f"{self.url}{path}", headers=self._headers, timeout=10)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def submit(self, document: dict[str, Any]) -> str:
+        """The job's id."""
+        answer = httpx.post(f"{self.url}/api/v1/jobs/submit", headers=self._headers, json=document, timeout=30)
+        assert answer.status_code in (200, 201, 202), answer.text
+        return str(answer.json()["job_id"])
+
+    def status(self, job_id: str) -> dict[str, Any]:
+        """Where it stands."""
+        status: dict[str, Any] = self.get(f"/api/v1/jobs/{job_id}/status")
+        assert status["status"] not in ("failed", "cancelled"), status["error"]
+        return status
+
+    def reaches(self, job_id: str, rounds: int, timeout_s: float = 240.0) -> dict[str, Any]:
+        """The status, once that many rounds are done."""
+        return until(  # type: ignore[no-any-return]
+            f"round {rounds}", lambda: (s := self.status(job_id))["round"] >= rounds and s, timeout_s
+        )
+
+    def completed(self, job_id: str, timeout_s: float = 600.0) -> dict[str, Any]:
+        """The status, once the job is done."""
+        return until(  # type: ignore[no-any-return]
+            "the job's end", lambda: (s := self.status(job_id))["status"] == "completed" and s, timeout_s
+        )
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
+
+
+def assert_nothing_was_lost(status: dict[str, Any], undisturbed: dict[str, Any], workers: int = 4) -> None:
+    """Each round once, each with every worker's update once, and the model of a run that nobody disturbed."""
+    assert [entry["round"] for entry in status["history"]] == list(range(1, status["rounds"] + 1))
+    assert {entry["accepted"] for entry in status["history"]} == {workers}
+    assert status["model"]["sha256"] == undisturbed["model"]["sha256"]

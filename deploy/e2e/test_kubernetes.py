@@ -1,0 +1,121 @@
+"""The manifests on a real cluster: the one KUBECONFIG names, whose node has the images (`make images`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from api import Api, assert_nothing_was_lost, job, until
+
+K8S = Path(__file__).parents[1] / "k8s"
+WORKLOADS = (
+    "deployment/discovery",
+    "deployment/gateway",
+    "statefulset/aggregator",
+    "deployment/coordinator",
+    "statefulset/worker",
+    "statefulset/postgres",
+)
+ROUNDS = int(os.environ.get("ROUNDS", "200"))
+
+
+def kubectl(*arguments: str, text: str | None = None) -> str:
+    done = subprocess.run(["kubectl", *arguments], check=False, text=True, input=text, capture_output=True)
+    assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def applied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """The whole system, in the namespace `cortex`, removed afterwards."""
+    if not os.environ.get("KUBECONFIG"):
+        pytest.skip("NO CLUSTER: KUBECONFIG names none, so the manifests were not applied")
+    server = json.loads(kubectl("version", "--output=json"))["serverVersion"]
+    overlay = "dev" if int(server["minor"].rstrip("+")) >= 25 else "e2e"
+    folder = Path(os.environ.get("CORTEX_K8S_SECRETS") or tmp_path_factory.mktemp("secrets"))
+    manifests = kubectl("kustomize", str(K8S / "overlays" / overlay))
+    kubectl("apply", "--filename", str(K8S / "base" / "namespace.yaml"), "--namespace", "cortex")
+    made = subprocess.run(
+        [sys.executable, str(K8S / "make_secrets.py"), "--folder", str(folder)],
+        check=True, text=True, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    kubectl("apply", "--filename", "-", text=made.stdout)
+    kubectl("apply", "--filename", "-", text=manifests)
+    try:
+        for workload in WORKLOADS:
+            rolled_out(workload)
+        with forwarded("service/gateway", 8080) as port:
+            yield Api(f"http://127.0.0.1:{port}", (folder / "operator" / "token").read_text().strip())
+    finally:
+        if "KEEP" not in os.environ:
+            kubectl("delete", "namespace", "cortex", "--timeout=120s")
+
+
+def rolled_out(workload: str) -> None:
+    kubectl("--namespace", "cortex", "rollout", "status", workload, "--timeout=300s")
+
+
+@contextmanager
+def forwarded(target: str, port: int) -> Iterator[int]:
+    """A local port that leads there, again and again: a forward ends with the pod it leads to."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        local = free.getsockname()[1]
+    bash = shutil.which("bash")
+    assert bash is not None
+    again = (
+        f"while :; do kubectl --namespace cortex port-forward {target} {local}:{port} >/dev/null 2>&1; sleep 0.5; done"
+    )
+    process = subprocess.Popen([bash, "-c", again], start_new_session=True)
+    try:
+        until("a forwarded port", lambda: httpx.get(f"http://127.0.0.1:{local}/healthz").status_code == 200)
+        yield local
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait()
+
+
+def restarted(workload: str) -> None:
+    kubectl("--namespace", "cortex", "rollout", "restart", workload)
+    rolled_out(workload)
+
+
+def uids() -> dict[str, str]:
+    pods: list[dict[str, Any]] = json.loads(kubectl("--namespace", "cortex", "get", "pods", "--output=json"))["items"]
+    return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in pods}
+
+
+def test_a_rolling_update_of_every_service_during_a_job_loses_nothing(applied: Api) -> None:
+    document = job(ROUNDS, topology="flat")
+    undisturbed = applied.completed(applied.submit(document))
+    assert undisturbed["metrics"]["test_accuracy"] > 0.9
+
+    job_id = applied.submit(document)
+    before = uids()
+    for workload in WORKLOADS:
+        reached = applied.reaches(job_id, applied.status(job_id)["round"] + 2)
+        assert reached["status"] != "completed", f"the job ended before {workload} was updated: raise ROUNDS"
+        restarted(workload)
+    assert not set(before.values()) & set(uids().values())
+    assert applied.status(job_id)["status"] != "completed", "the job ended before the last update: raise ROUNDS"
+    assert_nothing_was_lost(applied.completed(job_id), undisturbed)
+
+
+def test_the_cluster_took_the_pods_as_restricted_ones(applied: Api) -> None:
+    pods = json.loads(kubectl("--namespace", "cortex", "get", "pods", "--output=json"))["items"]
+    assert len(pods) == 9
+    for pod in pods:
+        security = pod["spec"]["containers"][0]["securityContext"]
+        assert pod["spec"]["securityContext"]["runAsNonRoot"]
+        assert security["readOnlyRootFilesystem"]
+        assert security["capabilities"] == {"drop": ["ALL"]}

@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""The Secrets that the overlay `dev` needs, where no cert-manager makes them.
+
+    python deploy/k8s/make_secrets.py | kubectl apply -f -
+
+Certificates of every service, an API token, the database's password. Running it again makes certificates anew, which
+services take up without a restart, and keeps everything else. What is kept, and the operator's certificate and token,
+is in FOLDER: whoever has it has the network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import secrets
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from cortex_common.identity import Identity, Role, TlsFiles
+from cortex_common.ids import NodeName
+from cortex_common.security.authority import Authority
+from cortex_common.security.tokens import TokenStore
+
+HOSTS = ("localhost", "127.0.0.1", "::1")
+
+
+def main() -> None:
+    """Print a List of Secrets."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--folder", type=Path, default=Path(__file__).parent / "secrets")
+    options.add_argument("--network", default="cortex")
+    options.add_argument("--workers", type=int, default=4)
+    options.add_argument("--aggregators", type=int, default=1)
+    options.add_argument("--days", type=int, default=30)
+    given = options.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    authority = Authority.open(given.network, given.folder / "authority")
+    items = [
+        _secret(name, content)
+        for name, content in (
+            *_identities(authority, given.folder, given),
+            ("tokens", _tokens(given.folder)),
+            ("database", {"password": _password(given.folder / "database-password")}),
+        )
+    ]
+    json.dump({"apiVersion": "v1", "kind": "List", "items": items}, sys.stdout)
+
+
+def _identities(
+    authority: Authority, folder: Path, given: argparse.Namespace
+) -> Iterator[tuple[str, Mapping[str, bytes]]]:
+    life = timedelta(days=given.days)
+
+    def issue(role: Role, name: str) -> TlsFiles:
+        hosts = (*HOSTS, name, f"{name}.{role.value}")
+        return authority.issue(Identity(given.network, role, NodeName(name)), hosts, folder / name, life)
+
+    for role in (Role.COORDINATOR, Role.DISCOVERY, Role.GATEWAY):
+        files = issue(role, role.value)
+        pair = {"tls.crt": files.certificate.read_bytes(), "tls.key": files.key.read_bytes()}
+        yield f"identity-{role.value}", {"ca.crt": authority.bundle, **pair}
+    for role, count in ((Role.AGGREGATOR, given.aggregators), (Role.WORKER, given.workers)):
+        content = {"ca.crt": authority.bundle}
+        for number in range(count):
+            name = f"{role.value}-{number}"
+            files = issue(role, name)
+            content |= {f"{name}.crt": files.certificate.read_bytes(), f"{name}.key": files.key.read_bytes()}
+        yield f"identity-{role.value}", content
+    issue(Role.OPERATOR, "operator")
+
+
+def _tokens(folder: Path) -> Mapping[str, bytes]:
+    store, own = folder / "tokens.json", folder / "operator" / "token"
+    if not own.exists():
+        own.touch(mode=0o600)
+        own.write_text(TokenStore(store).create("operator", ["admin"]) + "\n")
+    return {each.name: each.read_bytes() for each in sorted(folder.glob("tokens.json*"))}
+
+
+def _password(file: Path) -> bytes:
+    if not file.exists():
+        file.touch(mode=0o600)
+        file.write_text(secrets.token_urlsafe(24))
+    return file.read_bytes()
+
+
+def _secret(name: str, content: Mapping[str, bytes]) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": f"cortex-{name}",
+            "namespace": "cortex",
+            "labels": {"app.kubernetes.io/part-of": "cortex"},
+        },
+        "data": {key: base64.b64encode(value).decode() for key, value in content.items()},
+    }
+
+
+if __name__ == "__main__":
+    main()

