@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cortex_common.clock import SystemClock
 from cortex_common.errors import CorruptError, NotFoundError
 from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.security.audit import AuditLog, Entry, check_log, read_log
@@ -318,7 +319,7 @@ def identities_stored(root: Path) -> Subject:
 
 def key_stored(root: Path) -> Subject:
     """A data key as it rests in the coordinator's database."""
-    keyring = FileKeyring(root / "keyring.json")
+    keyring = FileKeyring(root / "keyring.json", SystemClock())
 
     def pieces(job: str) -> Pieces:
         resting = keyring.wrap(KEYS.get(job, KEYS[JOB]).key, job.encode())

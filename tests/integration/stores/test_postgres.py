@@ -53,7 +53,7 @@ def test_both_services_share_one_database(opened):
     jobs, nodes = SqlStore(opened()), SqlSnapshotStore(opened())
     jobs.insert(new_job(), None, NOTE, jobs.acquire("me", 1.0), 1.0)
     nodes.save(NODES)
-    assert SqlStore(opened()).get(JobId("j1")) == new_job()
+    assert SqlStore(opened()).get(JobId("j1"), EVERYTHING) == new_job()
     assert SqlSnapshotStore(opened()).load() == NODES
     with opened().connect() as connection:
         for tables, version in ((job_tables, "alembic_version"), (node_tables, node_tables.REVISION_TABLE)):
