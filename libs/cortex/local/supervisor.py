@@ -81,6 +81,9 @@ class Supervisor:
                 elif self._clock.monotonic_s() > deadline:
                     raise self._start_failure(child.member.name, f"not ready after {timeout_s:.0f} s: {why}")
             await self._clock.sleep(PROBE_EVERY_S)
+
+    def announce(self) -> None:
+        """Say that the network can be used: whoever started it in the background waits for this."""
         self._phase = Phase.RUNNING
         self._publish()
 
@@ -183,7 +186,9 @@ async def supervise(
         keeping = asyncio.create_task(operator.keep_after(joined))
         try:
             done = await _first(stopped, broken, healthy)
+            # Nobody can use it before the operator has a certificate.
             if done is healthy and await _first(stopped, broken, joined) is joined:
+                supervisor.announce()
                 on_healthy()
                 await _first(stopped, broken, keeping)
         finally:
