@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -34,11 +34,12 @@ placement: {{workers: 2, min_workers: 2}}
 """
 
 
-@dataclass(frozen=True)
+@dataclass
 class Shell:
-    """A person with a terminal in a folder of their own."""
+    """A person with a terminal in a folder of their own; `variables` are exported there."""
 
     folder: Path
+    variables: dict[str, str] = field(default_factory=dict)
 
     @property
     def layout(self) -> Layout:
@@ -48,7 +49,7 @@ class Shell:
     def environment(self) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("CORTEX_")}
         roots = os.pathsep.join(str(Path(path).absolute()) for path in sys.path if path)
-        return kept | {"PYTHONPATH": roots, "XDG_CACHE_HOME": str(self.folder / "cache")}
+        return kept | {"PYTHONPATH": roots, "XDG_CACHE_HOME": str(self.folder / "cache")} | self.variables
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "cortex", *arguments]
@@ -81,16 +82,23 @@ class Shell:
         assert report is not None
         return {entry.name: entry.process.pid for entry in report.processes if entry.process}
 
-    def slow_down(self) -> None:
+    def slow_down(self, coordinator: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Let updates leave no faster than a megabit a second, so that jobs take their time and streams are open."""
-        before = self.processes()
         workers = [member.name for member in read_network(self.layout).of_role(Role.WORKER)]
-        for name in workers:
+        changes: dict[str, Mapping[str, Any]] = {name: {"bandwidth": {"up": "1Mbit/s"}} for name in workers}
+        self.reconfigure(changes | ({"coordinator": coordinator} if coordinator else {}))
+
+    def reconfigure(self, changes: Mapping[str, Mapping[str, Any]]) -> None:
+        """Start members of the running network again with changed settings."""
+        before = self.processes()
+        for name, changed in changes.items():
             path = self.layout.config(name)
-            path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"bandwidth": {"up": "1Mbit/s"}}))
+            path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | dict(changed)))
             os.kill(before[name], signal.SIGKILL)
-        until(lambda: all(self.processes().get(name, before[name]) != before[name] for name in workers))
-        until(lambda: all(row["health"] == "healthy" for row in self.json("ps")))
+        until(lambda: all(self.processes().get(name, before[name]) != before[name] for name in changes))
+        until(lambda: all(row["health"] == "healthy" for row in self.json("ps")), 60)
+        workers = len(read_network(self.layout).of_role(Role.WORKER))
+        until(lambda: self.json("resources")["total"]["workers"] == workers)
 
 
 @pytest.fixture(scope="module")
