@@ -18,10 +18,12 @@ from cortex.patience import Patience, Result
 from cortex.views import IdentitiesView, JobEvent, KeyEpochView, NodeView, VersionView
 from cortex.wire import identities_from_proto, key_epoch_from_proto, node_from_proto
 from cortex_common.clock import Clock, SystemClock
+from cortex_common.envelope import Envelope
 from cortex_common.errors import CorruptError, UnauthenticatedError
 from cortex_common.identity import Role
-from cortex_common.job.parse import load_job_file, parse_job
+from cortex_common.job.parse import parse_job
 from cortex_common.job.spec import JobSpec
+from cortex_common.job.statement import load_submission
 from cortex_common.job.status import JobStatus
 from cortex_common.job.wire import event_from_proto, spec_to_proto, status_from_proto, version_from_proto
 from cortex_common.pb.v1 import (
@@ -82,19 +84,22 @@ class Client:
     def _identities(self) -> identity_pb2_grpc.IdentityServiceStub:
         return identity_pb2_grpc.IdentityServiceStub(self._lines[Role.DISCOVERY].current())
 
-    def submit(self, job: JobSpec | Mapping[str, object] | Path | str, request_id: str | None = None) -> str:
+    def submit(self, job: JobSpec | Envelope | Mapping[str, object] | Path | str, request_id: str | None = None) -> str:
         """Submit a job and return its id once it is stored durably.
 
         Args:
-            job: A job, the same as a mapping, or the path of a job file.
+            job: A job, the same as a mapping, one that is signed, or the path of a job file, signed or not.
             request_id: The same id again gives the same job, whatever happened in between; chosen at random by default.
 
         Raises:
             InvalidArgumentError: lists every mistake in the job.
         """
-        request = coordinator_pb2.SubmitJobRequest(
-            job=spec_to_proto(_spec_of(job)), request_id=request_id or uuid.uuid4().hex
-        )
+        request = coordinator_pb2.SubmitJobRequest(request_id=request_id or uuid.uuid4().hex)
+        given = _submission_of(job)
+        if isinstance(given, Envelope):
+            request.signed_job = given.to_json()
+        else:
+            request.job.CopyFrom(spec_to_proto(given))
         return self._call(lambda: self._jobs.SubmitJob(request, timeout=RPC_TIMEOUT_S).job_id)
 
     def status(self, job_id: str) -> JobStatus:
@@ -367,10 +372,10 @@ class Client:
         return f"{role.value} at {address}"
 
 
-def _spec_of(job: JobSpec | Mapping[str, object] | Path | str) -> JobSpec:
-    if isinstance(job, JobSpec):
+def _submission_of(job: JobSpec | Envelope | Mapping[str, object] | Path | str) -> JobSpec | Envelope:
+    if isinstance(job, JobSpec | Envelope):
         return job
-    return load_job_file(Path(job)) if isinstance(job, (str, Path)) else parse_job(job)
+    return load_submission(Path(job)) if isinstance(job, (str, Path)) else parse_job(job)
 
 
 def _verified(job_id: str, version: VersionView | None, digest: str, size_bytes: int) -> VersionView:

@@ -19,6 +19,7 @@ from cortex_common.errors import (
     UnavailableError,
 )
 from cortex_common.ids import JobId, NodeName, SeatIndex
+from cortex_common.job.site_policy import Refusal
 from cortex_common.job.spec import JobSpec
 from cortex_common.job.status import JobStatus
 from cortex_common.logging import get_logger
@@ -119,8 +120,8 @@ class JobCoordinator:
         """Something was seen: decide again."""
         self._wake.set()
 
-    async def submit(self, spec: JobSpec, caller: Caller, request_id: str | None) -> JobId:
-        """Take a job; durable when this returns.
+    async def submit(self, spec: JobSpec, caller: Caller, request_id: str | None, signed_job: str = "") -> JobId:
+        """Take a job, with the envelope it came in if it is signed; durable when this returns.
 
         Raises:
             InvalidArgumentError: this network cannot run it; lists why.
@@ -129,15 +130,15 @@ class JobCoordinator:
         # A caller's ids are its own: nobody can meet another's job by guessing one.
         key = _request_key(caller, request_id) if request_id else None
         if key and (earlier := await self._store.call(lambda store: store.find_request(key))):
-            return await self._same_job(earlier, spec, str(request_id))
+            return await self._same_job(earlier, spec, signed_job, str(request_id))
         if wrong := admission(spec, self._world(None), self._known):
             raise InvalidArgumentError.of(f"job {spec.name}", wrong)
-        job = Job(JobId(secrets.token_hex(6)), spec, caller.name, self._clock.wall_s(), caller.org)
-        note = Note("job_submitted", 0, f"{spec.name} by {caller.name}")
+        job = Job(JobId(secrets.token_hex(6)), spec, caller.name, self._clock.wall_s(), caller.org, signed_job)
+        note = Note("job_submitted", 0, f"{spec.name} by {caller.name}{', signed' if signed_job else ''}")
         # A caller that gives up must not leave a job that is stored and run by nobody.
         stored = await asyncio.shield(asyncio.ensure_future(self._take(job, key, note)))
         if stored != job.id:
-            return await self._same_job(stored, spec, str(request_id))
+            return await self._same_job(stored, spec, signed_job, str(request_id))
         return job.id
 
     async def status(self, job_id: JobId, reach: Reach) -> JobStatus:
@@ -225,6 +226,13 @@ class JobCoordinator:
         self.wake()
         return not tracked.job.stage.is_terminal
 
+    def refuse(self, worker: NodeName, job_id: JobId, rules: tuple[Refusal, ...]) -> None:
+        """Note that a worker's site forbids it the job; others are asked instead."""
+        tracked, line = self._jobs.get(job_id), self._attendance.lines.get(worker)
+        if tracked is not None and line is not None:
+            tracked.refuse(worker, rules, line)
+            self.wake()
+
     def stage_of(self, job_id: JobId) -> Stage | None:
         """The stage of a job in memory."""
         tracked = self._jobs.get(job_id)
@@ -253,8 +261,9 @@ class JobCoordinator:
         self.wake()
         return stored
 
-    async def _same_job(self, earlier: JobId, spec: JobSpec, request_id: str) -> JobId:
-        if (await self.job(earlier, EVERYTHING)).spec != spec:
+    async def _same_job(self, earlier: JobId, spec: JobSpec, signed_job: str, request_id: str) -> JobId:
+        job = await self.job(earlier, EVERYTHING)
+        if (job.spec, job.signed_job) != (spec, signed_job):
             raise AlreadyExistsError(f"request_id {request_id!r} was used for another job, {earlier}")
         return earlier
 
@@ -388,6 +397,7 @@ class JobCoordinator:
                     chunk_elements=DEFAULT_CHUNK_ELEMENTS,
                     included_round=job.included.get(worker),
                     base_seats=job.base_seats,
+                    signed_job=job.signed_job,
                 )
                 orders[worker] = (*orders.get(worker, ()), tracked.resting(worker, order))
         return orders
@@ -410,7 +420,9 @@ class JobCoordinator:
         for name in _seated(others):
             held[name] = held.get(name, 0) + 1
         taken = frozenset(name for name, count in held.items() if count >= self._network.slots(name))
-        return self._network.world(taken, _seated([*others, job] if job else others))
+        world = self._network.world(taken, _seated([*others, job] if job else others))
+        tracked = self._jobs.get(job.id) if job else None
+        return replace(world, refused=tracked.refused(self._attendance.lines)) if tracked else world
 
     def _shown(self, tracked: Tracked) -> JobStatus:
         now = self._now()

@@ -145,7 +145,7 @@ async def _parts(
     # Goes on with what a rotation that was broken off has left.
     await keys.rewrap(epoch)
     try:
-        jobs = JobServicer(coordinator, deployment, store)
+        jobs = JobServicer(coordinator, deployment, store, clock)
         assignments = AssignmentServicer(coordinator, attendance, wrapper, clock)
         key_servicer = KeyServicer(coordinator, resealing, keys, store, epoch)
         yield _Parts(coordinator, attendance, network, jobs, assignments, key_servicer, membership, keys, epoch)

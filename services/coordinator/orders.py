@@ -35,6 +35,7 @@ class Order:
     chunk_elements: int
     included_round: int | None = None
     base_seats: tuple[SeatIndex, ...] = ()
+    signed_job: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,14 @@ from typing import Any
 import grpc.aio
 
 from cortex_common.clock import Clock
-from cortex_common.errors import ForbiddenError, InvalidArgumentError
+from cortex_common.envelope import Envelope
+from cortex_common.errors import ForbiddenError, InvalidArgumentError, PreconditionError
 from cortex_common.identity import Role
 from cortex_common.ids import JobId, NodeName, SeatIndex
+from cortex_common.job.spec import JobSpec
+from cortex_common.job.statement import statement_of
 from cortex_common.job.status import EventInfo
-from cortex_common.job.wire import event_to_proto, spec_from_proto, status_to_proto, version_to_proto
+from cortex_common.job.wire import event_to_proto, spec_from_proto, spec_to_proto, status_to_proto, version_to_proto
 from cortex_common.pb.v1 import coordinator_pb2 as pb
 from cortex_common.pb.v1 import coordinator_pb2_grpc
 from cortex_common.rpc.identity import ORG_KEY, PRINCIPAL_KEY, REACH_ALL, REACH_KEY, current_identity
@@ -42,11 +45,16 @@ class JobServicer(coordinator_pb2_grpc.JobServiceServicer):
     """For people."""
 
     def __init__(
-        self, coordinator: JobCoordinator, deployment: ModelDeploymentManager, store: StoreThread[Store]
+        self,
+        coordinator: JobCoordinator,
+        deployment: ModelDeploymentManager,
+        store: StoreThread[Store],
+        clock: Clock,
     ) -> None:
         self._coordinator = coordinator
         self._deployment = deployment
         self._store = store
+        self._clock = clock
 
     def attach(self, server: grpc.aio.Server) -> None:
         """Register with a server."""
@@ -54,13 +62,24 @@ class JobServicer(coordinator_pb2_grpc.JobServiceServicer):
 
     async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.SubmitJobResponse:
         """Take a job."""
-        spec = spec_from_proto(request.job)
+        spec = self._spec_of(request)
         if len(request.request_id) > _MAX_REQUEST_ID:
             raise InvalidArgumentError(
                 f"request_id: {len(request.request_id)} characters given; allowed: up to {_MAX_REQUEST_ID}"
             )
-        job_id = await self._coordinator.submit(spec, _caller(context), request.request_id or None)
-        return pb.SubmitJobResponse(job_id=job_id)
+        caller, request_id = _caller(context), request.request_id or None
+        return pb.SubmitJobResponse(job_id=await self._coordinator.submit(spec, caller, request_id, request.signed_job))
+
+    def _spec_of(self, request: pb.SubmitJobRequest) -> JobSpec:
+        """The job that is to be run: as it is given, or as the signed statement says."""
+        if not request.signed_job:
+            return spec_from_proto(request.job)
+        if request.HasField("job"):
+            raise InvalidArgumentError("job and signed_job given; allowed: one of them")
+        statement = statement_of(Envelope.from_json(request.signed_job, "signed_job"))
+        if statement.expires_at.timestamp() <= self._clock.wall_s():
+            raise PreconditionError(f"the signed job has expired at {statement.expires_at.isoformat()}; sign it again")
+        return spec_from_proto(spec_to_proto(statement.job))
 
     async def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:
         """Where a job stands."""
@@ -158,6 +177,9 @@ class AssignmentServicer(coordinator_pb2_grpc.AssignmentServiceServicer):
         job_id, round_number, attempt = wire.round_of_assignment(request.assignment_id)
         if self._attendance.is_replaced(worker, request.incarnation):
             return pb.ReportResponse(wanted=False)
+        if refusals := wire.refusals_of(request):
+            self._coordinator.refuse(worker, job_id, refusals)
+            return pb.ReportResponse(wanted=True)
         change, seat = self._change(request, worker), SeatIndex(request.seat)
         wanted = self._coordinator.report(worker, seat, job_id, round_number, attempt, change)
         return pb.ReportResponse(wanted=wanted)

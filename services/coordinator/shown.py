@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from cortex_common.job.status import JobStatus, ModelSummary, WorkerActivity
+from cortex_common.job.status import JobStatus, ModelSummary, SiteRefusal, WorkerActivity
 from services.coordinator.domain.advance import Now
 from services.coordinator.domain.job import Job, Stage
 from services.coordinator.domain.seen import Seen, World
@@ -32,6 +32,11 @@ def status_of(job: Job, seen: Seen, world: World, now: Now, reason: str | None, 
         owner=job.owner,
         workers=() if job.stage.is_terminal else tuple(_activities(job, seen, world, now.monotonic_s)),
         tensorboard_dir=scalars,
+        refusals=tuple(
+            SiteRefusal(worker=name, rule=each.rule, message=each.message)
+            for name, refusals in sorted(world.refused.items())
+            for each in refusals
+        ),
     )
 
 

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cortex_common.ids import NodeName, SeatIndex
+from cortex_common.job.site_policy import Refusal
+from cortex_common.logging import get_logger
+from services.coordinator.attendance import Line
 from services.coordinator.domain.assignments import rests
 from services.coordinator.domain.job import Job, Stage
 from services.coordinator.domain.seen import Seen
 from services.coordinator.orders import Order
 from services.coordinator.signal import Signal
 
+log = get_logger(__name__)
 LinkKey = tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SiteRefused:
+    """What a worker has said on its line: its site's policy forbids the job. Holds as long as that line."""
+
+    rules: tuple[Refusal, ...]
+    line: Line
 
 
 @dataclass(slots=True)
@@ -28,6 +41,7 @@ class Tracked:
     resealing: asyncio.Task[None] | None = None
     pruned_s: float = -math.inf
     given: dict[NodeName, Order] = field(default_factory=dict)
+    refusals: dict[NodeName, SiteRefused] = field(default_factory=dict)
 
     def replace_job(self, job: Job, now_s: float) -> None:
         """Take the job's next state; observations about a stage end with it."""
@@ -52,6 +66,16 @@ class Tracked:
             return last
         self.given[worker] = due
         return due
+
+    def refuse(self, worker: NodeName, rules: tuple[Refusal, ...], line: Line) -> None:
+        """Note what a worker's site has said to the job."""
+        self.refusals[worker] = SiteRefused(rules, line)
+        log.warning("job_refused", job_id=self.job.id, worker=worker, rules=[str(rule) for rule in rules])
+        self.changed.notify()
+
+    def refused(self, lines: Mapping[NodeName, Line]) -> dict[NodeName, tuple[Refusal, ...]]:
+        """Who refuses the job now: a worker that attends anew is asked anew, its site's policy may have changed."""
+        return {name: said.rules for name, said in self.refusals.items() if lines.get(name) is said.line}
 
     def seat_of(self, worker: str) -> SeatIndex | None:
         """The seat a worker holds."""

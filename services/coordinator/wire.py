@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from cortex_common.errors import InvalidArgumentError
 from cortex_common.identity import Role
 from cortex_common.ids import JobId, NodeName, SeatIndex, Sha256Hex
+from cortex_common.job.site_policy import Refusal
 from cortex_common.job.spec import JobSpec
 from cortex_common.job.wire import spec_to_proto
 from cortex_common.pb.v1 import aggregator_pb2, common_pb2, coordinator_pb2, job_pb2, transfer_pb2
@@ -21,6 +22,7 @@ from services.coordinator.domain.seen import AggregatedVersion, AggregatorView, 
 from services.coordinator.orders import DataKeys, Order, RoundOrder, SealOrder, Upstream
 
 _MAX_JOBS = 64
+_MAX_REFUSALS = 32
 _JOBS: dict[int, tuple[JobSpec, job_pb2.JobSpec]] = {}
 """Messages of the newest specifications, by the id of the object that is held beside them."""
 
@@ -187,6 +189,7 @@ def _assignment(order: Order, wrap: Wrap) -> coordinator_pb2.Assignment:
         transfer_job_id=order.transfer_id,
         included_round=order.included_round,
         base_seats=order.base_seats,
+        signed_job=order.signed_job,
     )
     if given.work is Work.EVALUATE:
         message.evaluate.slice.extend(given.slices)
@@ -246,6 +249,11 @@ def scores_of(request: coordinator_pb2.ReportRequest) -> dict[int, SliceScore]:
 def failure_of(request: coordinator_pb2.ReportRequest) -> Failure:
     """Why a worker could not do its work."""
     return Failure(NodeName(request.worker), request.failed.reason or "no reason given", request.failed.permanent)
+
+
+def refusals_of(request: coordinator_pb2.ReportRequest) -> tuple[Refusal, ...]:
+    """Rules of the worker's site that the job breaks; none if that is not why it failed."""
+    return tuple(Refusal(each.rule[:100], each.message[:4096]) for each in request.failed.refusals[:_MAX_REFUSALS])
 
 
 def round_of_assignment(assignment_id: str) -> tuple[JobId, int, int]:

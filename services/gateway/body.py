@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import yaml
 from fastapi import Request
 
+from cortex_common.envelope import Envelope, is_envelope
 from cortex_common.errors import InvalidArgumentError
 from cortex_common.job.parse import parse_job
 from cortex_common.job.spec import JobSpec
@@ -21,8 +22,8 @@ _MAX_DEPTH = 32
 _Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-async def read_job(request: Request, nodes: Callable[[], Awaitable[Sequence[NodeInfo]]]) -> JobSpec:
-    """The job in a request's body: a job file, or its model and training configurations.
+async def read_job(request: Request, nodes: Callable[[], Awaitable[Sequence[NodeInfo]]]) -> JobSpec | Envelope:
+    """The job in a request's body: a job file, its model and training configurations, or the envelope of a signed job.
 
     Args:
         request: With the body.
@@ -43,6 +44,8 @@ async def read_job(request: Request, nodes: Callable[[], Awaitable[Sequence[Node
         raise InvalidArgumentError("the body is empty; allowed: a job file as JSON or YAML")
     parse = parse_yaml if media_type in _YAML else parse_json
     document = await asyncio.to_thread(_mapping, parse, text)
+    if is_envelope(document):
+        return Envelope.from_document(document, "signed job")
     if has_configs(document):
         return await asyncio.to_thread(job_of, document, await nodes())
     return await asyncio.to_thread(parse_job, document)

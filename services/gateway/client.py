@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2
 
+from cortex_common.envelope import Envelope
 from cortex_common.errors import CorruptError, UnauthenticatedError, UnavailableError
 from cortex_common.ids import JobId
 from cortex_common.job.spec import JobSpec
@@ -55,9 +56,13 @@ class JobClient:
         self._channel = channels.calls
         self._what = what
 
-    async def submit(self, spec: JobSpec, request_id: str, principal: Principal) -> JobId:
-        """Submit a job; the same request id again gives the same job."""
-        request = coordinator_pb2.SubmitJobRequest(job=spec_to_proto(spec), request_id=request_id)
+    async def submit(self, job: JobSpec | Envelope, request_id: str, principal: Principal) -> JobId:
+        """Submit a job, signed or not; the same request id again gives the same job."""
+        request = coordinator_pb2.SubmitJobRequest(request_id=request_id)
+        if isinstance(job, Envelope):
+            request.signed_job = job.to_json()
+        else:
+            request.job.CopyFrom(spec_to_proto(job))
         with _asking(self._what):
             response = await self._stub.SubmitJob(request, timeout=_CALL_S, metadata=_by(principal))
         return JobId(response.job_id)

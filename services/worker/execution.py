@@ -13,6 +13,7 @@ import grpc.aio
 from cortex_common.clock import Clock
 from cortex_common.errors import CortexError, InvalidArgumentError
 from cortex_common.ids import NodeName, Sha256Hex
+from cortex_common.job.site_policy import update_bytes
 from cortex_common.logging import get_logger
 from cortex_common.network.work import (
     Assignment,
@@ -34,6 +35,7 @@ from services.worker import metrics
 from services.worker.client import newest_channel
 from services.worker.domain import Held, Outcome
 from services.worker.failures import FeedbackLostError, TrainerEndedError, WorkFailedError
+from services.worker.outgoing import Outgoing
 from services.worker.trainer_line import Answer
 from services.worker.updates import DeltaEncoder, codec_of, download_codec_of, feedback_of, header_of, seed_of
 from services.worker.workbench import Lesson, Workbench, both
@@ -60,6 +62,7 @@ class Surroundings:
     channels: Channels
     clock: Clock
     sealing: SealingKey
+    outgoing: Outgoing | None = None
     paces: Paces = field(default_factory=Paces)
     warmer: CodecWarmer = field(default_factory=CodecWarmer)
 
@@ -217,6 +220,7 @@ class Execution:
             feedback = await asyncio.to_thread(feedback_of, self._bench, assignment, header, codec, encryption)
         is_first = not assignment.base_sha256
         encoder = DeltaEncoder(self._bench, codec, seed_of(assignment), is_first=is_first, feedback=feedback)
+        await self._reserve(assignment)
         try:
             with self._phase("uploading", "push"):
                 started_s = self._around.clock.monotonic_s()
@@ -234,12 +238,21 @@ class Execution:
             if feedback is not None:
                 feedback.close()
         metrics.BYTES_UP.inc(pushed.bytes_up)
+        if self._around.outgoing is not None:
+            count = self._around.outgoing.settle
+            await asyncio.to_thread(count, assignment.job_id, update_bytes(assignment.spec), pushed.bytes_up)
         return pushed
 
     def _encryption(self, assignment: Assignment) -> EncryptionManager:
         """Seals and opens with the keys that came with the assignment."""
         keys = (assignment.data_key, *assignment.older_keys)
         return EncryptionManager(*(self._around.sealing.unwrap(assignment.job_id, key) for key in keys))
+
+    async def _reserve(self, assignment: Assignment) -> None:
+        """Count the update as sent before its first byte: a site may limit what leaves it."""
+        if self._around.outgoing is not None:
+            count = self._around.outgoing.reserve
+            await asyncio.to_thread(count, assignment.job_id, update_bytes(assignment.spec))
 
     def _channel(self) -> grpc.aio.Channel:
         """To the aggregator, wherever it is by now; looked up for each attempt of a transfer."""

@@ -30,6 +30,8 @@ from cortex_common.transfer.pacing import Paces
 from services.worker import metrics
 from services.worker.connecting import transport_of
 from services.worker.execution import Surroundings
+from services.worker.gate import Gate
+from services.worker.outgoing import Outgoing
 from services.worker.residuals import sweep_daily
 from services.worker.settings import WorkerSettings
 from services.worker.slots import StartTrainer
@@ -82,9 +84,12 @@ async def run(
     sealing = SealingKey(settings.network)
     bridge = TenzroBridge(transport_of(settings, hello, sealing, clock), clock)
     paces = Paces.of(settings.bandwidth.up, settings.bandwidth.down, clock)
-    surroundings = Surroundings(settings.network, NodeName(settings.name), bridge, clock, sealing, paces)
+    outgoing = Outgoing(settings.state_dir / "outgoing.json")
+    gate = Gate(settings.site_policy, settings.network, outgoing, clock)
+    counted = outgoing if settings.site_policy else None
+    surroundings = Surroundings(settings.network, NodeName(settings.name), bridge, clock, sealing, counted, paces)
     start_trainer = start_trainer or partial(TrainerProcess.start, settings.threads, settings.device)
-    supervisor = Supervisor(settings, surroundings, bridge, start_trainer)
+    supervisor = Supervisor(settings, surroundings, bridge, start_trainer, gate.refusals)
     _route(bridge, supervisor)
     membership = _membership(settings, clock)
 
@@ -101,7 +106,7 @@ async def run(
         ):
             work = [
                 tasks.create_task(supervisor.run()),
-                tasks.create_task(bridge.run()),
+                tasks.create_task(_keep_line(bridge, supervisor, gate)),
                 tasks.create_task(sweep_daily(settings.state_dir / "residuals", clock)),
                 tasks.create_task(membership.keep()),
             ]
@@ -118,6 +123,20 @@ async def run(
                 task.cancel()
     finally:
         await bridge.close()
+
+
+async def _keep_line(bridge: TenzroBridge, supervisor: Supervisor, gate: Gate) -> None:
+    """Keep the line open, for ever. A new one is opened when the site's policy changes: the coordinator asks anew."""
+    changed = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(gate.watch(changed.set))
+        while True:
+            line = tasks.create_task(bridge.run())
+            await changed.wait()
+            changed.clear()
+            supervisor.recheck()
+            line.cancel()
+            await asyncio.wait((line,))
 
 
 async def _join(settings: WorkerSettings, clock: Clock, stop: asyncio.Event) -> None:

@@ -38,6 +38,7 @@ class WorkerSettings(ServiceSettings):
         device: What `training.device: auto` means here: auto | cpu | cuda | cuda:N.
         cache_dir: Where fetched datasets are; shared by all workers of a machine.
         catalogue: This node's own datasets (see cortex_common.data.files).
+        site_policy: This site's rules for jobs (docs/signed-jobs.md); read again when it changes.
         max_model_bytes: Largest model to accept.
         bandwidth: Most that updates take on the way up, and model versions on the way down.
     """
@@ -57,6 +58,7 @@ class WorkerSettings(ServiceSettings):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     cache_dir: Path = Field(default_factory=default_cache_dir)
     catalogue: Path | None = None
+    site_policy: Path | None = None
     max_model_bytes: int = Field(default=64 << 30, ge=1 << 20)
     bandwidth: Bandwidth = Bandwidth()
 
@@ -70,7 +72,7 @@ class WorkerSettings(ServiceSettings):
             raise ValueError(f"node_token: {'both' if self.node_token else 'none'} of {', '.join(_TOKENS)}; {_ALLOWED}")
         return self
 
-    @field_validator("cache_dir", "catalogue")
+    @field_validator("cache_dir", "catalogue", "site_policy")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path.expanduser().absolute() if path is not None else None

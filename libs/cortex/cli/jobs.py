@@ -10,6 +10,7 @@ import typer
 
 from cortex.cli.common import DirOption, JobArgument, JsonOption, console, example, open_client, print_json, say
 from cortex.cli.interrupt import Interrupt
+from cortex.cli.sign import DEFAULT_LIFE, KeyOption, LifeOption, OrganisationOption, signed_job
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -35,8 +36,11 @@ def register(app: typer.Typer) -> None:
 
 
 def submit(
-    file: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file, YAML or JSON.")],
+    file: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file, YAML or JSON; or a signed one.")],
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job until it ends; exit 1 if it failed.")] = False,
+    key: KeyOption = None,
+    organisation: OrganisationOption = None,
+    life: LifeOption = DEFAULT_LIFE,
     request_id: Annotated[
         str | None,
         typer.Option(help="Your name for this submission: the same one again gives the same job.", show_default=False),
@@ -45,9 +49,11 @@ def submit(
     as_json: JsonOption = False,
 ) -> None:
     """Validate a job file, submit it, print the job's id."""
-    from cortex_common.job.parse import load_job_file
+    from cortex_common.job.statement import load_submission
 
-    job = load_job_file(file)
+    job = load_submission(file)
+    if key is not None:
+        job = signed_job(job, key, organisation, life)
     with Interrupt() as interrupt, open_client(directory) as client:
         job_id = client.submit(job, request_id)
         if wait:

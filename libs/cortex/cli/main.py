@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from cortex.cli import audit, data, demo, jobs, keys, local, model, network, node, serve, token
+from cortex.cli import audit, data, demo, jobs, keys, local, model, network, node, serve, sign, token
 from cortex_common.errors import CortexError
 
 app = typer.Typer(
@@ -35,7 +35,7 @@ def _global(
     """Distributed neural-network training across sites and regions."""
 
 
-for part in (local, demo, jobs, network, serve):
+for part in (local, demo, jobs, sign, network, serve):
     part.register(app)
 app.add_typer(model.app, name="model")
 app.add_typer(data.app, name="data")

@@ -110,6 +110,7 @@ def facts(job: JobStatus) -> list[str]:
     lines = [f"job      {job.job_id} ({job.name})", f"status   {job.status.value}, round {job.round} of {job.rounds}"]
     if job.waiting_for and not job.status.is_terminal:
         lines.append(f"waiting  for {job.waiting_for}")
+    lines += [f"refused  by {each.worker}: {each.rule}: {each.message}" for each in job.refusals]
     if job.error:
         lines.append(f"error    {job.error}")
     if job.metrics:

@@ -100,6 +100,14 @@ class WorkerActivity(Report):
     since_s: float
 
 
+class SiteRefusal(Report):
+    """A rule of a site's own policy that keeps a worker from the job: its key there, what is given, what is allowed."""
+
+    worker: str
+    rule: str
+    message: str
+
+
 class JobStatus(Report):
     """Where a job stands. `goodput` is the share of time since the start that went into rounds that counted, 0 to 1."""
 
@@ -121,6 +129,7 @@ class JobStatus(Report):
     owner: str = ""
     workers: tuple[WorkerActivity, ...] = ()
     tensorboard_dir: str | None = None
+    refusals: tuple[SiteRefusal, ...] = ()
 
 
 class VersionInfo(Report):

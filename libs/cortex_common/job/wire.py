@@ -24,6 +24,7 @@ from cortex_common.job.status import (
     ModelSummary,
     PrivacySummary,
     RoundReport,
+    SiteRefusal,
     VersionInfo,
     WorkerActivity,
 )
@@ -39,6 +40,11 @@ def spec_to_proto(spec: JobSpec) -> job_pb2.JobSpec:
     message = job_pb2.JobSpec()
     _fill(message, spec.model_dump(mode="json"))
     return message
+
+
+def spec_bytes(spec: JobSpec) -> bytes:
+    """The one form of a job that every party gets, whatever way it came: equal bytes are the same job."""
+    return spec_to_proto(spec).SerializeToString(deterministic=True)
 
 
 def spec_from_proto(message: job_pb2.JobSpec) -> JobSpec:
@@ -147,6 +153,7 @@ def status_to_proto(status: JobStatus) -> job_pb2.JobStatus:
         owner=status.owner,
         workers=[job_pb2.WorkerActivity(**worker.model_dump()) for worker in status.workers],
         tensorboard_dir=status.tensorboard_dir or "",
+        refusals=[job_pb2.SiteRefusal(**refusal.model_dump()) for refusal in status.refusals],
     )
 
 
@@ -195,6 +202,7 @@ def status_from_proto(message: job_pb2.JobStatus) -> JobStatus:
             for w in message.workers
         ),
         tensorboard_dir=message.tensorboard_dir or None,
+        refusals=tuple(SiteRefusal(worker=r.worker, rule=r.rule, message=r.message) for r in message.refusals),
     )
 
 

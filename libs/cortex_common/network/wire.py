@@ -65,6 +65,7 @@ def assignment_from_proto(proto: coordinator_pb2.Assignment) -> w.Assignment:
         included_round=proto.included_round if proto.HasField("included_round") else None,
         base_seats=frozenset(SeatIndex(seat) for seat in proto.base_seats),
         older_keys=tuple(data_key_from_proto(key) for key in proto.older_keys),
+        signed_job=proto.signed_job,
     )
 
 
@@ -96,6 +97,8 @@ def report_request(report: m.TrainingMetrics | m.WorkResult, hello: m.Hello) -> 
         case w.Failed():
             request.failed.reason = outcome.reason
             request.failed.permanent = outcome.is_permanent
+            for refusal in outcome.refusals:
+                request.failed.refusals.add(rule=refusal.rule, message=refusal.message)
     return request
 
 

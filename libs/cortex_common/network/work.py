@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints
 
 from cortex_common.ids import JobId, KeyId, NodeName, RoundNumber, SeatIndex
+from cortex_common.job.site_policy import Refusal
 from cortex_common.job.spec import JobSpec
 from cortex_common.security.objects import WrappedKey
 from cortex_common.transfer.receipt import Receipt
@@ -96,6 +97,7 @@ class Assignment:
         base_sha256: Version to start from; empty in round 0.
         included_round: Last round whose version holds an update of this node; None if none does.
         base_seats: Seats whose updates, whoever sent them, are in the base version.
+        signed_job: The envelope the job was submitted in, DSSE in JSON; empty if it was not signed.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -117,6 +119,7 @@ class Assignment:
     included_round: int | None = None
     base_seats: frozenset[SeatIndex] = frozenset()
     older_keys: tuple[JobKey, ...] = ()
+    signed_job: str = ""
 
     @property
     def key(self) -> WorkKey:
@@ -187,11 +190,12 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The work cannot be done; `is_permanent`: by nobody, so the job fails."""
+    """The work cannot be done; `is_permanent`: by nobody, so the job fails; `refusals`: the site forbids it."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     reason: Words
     is_permanent: bool
+    refusals: Annotated[tuple[Refusal, ...], Field(max_length=100)] = ()
     kind: Literal["failed"] = "failed"
 
 

@@ -79,7 +79,9 @@ def _gather(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdi
     live = tuple(
         SeatIndex(index)
         for index, name in enumerate(seats)
-        if name is not None and (worker := world.workers.get(name)) is not None and _may_start(job, worker, rules, now)
+        if name is not None
+        and (worker := world.workers.get(name)) is not None
+        and _may_start(job, worker, world, rules, now)
     )
     waited_s = now.monotonic_s - seen.since_s
     enough = len(live) == len(seats) or (len(live) >= job.spec.placement.least and waited_s >= rules.gather_s)
@@ -88,7 +90,7 @@ def _gather(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdi
     aggregator = _aggregator_of(job, world) if job.aggregator else root
     if not enough or aggregator is None:
         if waited_s >= job.spec.aggregation.deadline * rules.attempts and not _is_queued(job, world):
-            return fail(job, _nobody_came(job, len(live), aggregator is None, waited_s), now)
+            return fail(job, _nobody_came(job, len(live), aggregator is None, waited_s) + refused_by(world), now)
         return Verdict(job)
     cohort = live if job.round else live[:1]
     opened = replace(
@@ -110,10 +112,10 @@ def _gather(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdi
     return Verdict(opened, (Note("round_opened", job.round, f"{what} at {aggregator.name}"),))
 
 
-def _may_start(job: Job, worker: WorkerView, rules: Rules, now: Now) -> bool:
+def _may_start(job: Job, worker: WorkerView, world: World, rules: Rules, now: Now) -> bool:
     """Whether a seat's worker can begin a round; with regions it must be known which it is in."""
     is_placed = bool(worker.region) or job.spec.aggregation.topology == "flat"
-    return is_placed and worker.is_live(now.monotonic_s, rules.lease_s)
+    return is_placed and world.is_willing(worker.name) and worker.is_live(now.monotonic_s, rules.lease_s)
 
 
 def _is_queued(job: Job, world: World) -> bool:
@@ -191,6 +193,8 @@ def _mend_cohort(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> 
             dropped = (*job.dropped, Dropout(seat, name, reason))
             note = Note("seat_dropped", job.round, f"seat {seat}: goes on without {name} ({reason})")
             return Verdict(replace(job, cohort=cohort, dropped=dropped), (note,))
+        if not world.is_willing(name):
+            return Verdict(_collected_again(job), (Note("seat_refused", job.round, f"{name} {reason}"),))
         if len(seen.failures.get(seat, ())) >= rules.tries:
             return fail(job, f"worker {name}: {reason}", now)
     return None
@@ -204,6 +208,8 @@ def _spent(seen: Seen, rules: Rules) -> frozenset[NodeName]:
 
 def _trouble_of(seat: SeatIndex, name: NodeName, seen: Seen, world: World, rules: Rules, now: Now) -> str | None:
     failures = [failure for failure in seen.failures.get(seat, ()) if failure.worker == name]
+    if not world.is_willing(name):
+        return f"refuses the job by its site's policy: {'; '.join(map(str, world.refused[name]))}"
     if len(failures) >= rules.tries:
         return f"failed {len(failures)} times, last: {failures[-1].reason}"
     worker = world.workers.get(name)
@@ -212,6 +218,13 @@ def _trouble_of(seat: SeatIndex, name: NodeName, seen: Seen, world: World, rules
     if worker is None:
         return "not seen" if now.monotonic_s - seen.since_s >= rules.lease_s else None
     return None if worker.is_live(now.monotonic_s, rules.lease_s) else "lost: its lease ran out"
+
+
+def refused_by(world: World) -> str:
+    """Whose sites refuse the job and by which rules, in words to add to a line; empty if none does."""
+    told = [f"{name} ({', '.join(each.rule for each in rules)})" for name, rules in sorted(world.refused.items())]
+    more = f" and {len(told) - 3} more" if len(told) > 3 else ""
+    return f"; refused by {', '.join(told[:3])}{more}" if told else ""
 
 
 def _substitute(job: Job, spent: frozenset[NodeName], world: World, rules: Rules, now: Now) -> NodeName | None:
@@ -227,7 +240,7 @@ def _other_seat(
     """A seat whose worker lives, other than the one given."""
     for index, name in enumerate(job.seats):
         worker = world.workers.get(name) if name is not None and index != seat and name not in spent else None
-        if worker is not None and worker.is_live(now.monotonic_s, rules.lease_s):
+        if worker is not None and _may_start(job, worker, world, rules, now):
             return SeatIndex(index)
     return None
 

@@ -92,7 +92,10 @@ def _evaluating(job: Job, seen: Seen, world: World, rules: Rules, now_s: float) 
     live = {
         name: SeatIndex(seat)
         for seat, name in enumerate(job.seats)
-        if name is not None and (worker := world.workers.get(name)) is not None and worker.is_live(now_s, rules.lease_s)
+        if name is not None
+        and (worker := world.workers.get(name)) is not None
+        and worker.is_live(now_s, rules.lease_s)
+        and world.is_willing(name)
     }
     if not live:
         return {}

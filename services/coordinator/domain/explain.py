@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cortex_common.ids import SeatIndex
-from services.coordinator.domain.advance import quorum_of
+from services.coordinator.domain.advance import quorum_of, refused_by
 from services.coordinator.domain.job import Job, Stage
 from services.coordinator.domain.placement import fill_seats, misfit
 from services.coordinator.domain.seen import Rules, Seen, World
@@ -35,7 +35,9 @@ def waiting_for(job: Job, seen: Seen, world: World, rules: Rules, now_s: float) 
 def _gathering(job: Job, world: World, rules: Rules, now_s: float) -> str:
     seats = fill_seats(job, world, rules, now_s)
     filled = sum(
-        1 for name in seats if name and (view := world.workers.get(name)) and view.is_live(now_s, rules.lease_s)
+        1
+        for name in seats
+        if name and (view := world.workers.get(name)) and view.is_live(now_s, rules.lease_s) and world.is_willing(name)
     )
     unfit = sum(1 for worker in world.workers.values() if misfit(worker, job.spec))
     busy = len(world.taken)
@@ -44,7 +46,7 @@ def _gathering(job: Job, world: World, rules: Rules, now_s: float) -> str:
     details = ", ".join(text for count, text in ((busy, f"{busy} busy"), (unfit, f"{unfit} do not fit")) if count)
     least = job.spec.placement.least
     wanted = f"{len(seats)}" if least == len(seats) else f"{len(seats)} (at least {least})"
-    return f"workers: {filled} of {wanted} ready" + (f"; {details}" if details else "")
+    return f"workers: {filled} of {wanted} ready" + (f"; {details}" if details else "") + refused_by(world)
 
 
 def _collecting(job: Job, seen: Seen, world: World, rules: Rules, now_s: float) -> str:

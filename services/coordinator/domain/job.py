@@ -99,6 +99,7 @@ class Dropout:
 class Job:
     """One job. `seats[i]` trains partition i; it is None while nobody holds the seat.
 
+    `signed_job` is the envelope it was submitted in, if it was signed; `spec` is what that says.
     `aggregator` holds the versions; with `tiers` it is the root, without them workers upload to it directly. `moves` of
     the attempts were made because a region had to move, `used` is every tier there ever was. `included` is the last
     round whose version holds an update of a worker, `base_seats` the seats in the newest. `key_holders` is everybody
@@ -112,6 +113,7 @@ class Job:
     owner: str
     submitted_s: float
     org: str = DEFAULT_ORG
+    signed_job: str = ""
     stage: Stage = Stage.GATHERING
     pausing: bool = False
     round: int = 0

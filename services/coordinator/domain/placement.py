@@ -87,6 +87,8 @@ def fill_seats(job: Job, world: World, rules: Rules, now_s: float) -> tuple[Node
 def _stays(name: NodeName, job: Job, world: World, rules: Rules, now_s: float) -> bool:
     if job.round > 0 and job.spec.data.partition.scheme == "local":
         return True
+    if not world.is_willing(name):
+        return False
     worker = world.workers.get(name)
     return worker is not None and worker.is_live(now_s, rules.lease_s)
 
@@ -98,6 +100,7 @@ def spares(job: Job, world: World, seated: frozenset[NodeName], rules: Rules, no
         for worker in world.workers.values()
         if worker.name not in seated
         and worker.name not in world.taken
+        and world.is_willing(worker.name)
         and worker.lost_since_s is None
         and not worker.is_suspect
         and worker.is_live(now_s, rules.lease_s)

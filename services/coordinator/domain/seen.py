@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cortex_common.ids import NodeName, SeatIndex
+from cortex_common.job.site_policy import Refusal
 from services.coordinator.domain.job import Contribution, Trained
 
 
@@ -58,11 +59,19 @@ class AggregatorView:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Everybody, and who has no free place. `taken` leaves out what the job asked about holds itself."""
+    """Everybody, and who has no free place. `taken` leaves out what the job asked about holds itself.
+
+    `refused` are the workers whose sites' policies forbid them the job asked about, with the rules that do.
+    """
 
     workers: Mapping[NodeName, WorkerView]
     aggregators: Mapping[NodeName, AggregatorView]
     taken: frozenset[NodeName] = frozenset()
+    refused: Mapping[NodeName, tuple[Refusal, ...]] = field(default_factory=dict)
+
+    def is_willing(self, name: NodeName) -> bool:
+        """Whether the worker's site does not refuse the job."""
+        return name not in self.refused
 
 
 @dataclass(frozen=True, slots=True)

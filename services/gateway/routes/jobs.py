@@ -12,8 +12,11 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.types import Send
 
+from cortex_common.envelope import Envelope
 from cortex_common.errors import CortexError, InvalidArgumentError, Violation
 from cortex_common.ids import JobId
+from cortex_common.job.spec import JobSpec
+from cortex_common.job.statement import statement_of
 from cortex_common.job.status import EventInfo, JobPhase, JobStatus, VersionInfo
 from cortex_common.logging import get_logger
 from cortex_common.security.tokens import Principal
@@ -78,7 +81,7 @@ async def submit(
     response: Response,
     idempotency_key: Annotated[str, Header(description="Makes a retry safe: the same key gives the same job")] = "",
 ) -> Submitted:
-    """Submit a training job, as JSON or YAML: a job file, or `model_config` and `training_config`.
+    """Submit a training job, as JSON or YAML: a job file, `model_config` and `training_config`, or a signed job (DSSE).
 
     Answers when it is stored; all mistakes are told at once.
     """
@@ -86,11 +89,11 @@ async def submit(
         mistake = Violation("header.idempotency-key", "allowed: 1 to 200 visible ASCII characters")
         raise InvalidArgumentError.of("request", [mistake])
     surroundings = surroundings_of(request)
-    spec = await read_job(request, surroundings.nodes.nodes)
-    job_id = await surroundings.jobs.submit(spec, idempotency_key, principal)
+    job = await read_job(request, surroundings.nodes.nodes)
+    job_id = await surroundings.jobs.submit(job, idempotency_key, principal)
     links = _links(job_id)
     response.headers["Location"] = links["status"]
-    return Submitted(job_id=job_id, status=JobPhase.SUBMITTED, dataset=spec.data.train, links=links)
+    return Submitted(job_id=job_id, status=JobPhase.SUBMITTED, dataset=_dataset_of(job), links=links)
 
 
 @router.get(
@@ -228,6 +231,11 @@ async def _log_events(
         async for event in found:
             seen = event.sequence
             yield sse.ServerEvent("event", event.model_dump_json(), str(event.sequence))
+
+
+def _dataset_of(job: JobSpec | Envelope) -> str:
+    """What is trained on, also when the job is signed."""
+    return (job if isinstance(job, JobSpec) else statement_of(job).job).data.train
 
 
 def _links(job_id: JobId) -> dict[str, str]:

@@ -227,8 +227,11 @@ class SubmitJobRequest(_message.Message):
 
     JOB_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SIGNED_JOB_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller; makes a retry safe. Optional."""
+    signed_job: _builtins.str
+    """Instead of `job`: the job as its signers have signed it, a DSSE envelope in JSON (docs/signed-jobs.md)."""
     @_builtins.property
     def job(self) -> _job_pb2.JobSpec: ...
     def __init__(
@@ -236,10 +239,11 @@ class SubmitJobRequest(_message.Message):
         *,
         job: _job_pb2.JobSpec | None = ...,
         request_id: _builtins.str = ...,
+        signed_job: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "request_id", b"request_id", "signed_job", b"signed_job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -735,6 +739,7 @@ class Assignment(_message.Message):
     INCLUDED_ROUND_FIELD_NUMBER: _builtins.int
     BASE_SEATS_FIELD_NUMBER: _builtins.int
     OLDER_KEYS_FIELD_NUMBER: _builtins.int
+    SIGNED_JOB_FIELD_NUMBER: _builtins.int
     INITIALISE_FIELD_NUMBER: _builtins.int
     TRAIN_FIELD_NUMBER: _builtins.int
     EVALUATE_FIELD_NUMBER: _builtins.int
@@ -756,6 +761,8 @@ class Assignment(_message.Message):
     """Id under which the aggregator knows the round and its base version: the job's, or that of its tier in a region."""
     included_round: _builtins.int
     """Last round whose version holds an update of this worker; unset if none does. Tells it what error feedback may forget."""
+    signed_job: _builtins.str
+    """The envelope the job was submitted in, unchanged; empty if it was not signed. `job` is what it says."""
     @_builtins.property
     def job(self) -> _job_pb2.JobSpec: ...
     @_builtins.property
@@ -802,6 +809,7 @@ class Assignment(_message.Message):
         included_round: _builtins.int | None = ...,
         base_seats: _abc.Iterable[_builtins.int] | None = ...,
         older_keys: _abc.Iterable[_common_pb2.DataKey] | None = ...,
+        signed_job: _builtins.str = ...,
         initialise: Global___InitialiseWork | None = ...,
         train: Global___TrainWork | None = ...,
         evaluate: Global___EvaluateWork | None = ...,
@@ -809,7 +817,7 @@ class Assignment(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_included_round", b"_included_round", "base", b"base", "data_key", b"data_key", "evaluate", b"evaluate", "hold", b"hold", "included_round", b"included_round", "initialise", b"initialise", "job", b"job", "train", b"train", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_included_round", b"_included_round", "aggregator", b"aggregator", "aggregator_address", b"aggregator_address", "assignment_id", b"assignment_id", "attempt", b"attempt", "base", b"base", "base_seats", b"base_seats", "chunk_elements", b"chunk_elements", "data_key", b"data_key", "evaluate", b"evaluate", "fence", b"fence", "hold", b"hold", "included_round", b"included_round", "initialise", b"initialise", "job", b"job", "job_id", b"job_id", "older_keys", b"older_keys", "round", b"round", "seat", b"seat", "seats", b"seats", "train", b"train", "transfer_job_id", b"transfer_job_id", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_included_round", b"_included_round", "aggregator", b"aggregator", "aggregator_address", b"aggregator_address", "assignment_id", b"assignment_id", "attempt", b"attempt", "base", b"base", "base_seats", b"base_seats", "chunk_elements", b"chunk_elements", "data_key", b"data_key", "evaluate", b"evaluate", "fence", b"fence", "hold", b"hold", "included_round", b"included_round", "initialise", b"initialise", "job", b"job", "job_id", b"job_id", "older_keys", b"older_keys", "round", b"round", "seat", b"seat", "seats", b"seats", "signed_job", b"signed_job", "train", b"train", "transfer_job_id", b"transfer_job_id", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__included_round: _TypeAlias = _typing.Literal["included_round"]  # noqa: Y015
     _WhichOneofArgType__included_round: _TypeAlias = _typing.Literal["_included_round", b"_included_round"]  # noqa: Y015
@@ -1125,22 +1133,53 @@ class FailedReport(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     PERMANENT_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     permanent: _builtins.bool
     """True: the same work would fail on any worker (bad configuration), so the job fails."""
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyRefusal]:
+        """Rules of the site's policy that the job breaks: the site has run nothing of it, and will not be asked again on this line."""
+
     def __init__(
         self,
         *,
         reason: _builtins.str = ...,
         permanent: _builtins.bool = ...,
+        refusals: _abc.Iterable[Global___PolicyRefusal] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["permanent", b"permanent", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["permanent", b"permanent", "reason", b"reason", "refusals", b"refusals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FailedReport: _TypeAlias = FailedReport  # noqa: Y015
+
+@_typing.final
+class PolicyRefusal(_message.Message):
+    """A rule of a site's policy that a job breaks: what is given, and what is allowed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    rule: _builtins.str
+    """Its key in the policy file, or signed_job."""
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        rule: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "rule", b"rule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyRefusal: _TypeAlias = PolicyRefusal  # noqa: Y015
 
 @_typing.final
 class ReportResponse(_message.Message):

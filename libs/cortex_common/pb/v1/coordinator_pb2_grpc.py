@@ -93,7 +93,8 @@ class JobServiceServicer:
 
     def SubmitJob(self, request, context):
         """Validates and stores a job; answers when it is durable. The same `request_id` again gives the same job.
-        INVALID_ARGUMENT with every mistake at once (google.rpc.BadRequest). ALREADY_EXISTS: request_id used for another job.
+        INVALID_ARGUMENT with every mistake at once (google.rpc.BadRequest). FAILED_PRECONDITION: a signed job that has
+        expired. ALREADY_EXISTS: request_id used for another job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

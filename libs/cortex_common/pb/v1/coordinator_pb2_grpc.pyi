@@ -35,7 +35,8 @@ class JobServiceStub:
     def __new__(cls, channel: _aio.Channel) -> JobServiceAsyncStub: ...
     SubmitJob: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.SubmitJobRequest, _coordinator_pb2.SubmitJobResponse]
     """Validates and stores a job; answers when it is durable. The same `request_id` again gives the same job.
-    INVALID_ARGUMENT with every mistake at once (google.rpc.BadRequest). ALREADY_EXISTS: request_id used for another job.
+    INVALID_ARGUMENT with every mistake at once (google.rpc.BadRequest). FAILED_PRECONDITION: a signed job that has
+    expired. ALREADY_EXISTS: request_id used for another job.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetJobRequest, _coordinator_pb2.GetJobResponse]
     """NOT_FOUND: no such job."""
@@ -62,7 +63,8 @@ class JobServiceAsyncStub(JobServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     SubmitJob: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.SubmitJobRequest, _coordinator_pb2.SubmitJobResponse]  # type: ignore[assignment]
     """Validates and stores a job; answers when it is durable. The same `request_id` again gives the same job.
-    INVALID_ARGUMENT with every mistake at once (google.rpc.BadRequest). ALREADY_EXISTS: request_id used for another job.
+    INVALID_ARGUMENT with every mistake at once (google.rpc.BadRequest). FAILED_PRECONDITION: a signed job that has
+    expired. ALREADY_EXISTS: request_id used for another job.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetJobRequest, _coordinator_pb2.GetJobResponse]  # type: ignore[assignment]
     """NOT_FOUND: no such job."""
@@ -92,7 +94,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.SubmitJobResponse, _abc.Awaitable[_coordinator_pb2.SubmitJobResponse]]:
         """Validates and stores a job; answers when it is durable. The same `request_id` again gives the same job.
-        INVALID_ARGUMENT with every mistake at once (google.rpc.BadRequest). ALREADY_EXISTS: request_id used for another job.
+        INVALID_ARGUMENT with every mistake at once (google.rpc.BadRequest). FAILED_PRECONDITION: a signed job that has
+        expired. ALREADY_EXISTS: request_id used for another job.
         """
 
     @_abc_1.abstractmethod

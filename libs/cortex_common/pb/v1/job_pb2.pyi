@@ -759,6 +759,7 @@ class JobStatus(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
     TENSORBOARD_DIR_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     name: _builtins.str
     status: _builtins.str
@@ -791,6 +792,10 @@ class JobStatus(_message.Message):
     def finished_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerActivity]: ...
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___SiteRefusal]:
+        """Sites that refuse the job now, one entry for each rule."""
+
     def __init__(
         self,
         *,
@@ -812,16 +817,46 @@ class JobStatus(_message.Message):
         owner: _builtins.str = ...,
         workers: _abc.Iterable[Global___WorkerActivity] | None = ...,
         tensorboard_dir: _builtins.str = ...,
+        refusals: _abc.Iterable[Global___SiteRefusal] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "error", b"error", "finished_at", b"finished_at", "model", b"model", "privacy", b"privacy", "started_at", b"started_at", "submitted_at", b"submitted_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "error", b"error", "finished_at", b"finished_at", "goodput", b"goodput", "history", b"history", "job_id", b"job_id", "metrics", b"metrics", "model", b"model", "name", b"name", "owner", b"owner", "privacy", b"privacy", "round", b"round", "rounds", b"rounds", "started_at", b"started_at", "status", b"status", "submitted_at", b"submitted_at", "tensorboard_dir", b"tensorboard_dir", "waiting_for", b"waiting_for", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "error", b"error", "finished_at", b"finished_at", "goodput", b"goodput", "history", b"history", "job_id", b"job_id", "metrics", b"metrics", "model", b"model", "name", b"name", "owner", b"owner", "privacy", b"privacy", "refusals", b"refusals", "round", b"round", "rounds", b"rounds", "started_at", b"started_at", "status", b"status", "submitted_at", b"submitted_at", "tensorboard_dir", b"tensorboard_dir", "waiting_for", b"waiting_for", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__error: _TypeAlias = _typing.Literal["error"]  # noqa: Y015
     _WhichOneofArgType__error: _TypeAlias = _typing.Literal["_error", b"_error"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__error) -> _WhichOneofReturnType__error | None: ...
 
 Global___JobStatus: _TypeAlias = JobStatus  # noqa: Y015
+
+@_typing.final
+class SiteRefusal(_message.Message):
+    """A rule of a site's own policy that keeps a worker from the job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    rule: _builtins.str
+    """Its key in the site's policy file, or signed_job."""
+    message: _builtins.str
+    """What is given, and what is allowed."""
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        rule: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "rule", b"rule", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SiteRefusal: _TypeAlias = SiteRefusal  # noqa: Y015
 
 @_typing.final
 class RoundReport(_message.Message):
