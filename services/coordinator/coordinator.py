@@ -173,7 +173,7 @@ class JobCoordinator:
         return [self._shown(self._jobs[job.id]) if job.id in self._jobs else self._shown_ended(job) for job in stored]
 
     async def watch(self, job_id: JobId, reach: Reach) -> AsyncIterator[JobStatus]:
-        """The status now, soon after each change and once a second, until the job has ended.
+        """The status now, soon after each change and once a second, until the job, taken up or not yet, has ended.
 
         Raises:
             NotFoundError: no such job within reach.
@@ -182,9 +182,9 @@ class JobCoordinator:
             tracked = self._running(job_id, reach)
             status = await self.status(job_id, reach)
             yield status
-            if status.status.is_terminal or tracked is None:
+            if status.status.is_terminal:
                 return
-            await first_of(tracked.changed.wait(), self._clock.sleep(1.0))
+            await first_of((tracked.changed if tracked else self._new_event).wait(), self._clock.sleep(1.0))
             # A round changes a dozen times in a blink; telling each would cost more than the round.
             await self._clock.sleep(_WATCH_EVERY_S)
 

@@ -139,6 +139,16 @@ class ScriptedWorker:
         self.refuse: str | None = None
         self.idle = asyncio.Event()
         self.idle.set()
+        self._held_at: int | None = None
+
+    def hold_at(self, round_number: int) -> None:
+        """Do not train that round or a later one until `let_go`: the job stands there for as long as a test needs."""
+        self._held_at = round_number
+
+    def let_go(self) -> None:
+        """Go on."""
+        self._held_at = None
+        self.idle.set()
 
     async def work(self) -> None:
         """Until cancelled. As a real worker does, it drops what is no longer wanted."""
@@ -175,6 +185,9 @@ class ScriptedWorker:
                 running[assignment_id] = asyncio.create_task(self._once(stub, assignment))
 
     async def _once(self, stub: Any, assignment: coordinator_pb2.Assignment) -> None:
+        is_training = assignment.WhichOneof("work") == "train"
+        if self._held_at is not None and is_training and assignment.round >= self._held_at:
+            self.idle.clear()
         await self.idle.wait()
         # What fails because the round has moved on, or a service is away, is asked for again by whoever still wants it.
         with suppress(grpc.aio.AioRpcError, CortexError):
@@ -275,6 +288,18 @@ async def site(tls_of: TlsOf, root: Path) -> AsyncIterator[Site]:
         yield made
     finally:
         await made.close()
+
+
+def hold_at(round_number: int, *workers: ScriptedWorker) -> None:
+    """All of them stand before that round."""
+    for worker in workers:
+        worker.hold_at(round_number)
+
+
+def let_go(*workers: ScriptedWorker) -> None:
+    """All of them go on."""
+    for worker in workers:
+        worker.let_go()
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ from cortex_common.pb.v1 import coordinator_pb2 as pb
 from cortex_common.pb.v1 import coordinator_pb2_grpc
 from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.errors import calling
-from tests.integration.coordinator.harness import LARGE, ScriptedWorker, Site, site, working
+from tests.integration.coordinator.harness import LARGE, ScriptedWorker, Site, hold_at, let_go, site, working
 from tests.waiting import eventually
 
 
@@ -60,11 +60,13 @@ async def submit(stub, spec, request_id="") -> str:
 
 
 async def until(stub, job_id: str, *phases: JobPhase, round_number: int = 0) -> JobStatus:
+    seen = []
     async for answer in stub.WatchJob(pb.WatchJobRequest(job_id=job_id)):
         status = status_from_proto(answer.job)
         if status.status in phases and status.round >= round_number:
             return status
-    raise AssertionError("the job ended otherwise")
+        seen.append(f"{status.status} in round {status.round}: {status.error or 'no error'}")
+    raise AssertionError(f"the job never came to {phases}, but to {seen}")
 
 
 async def test_a_job_runs_to_its_end_and_its_model_is_the_mean_of_the_updates(cortex):
@@ -99,10 +101,12 @@ async def test_versions_travel_as_deltas_between_exact_ones_through_a_restart_of
     await announce(cortex, "w1", "w2")
     async with working(*workers), cortex.jobs() as stub:
         download = {"codec": "topk", "options": {"density": 0.1}, "resync_every": 4}
+        hold_at(3, *workers)
         job_id = await submit(stub, job(training={"rounds": 7}, compression={"download": download}))
         await until(stub, job_id, JobPhase.TRAINING, round_number=3)
         await cortex.stop("aggregator")
         await cortex.start("aggregator")
+        let_go(*workers)
         status = await until(stub, job_id, JobPhase.COMPLETED, JobPhase.FAILED)
         assert status.status is JobPhase.COMPLETED, status.error
         answers = [answer async for answer in stub.DownloadModel(pb.DownloadModelRequest(job_id=job_id))]
@@ -122,18 +126,16 @@ async def test_a_job_survives_restarts_of_coordinator_aggregator_and_discovery(c
     await announce(cortex, "w1", "w2")
     async with working(*workers):
         async with cortex.jobs() as stub:
+            hold_at(1, *workers)
             job_id = await submit(stub, job(training={"rounds": 6}))
             await until(stub, job_id, JobPhase.TRAINING, round_number=1)
-        for worker in workers:
-            worker.idle.clear()
         await cortex.stop("coordinator")
         await cortex.stop("discovery")
         await cortex.stop("aggregator")
         for service in ("discovery", "aggregator", "coordinator"):
             await cortex.start(service)
         await announce(cortex, "w1", "w2")
-        for worker in workers:
-            worker.idle.set()
+        let_go(*workers)
         async with cortex.jobs() as stub:
             status = await until(stub, job_id, JobPhase.COMPLETED)
     assert [report.round for report in status.history] == [1, 2, 3, 4, 5, 6]
@@ -169,9 +171,11 @@ async def test_pause_and_resume(cortex):
     worker = ScriptedWorker(cortex, "w1", 1.0)
     await announce(cortex, "w1")
     async with working(worker), cortex.jobs() as stub:
+        worker.hold_at(2)
         job_id = await submit(stub, job(placement={"workers": 1}, training={"rounds": 40}))
-        await until(stub, job_id, JobPhase.TRAINING, round_number=1)
+        await until(stub, job_id, JobPhase.TRAINING, round_number=2)
         await stub.PauseJob(pb.PauseJobRequest(job_id=job_id))
+        worker.let_go()
         paused = await until(stub, job_id, JobPhase.PAUSED)
         assert paused.round < 40
         await stub.ResumeJob(pb.ResumeJobRequest(job_id=job_id))

@@ -19,7 +19,7 @@ from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.errors import calling
 from cortex_common.security.keyring import FileKeyring
 from cortex_common.security.sealing import SealingKey
-from tests.integration.coordinator.harness import ScriptedWorker, site, working
+from tests.integration.coordinator.harness import ScriptedWorker, hold_at, let_go, site, working
 from tests.integration.coordinator.test_jobs import announce, job, submit, until
 
 
@@ -82,8 +82,10 @@ async def test_a_worker_that_starts_anew_gets_the_same_key_wrapped_anew(cortex):
     await announce(cortex, "w1", "w2")
     workers = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 3.0)
     async with working(*workers), cortex.jobs() as stub:
+        hold_at(2, *workers)
         job_id = await submit(stub, job(training={"rounds": 4}))
-        await until(stub, job_id, JobPhase.TRAINING, round_number=1)
+        await until(stub, job_id, JobPhase.TRAINING, round_number=2)
+    let_go(*workers)
     before = dict(workers[0].keys)
     for worker in workers:
         worker.keys.clear()
@@ -154,16 +156,14 @@ async def test_a_rotation_asked_for_begins_with_the_next_round_also_after_a_rest
     workers = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 3.0)
     async with working(*workers):
         async with cortex.jobs() as stub:
+            hold_at(1, *workers)
             job_id = await submit(stub, job(training={"rounds": 5}))
             await until(stub, job_id, JobPhase.TRAINING, round_number=1)
-            for worker in workers:
-                worker.idle.clear()
             await rotate(cortex, job_id)
             await rotate(cortex, job_id)
         await cortex.stop("coordinator")
         await cortex.start("coordinator")
-        for worker in workers:
-            worker.idle.set()
+        let_go(*workers)
         async with cortex.jobs() as stub:
             status = await until(stub, job_id, JobPhase.COMPLETED)
             with pytest.raises(PreconditionError, match="completed"):
@@ -182,8 +182,10 @@ async def test_who_leaves_a_job_is_not_given_its_next_key(cortex):
     async with cortex.jobs() as stub:
         async with working(*stays):
             async with working(leaves):
+                hold_at(2, *stays, leaves)
                 job_id = await submit(stub, job(training={"rounds": 8}, placement={"workers": 3, "min_workers": 2}))
                 await until(stub, job_id, JobPhase.TRAINING, round_number=2)
+            let_go(*stays)
             status = await until(stub, job_id, JobPhase.COMPLETED)
         assert [report.round for report in status.history] == list(range(1, 9))
     first, *later = await epochs_of(cortex, job_id)
@@ -196,9 +198,11 @@ async def test_rotations_are_in_the_audit_log(cortex, tmp_path):
     await announce(cortex, "w1", "w2")
     workers = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 3.0)
     async with working(*workers), cortex.jobs() as stub:
+        hold_at(1, *workers)
         job_id = await submit(stub, job(training={"rounds": 4, "checkpoint": {"keep": 1}}))
         await until(stub, job_id, JobPhase.TRAINING, round_number=1)
         await rotate(cortex, job_id)
+        let_go(*workers)
         await until(stub, job_id, JobPhase.COMPLETED)
         await eventually_erased(cortex, job_id, keep={2})
     await cortex.stop("coordinator")
@@ -223,6 +227,7 @@ async def test_the_key_encryption_key_is_replaced_in_the_middle_of_a_job_and_kil
     first = FileKeyring(keyring, SystemClock()).current
     async with working(*workers):
         async with cortex.jobs() as stub:
+            hold_at(1, *workers)
             job_id = await submit(stub, job(training={"rounds": 6}))
             await until(stub, job_id, JobPhase.TRAINING, round_number=1)
         async with open_channel(cortex.coordinator, cortex.tls_of(Role.OPERATOR, "ann"), Role.COORDINATOR) as channel:
@@ -230,12 +235,9 @@ async def test_the_key_encryption_key_is_replaced_in_the_middle_of_a_job_and_kil
             answer = await coordinator_pb2_grpc.KeyServiceStub(channel).RotateKeyEncryptionKey(request)
         assert answer.rewrapped == 1
         assert FileKeyring(keyring, SystemClock()).ids == (answer.kek_id,)
-        for worker in workers:
-            worker.idle.clear()
         await cortex.stop("coordinator")
         await cortex.start("coordinator")
-        for worker in workers:
-            worker.idle.set()
+        let_go(*workers)
         async with cortex.jobs() as stub:
             status = await until(stub, job_id, JobPhase.COMPLETED)
             assert await model_of(stub, job_id, 6)
@@ -296,10 +298,12 @@ async def test_what_is_stored_of_a_job_comes_under_its_new_key_while_it_runs_and
         compression={"download": {"codec": "int8", "resync_every": 4}},
     )
     async with working(*workers), cortex.jobs() as stub:
+        hold_at(3, *workers)
         job_id = await submit(stub, spec)
         await until(stub, job_id, JobPhase.TRAINING, round_number=3)
         before = await model_of(stub, job_id, 1)
         assert await reseal(cortex, job_id) == 0
+        let_go(*workers)
         status = await until(stub, job_id, JobPhase.COMPLETED)
         assert [(report.attempt, report.accepted) for report in status.history] == [(1, 2)] * 8
         await eventually_erased(cortex, job_id, keep={2})

@@ -10,7 +10,7 @@ from safetensors.numpy import load as load_safetensors
 
 from cortex_common.job.status import JobPhase, JobStatus
 from cortex_common.pb.v1 import coordinator_pb2 as pb
-from tests.integration.coordinator.harness import LARGE, ScriptedWorker, Site, site, working
+from tests.integration.coordinator.harness import LARGE, ScriptedWorker, Site, hold_at, let_go, site, working
 from tests.integration.coordinator.test_jobs import announce, job, submit, until
 
 VALUES = {"w1": 1.0, "w2": 2.5, "w3": -3.25, "w4": 0.1}
@@ -61,13 +61,15 @@ async def test_a_region_whose_aggregator_is_gone_is_served_by_another(cortex):
     await announce(cortex, *VALUES)
     crew = workers(cortex)
     async with working(*crew), cortex.jobs() as stub:
-        spec = job(training={"rounds": 40}, placement={"workers": 4}, aggregation={"topology": "regional"})
+        spec = job(training={"rounds": 20}, placement={"workers": 4}, aggregation={"topology": "regional"})
+        hold_at(3, crew[0])
         job_id = await submit(stub, spec)
-        await until(stub, job_id, JobPhase.TRAINING, round_number=2)
+        await until(stub, job_id, JobPhase.TRAINING, round_number=3)
         await cortex.stop("aggregator-us")
+        let_go(crew[0])
         status = await until(stub, job_id, JobPhase.COMPLETED, JobPhase.FAILED)
         assert status.status is JobPhase.COMPLETED, status.error
-        assert [report.accepted for report in status.history] == [4] * 40
+        assert [report.accepted for report in status.history] == [4] * 20
         events = [e.event.name async for e in stub.WatchEvents(pb.WatchEventsRequest(job_id=job_id))]
     assert "region_moved" in events
 

@@ -20,7 +20,7 @@ from cortex_common.rpc.channel import open_channel
 from cortex_common.security.pkcs11_keyring import Pkcs11Keyring
 from tests.conformance.key_encryption import SECRET, KeyEncryptionConformance
 from tests.fakes import ManualClock
-from tests.integration.coordinator.harness import ScriptedWorker, site, working
+from tests.integration.coordinator.harness import ScriptedWorker, hold_at, let_go, site, working
 from tests.integration.coordinator.test_jobs import announce, job, submit, until
 
 PIN = "4711"
@@ -153,18 +153,16 @@ async def test_a_job_runs_under_keys_of_the_module_through_a_rotation_and_a_rest
         workers = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 3.0)
         async with working(*workers):
             async with cortex.jobs() as stub:
+                hold_at(1, *workers)
                 job_id = await submit(stub, job(training={"rounds": 6}))
                 await until(stub, job_id, JobPhase.TRAINING, round_number=1)
             operator = cortex.tls_of(Role.OPERATOR, "ann")
             async with open_channel(cortex.coordinator, operator, Role.COORDINATOR) as channel:
                 keys = coordinator_pb2_grpc.KeyServiceStub(channel)
                 made = await keys.RotateKeyEncryptionKey(coordinator_pb2.RotateKeyEncryptionKeyRequest())
-            for worker in workers:
-                worker.idle.clear()
             await cortex.stop("coordinator")
             await cortex.start("coordinator")
-            for worker in workers:
-                worker.idle.set()
+            let_go(*workers)
             async with cortex.jobs() as stub:
                 status = await until(stub, job_id, JobPhase.COMPLETED)
         assert [(report.attempt, report.accepted) for report in status.history] == [(1, 2)] * 6
