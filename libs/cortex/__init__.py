@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cortex.client import Client
     from cortex.connection import Connection, find_connection
+    from cortex.integration.manager import CortexManager
     from cortex.views import JobEvent, NodeView, VersionView
     from cortex_common.errors import CortexError
     from cortex_common.job.parse import load_job_file, parse_job
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Client": "cortex.client",
     "Connection": "cortex.connection",
+    "CortexManager": "cortex.integration.manager",
     "find_connection": "cortex.connection",
     "JobEvent": "cortex.views",
     "NodeView": "cortex.views",
@@ -37,6 +39,7 @@ __all__ = [
     "Client",
     "Connection",
     "CortexError",
+    "CortexManager",
     "JobEvent",
     "JobSpec",
     "JobStatus",

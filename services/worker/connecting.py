@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from cortex_common.clock import Clock
-from cortex_common.errors import InvalidArgumentError
-from cortex_common.network.bridge import Transport
+from cortex_common.errors import ForbiddenError, InvalidArgumentError, UnauthenticatedError
+from cortex_common.network.bridge import ReconnectPolicy, Transport
 from cortex_common.network.grpc_transport import GrpcTransport, Peers
 from cortex_common.network.messages import Hello
 from cortex_common.network.websocket_link import GatewayAccess
@@ -16,6 +16,9 @@ from cortex_common.security.node_tokens import NodeToken
 from cortex_common.security.sealing import SealingKey
 from services.worker.settings import WorkerSettings
 
+# Few attempts must outlast a gateway that is started again.
+_PATIENT_WAIT_S = 2.0
+_LONGEST_WAIT_S = 30.0
 _PROXIES: dict[str, Literal[True] | None] = {"environment": True, "none": None}
 
 
@@ -33,9 +36,18 @@ def transport_of(settings: WorkerSettings, hello: Hello, sealing: SealingKey, cl
         return GrpcTransport(hello, peers, settings.tls, clock, sealing.public)
     proxy = _PROXIES.get(settings.gateway_proxy, settings.gateway_proxy)
     token, url = node_token_of(settings), settings.gateway_url
+    public, timeout_s = sealing.public.hex(), settings.gateway_timeout_s
     return WebSocketTransport(
-        GatewayAccess(url, token, hello, sealing.public.hex(), ca=settings.gateway_ca, proxy=proxy)
+        GatewayAccess(url, token, hello, public, ca=settings.gateway_ca, proxy=proxy, timeout_s=timeout_s)
     )
+
+
+def policy_of(settings: WorkerSettings) -> ReconnectPolicy:
+    """How to go on when the network is away: for ever, or as often as the settings allow."""
+    if settings.gateway_attempts is None:
+        return ReconnectPolicy()
+    fatal = (UnauthenticatedError, ForbiddenError, InvalidArgumentError)
+    return ReconnectPolicy(settings.gateway_attempts, fatal, _PATIENT_WAIT_S, _LONGEST_WAIT_S)
 
 
 def node_token_of(settings: WorkerSettings) -> NodeToken:

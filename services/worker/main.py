@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from cortex_common.clock import Clock, SystemClock
-from cortex_common.data import available_datasets
+from cortex_common.data import DatasetInfo, available_datasets
 from cortex_common.errors import InvalidArgumentError
 from cortex_common.identity import Role
 from cortex_common.ids import NodeName
@@ -24,17 +26,17 @@ from cortex_common.security.sealing import SealingKey
 from cortex_common.settings import load_settings
 from cortex_common.telemetry.collectors import publish_node
 from cortex_common.telemetry.metrics import cortex_version, publish_build_info
-from cortex_common.telemetry.ops_server import ops_server
+from cortex_common.telemetry.ops_server import Readiness, ops_server
 from cortex_common.telemetry.resources import probe_resources
 from cortex_common.transfer.pacing import Paces
 from services.worker import metrics
-from services.worker.connecting import transport_of
+from services.worker.connecting import policy_of, transport_of
 from services.worker.execution import Surroundings
 from services.worker.gate import Gate
 from services.worker.outgoing import Outgoing
+from services.worker.own import OwnParts
 from services.worker.residuals import sweep_daily
 from services.worker.settings import WorkerSettings
-from services.worker.slots import StartTrainer
 from services.worker.supervisor import Supervisor
 from services.worker.trainer_process import TrainerProcess
 
@@ -57,20 +59,19 @@ async def run(
     clock: Clock,
     stop: asyncio.Event,
     started: asyncio.Future[RunningWorker] | None = None,
-    start_trainer: StartTrainer | None = None,
+    own: OwnParts | None = None,
 ) -> None:
     """Work until `stop` is set, then leave.
 
-    A program that brings its own data passes `start_trainer`: a `Trainer` (see `trainer_line`); at its other end a
-    `trainer.session.Session` serves its `JobData`, here or in another process. With `gateway_url` and
-    `node_token` in the settings, all of it goes through a gateway, over WebSocket.
+    With `gateway_url` and `node_token` in the settings, all of it goes through a gateway, over WebSocket.
 
     Args:
         settings: Who, where, with what.
         clock: For waiting and measuring.
         stop: Ends it.
         started: Told once it works.
-        start_trainer: Starts a trainer for one job; a child process by default.
+        own: Of a program that brings its own data (see `embedded`); by default trainers are child processes and the
+            data is that of the catalogue.
 
     Raises:
         CortexError: certificate or catalogue file are not usable.
@@ -81,27 +82,28 @@ async def run(
     publish_node(settings.tls if settings.gateway_url is None else None, settings.cache_dir, clock)
     incarnation, started_s = uuid.uuid4().hex, clock.wall_s()
     hello = Hello(settings.name, settings.region, incarnation, settings.slots)
-    sealing = SealingKey(settings.network)
-    bridge = TenzroBridge(transport_of(settings, hello, sealing, clock), clock)
+    sealing = own.sealing if own else SealingKey(settings.network)
+    bridge = TenzroBridge(transport_of(settings, hello, sealing, clock), clock, policy_of(settings))
     paces = Paces.of(settings.bandwidth.up, settings.bandwidth.down, clock)
     outgoing = Outgoing(settings.state_dir / "outgoing.json")
     gate = Gate(settings.site_policy, settings.network, outgoing, clock)
     counted = outgoing if settings.site_policy else None
     surroundings = Surroundings(settings.network, NodeName(settings.name), bridge, clock, sealing, counted, paces)
-    start_trainer = start_trainer or partial(TrainerProcess.start, settings.threads, settings.device)
+    start_trainer = own.start_trainer if own else partial(TrainerProcess.start, settings.threads, settings.device)
     supervisor = Supervisor(settings, surroundings, bridge, start_trainer, gate.refusals)
     _route(bridge, supervisor)
     membership = _membership(settings, clock)
 
     def node() -> NodeReport:
-        return _node(settings, supervisor, incarnation, started_s)
+        datasets = own.datasets if own else _datasets(settings)
+        return _node(settings, supervisor, datasets, incarnation, started_s)
 
     def readiness() -> tuple[bool, str]:
         return (True, supervisor.activity) if bridge.is_open else (False, f"no line to {bridge.what}")
 
     try:
         async with (
-            ops_server(settings.metrics_host, settings.metrics_port, readiness) as ops,
+            _metrics_of(settings, own, readiness) as metrics_port,
             asyncio.TaskGroup() as tasks,
         ):
             work = [
@@ -112,10 +114,10 @@ async def run(
             ]
             announcing = tasks.create_task(bridge.announce_forever(node, stop))
             if settings.ready_file is not None:
-                facts = {"name": settings.name, "service": "worker", "address": "", "metrics_port": ops.port}
+                facts = {"name": settings.name, "service": "worker", "address": "", "metrics_port": metrics_port}
                 write_ready_file(settings.ready_file, facts)
             if started is not None:
-                started.set_result(RunningWorker(incarnation, ops.port, supervisor, bridge))
+                started.set_result(RunningWorker(incarnation, metrics_port, supervisor, bridge))
             await stop.wait()
             # Over WebSocket the goodbye goes over the line itself.
             await asyncio.wait((announcing,), timeout=_GOODBYE_S)
@@ -167,13 +169,33 @@ def main(config: Path | None) -> int:
     return run_service(lambda stop: run(settings, clock, stop), parent_pid=settings.parent_pid)
 
 
-def _node(settings: WorkerSettings, supervisor: Supervisor, incarnation: str, started_s: float) -> NodeReport:
+@asynccontextmanager
+async def _metrics_of(settings: WorkerSettings, own: OwnParts | None, readiness: Readiness) -> AsyncIterator[int]:
+    """Serve metrics inside the block, if that is wanted; the port, 0 without."""
+    if own is not None and not own.serves_metrics:
+        yield 0
+        return
+    async with ops_server(settings.metrics_host, settings.metrics_port, readiness) as ops:
+        yield ops.port
+
+
+def _datasets(settings: WorkerSettings) -> tuple[DatasetInfo, ...]:
+    """What this node can read now."""
     try:
-        datasets = tuple(available_datasets(settings.cache_dir, settings.catalogue))
+        return tuple(available_datasets(settings.cache_dir, settings.catalogue))
     except InvalidArgumentError as error:
         # Right at the start, spoilt since: go on without, and say so where people look.
         _log.warning("catalogue_not_readable", reason=error.message)
-        datasets = ()
+        return ()
+
+
+def _node(
+    settings: WorkerSettings,
+    supervisor: Supervisor,
+    datasets: tuple[DatasetInfo, ...],
+    incarnation: str,
+    started_s: float,
+) -> NodeReport:
     return NodeReport(
         name=NodeName(settings.name),
         role=Role.WORKER,

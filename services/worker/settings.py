@@ -31,6 +31,8 @@ class WorkerSettings(ServiceSettings):
         node_token: From `cortex node token --gateway`; or in `node_token_file`.
         gateway_ca: PEM file of the authorities to trust for wss; the system's by default.
         gateway_proxy: The URL of an HTTP or SOCKS proxy, `environment` (HTTPS_PROXY, ALL_PROXY …), or `none`.
+        gateway_timeout_s: Each attempt to connect there may take so long.
+        gateway_attempts: Give up after so many that failed in a row; never, if unset.
         coordinator: host:port to get work from.
         discovery: host:port to announce this node to.
         slots: Jobs at a time; each has its own trainer process.
@@ -53,6 +55,8 @@ class WorkerSettings(ServiceSettings):
     node_token_file: Path | None = None
     gateway_ca: Path | None = None
     gateway_proxy: str = Field(default="environment", pattern=r"^(environment|none|[a-z0-9]+://.+)$")
+    gateway_timeout_s: float = Field(default=30.0, gt=0)
+    gateway_attempts: int | None = Field(default=None, ge=1)
     slots: int = Field(default=1, ge=1, le=64)
     threads: int = Field(default=1, ge=1, le=1024)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")

@@ -6,6 +6,7 @@ The table in docs/manager.md is made from these classes (`python -m cortex.integ
 from __future__ import annotations
 
 import binascii
+import hashlib
 import math
 from base64 import b64decode
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ from cortex_common.job.spec import (
 from cortex_common.settings import FileSettings, load_settings
 
 KEY_BYTES = 32
+_LONGEST_NAME = 100
 _NOT_A_KEY = "a secret (not shown) given; allowed: 32 bytes as base64, or null to have one generated"
 
 # Not the strict types of the job file: variables of the environment are text.
@@ -126,7 +128,8 @@ class TrainingSection(Section):
     min_nodes: Count = Field(1, description="How many of them it needs to begin and go on.")
     dataset: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = Field(
         None,
-        description="Name under which this node's data is known: jobs over it train here. If null: `own-<input_dim>`.",
+        description="Name under which this node's data is known: jobs over it train here. If null, it says what the "
+        "model is, so that nodes with the same model meet: `own-784-512-256-10`.",
     )
     init_from: Path | None = Field(
         None, description="A .safetensors file to start from (fine-tuning), when this program submits the job."
@@ -147,7 +150,10 @@ class TrainingSection(Section):
     @property
     def dataset_name(self) -> str:
         """Under which this node's data is known."""
-        return self.dataset or f"own-{self.input_dim}"
+        if self.dataset:
+            return self.dataset
+        name = "-".join(["own", *(str(width) for width in (self.input_dim, *self.hidden_dims, self.output_dim))])
+        return name if len(name) <= _LONGEST_NAME else f"own-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
     @property
     def model(self) -> ModelSpec:
@@ -168,7 +174,7 @@ class TrainingSection(Section):
 class SecuritySection(Section):
     """Encryption of everything that leaves this node."""
 
-    enable_encryption: bool = Field(True, description="False is refused unless the network allows it.")
+    enable_encryption: bool = Field(True, description="False is refused: networks take sealed updates only.")
     encryption_key: Annotated[SecretStr, AfterValidator(_key)] | None = Field(
         None,
         description="This node's private sealing key (X25519, 32 bytes as base64). If null, one is generated at the "

@@ -7,8 +7,10 @@ half. So a stolen disk opens no recorded traffic, and a new start needs no more 
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -16,6 +18,7 @@ from cortex_common.errors import CorruptError, InvalidArgumentError, Unavailable
 from cortex_common.ids import JobId
 from cortex_common.security.encryption import unwrap_with, wrap_for
 from cortex_common.security.objects import DataKey, WrappedKey
+from cortex_common.storage.durable import make_directory, write_durably
 
 PUBLIC_BYTES = 32
 _REMEMBERED = 4096
@@ -31,6 +34,27 @@ class SealingKey:
         self._network = network
         self._private = private or X25519PrivateKey.generate()
         self._opened = lru_cache(_REMEMBERED)(self._open)
+
+    @classmethod
+    def of(cls, network: str, private: bytes) -> SealingKey:
+        """The one with these 32 bytes as its private half."""
+        return cls(network, X25519PrivateKey.from_private_bytes(private))
+
+    @classmethod
+    def kept(cls, network: str, path: Path) -> tuple[SealingKey, bool]:
+        """The one in a file, and whether it was made just now: base64, readable by its owner only.
+
+        Raises:
+            InvalidArgumentError: the file holds something else.
+        """
+        is_new = not path.exists()
+        if is_new:
+            make_directory(path.parent)
+            write_durably(path, b64encode(X25519PrivateKey.generate().private_bytes_raw()) + b"\n", mode=0o600)
+        try:
+            return cls.of(network, b64decode(path.read_bytes(), validate=False)), is_new
+        except ValueError:
+            raise InvalidArgumentError(f"{path} holds no sealing key; allowed: 32 bytes as base64") from None
 
     @property
     def public(self) -> bytes:

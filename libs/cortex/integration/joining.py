@@ -1,0 +1,103 @@
+"""Which job this node trains in: one that waits for it, or one that it submits."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Protocol
+
+from cortex.client import Client
+from cortex.integration.settings import ManagerSettings
+from cortex_common.clock import Clock
+from cortex_common.errors import CortexError, InvalidArgumentError
+from cortex_common.ids import JobId
+from cortex_common.job.parse import parse_job
+from cortex_common.job.spec import JobSpec
+from cortex_common.logging import get_logger
+
+_log = get_logger(__name__)
+
+_LOOK_S = 5.0
+_AGAIN_S = 0.5
+_ADMISSION_S = 30.0
+_DEADLINE_S = 24 * 3600.0
+
+
+class Worker(Protocol):
+    """As much of a worker as joining needs."""
+
+    async def assigned(self, timeout_s: float) -> JobId | None:
+        """The first job it has work of; None if there is none in time."""
+
+
+async def join(worker: Worker, client: Client | None, settings: ManagerSettings, clock: Clock) -> JobId:
+    """The job to train in: a running one over this node's data, or a new one.
+
+    Raises:
+        CortexError: the network takes no such job.
+    """
+    name = settings.training.dataset_name
+    if client is None:
+        _log.info("waiting_for_a_job", dataset=name, reason="only who has an operator's certificate may submit one")
+        while (job_id := await worker.assigned(_LOOK_S)) is None:
+            pass
+        return job_id
+    if any(not job.status.is_terminal for job in await asyncio.to_thread(client.jobs)):
+        job_id = await worker.assigned(_LOOK_S)
+        if job_id is not None:
+            _log.info("job_joined", job_id=job_id)
+            return job_id
+    return await _submit(client, job_of(settings), clock)
+
+
+def job_of(settings: ManagerSettings) -> JobSpec:
+    """The job that the file describes, over this node's own data."""
+    training = settings.training
+    return parse_job(
+        {
+            "name": training.dataset_name,
+            "model": training.model.model_dump(mode="json")
+            | {"init_from": str(training.init_from.absolute()) if training.init_from else None},
+            "data": {"train": training.dataset_name, "partition": {"scheme": "local"}},
+            "training": {
+                "optimizer": training.optimizer,
+                "optimizer_options": training.optimizer_options,
+                "learning_rate": training.learning_rate,
+                "weight_decay": training.weight_decay,
+                "batch_size": training.batch_size,
+                "local_epochs": training.epochs_per_round,
+                "rounds": training.rounds,
+                "early_stopping": training.stopping.model_dump() if training.stopping else None,
+                "device": training.device,
+                "precision": training.precision,
+                "seed": training.seed,
+            },
+            "aggregation": {"deadline": _DEADLINE_S},
+            "placement": {"workers": max(training.nodes, training.min_nodes), "min_workers": training.min_nodes},
+        }
+    )
+
+
+async def _submit(client: Client, job: JobSpec, clock: Clock) -> JobId:
+    """Submit it, or find it: programs with the same file, and one that is started again, mean the same job."""
+    digest = hashlib.sha256(job.model_dump_json().encode()).hexdigest()[:32]
+    for number in range(1, 1_000_000):
+        job_id = await _admitted(client, job, f"manager-{digest}-{number}", clock)
+        status = await asyncio.to_thread(client.status, job_id)
+        if not status.status.is_terminal:
+            _log.info("job_submitted", job_id=job_id, dataset=job.data.train)
+            return JobId(job_id)
+    raise CortexError("this job has been run a million times")
+
+
+async def _admitted(client: Client, job: JobSpec, request_id: str, clock: Clock) -> str:
+    """Submit until the coordinator has heard of this node's data; that takes a heartbeat or two."""
+    for attempt in range(int(_ADMISSION_S / _AGAIN_S)):
+        try:
+            return await asyncio.to_thread(client.submit, job, request_id)
+        except InvalidArgumentError as error:
+            paths = {violation.path for violation in error.violations}
+            if not paths <= {"data.train", "placement"} or (attempt + 1) * _AGAIN_S >= _ADMISSION_S:
+                raise
+            await clock.sleep(_AGAIN_S)
+    raise CortexError("unreachable")

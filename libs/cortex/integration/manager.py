@@ -1,0 +1,256 @@
+"""CortexManager: a training node inside a person's own program."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from base64 import b64decode
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cortex.integration.access import Access
+from cortex.integration.joining import join
+from cortex.integration.reporting import Bar, Scalars, progress_bar, write_checkpoint
+from cortex.integration.settings import ManagerSettings, load_manager_settings
+from cortex_common.clock import SystemClock
+from cortex_common.errors import (
+    CortexError,
+    InvalidArgumentError,
+    NotFoundError,
+    PreconditionError,
+    UnavailableError,
+)
+from cortex_common.ids import JobId
+from cortex_common.job.status import JobPhase, JobStatus, RoundReport
+from cortex_common.logging import configure_logging, get_logger
+from cortex_common.security.sealing import SealingKey
+from cortex_common.telemetry.ops_server import listen
+
+if TYPE_CHECKING:
+    from cortex_common.model import CortexModel
+
+_log = get_logger(__name__)
+
+_LOOK_EVERY_S = 1.0
+_METRICS_HOST = "127.0.0.1"
+
+
+class CortexManager:
+    """A training node in your own program, on your own data: any torch DataLoader of (inputs, labels).
+
+    The data never leaves the program; sealed weights do, over one outgoing WebSocket connection.
+
+    ```python
+    manager = CortexManager("config.yaml")
+    await manager.initialize()
+    await manager.start_training(dataloader)
+    manager.model(inputs)
+    ```
+
+    Attributes:
+        model: The trained network, a `CortexModel`, once the job has ended; None before.
+        history: Reports of the rounds so far, oldest first.
+        status: The job as last heard of; None before there is one.
+    """
+
+    def __init__(self, config: Path | str, environment: Mapping[str, str] | None = None) -> None:
+        """Read the settings.
+
+        Args:
+            config: The path of a config.yaml (docs/manager.md lists its keys).
+            environment: Where `CORTEX_<SECTION>__<KEY>` variables are looked up; that of the process by default.
+
+        Raises:
+            NotFoundError: no such file.
+            InvalidArgumentError: every mistake in it at once.
+        """
+        self.settings: ManagerSettings = load_manager_settings(Path(config), environment)
+        self.model: CortexModel | None = None
+        self.history: tuple[RoundReport, ...] = ()
+        self.status: JobStatus | None = None
+        self._sealing: SealingKey | None = None
+        self._access: Access | None = None
+        self._worker: Any = None
+        self._checkpointed = 0
+
+    @property
+    def metrics_port(self) -> int:
+        """Where Prometheus finds this node's metrics while it trains; 0 if nowhere."""
+        return int(self._worker.metrics_port) if self._worker is not None else 0
+
+    async def initialize(self) -> None:
+        """Connect to the network and see that it takes this node.
+
+        Raises:
+            UnavailableError: no network answers, after `network.retry_attempts` of `network.connection_timeout` seconds
+                each; says how to start one.
+            UnauthenticatedError, ForbiddenError: it refuses this node; says why.
+            NotFoundError: there is no token for this node; says how to make one.
+            InvalidArgumentError: `security.enable_encryption` is false.
+        """
+        settings = self.settings
+        configure_logging(settings.network.node_id, settings.monitoring.log_level, json=False)
+        if not settings.security.enable_encryption:
+            raise InvalidArgumentError(
+                "security.enable_encryption: false given; this network takes sealed updates only; allowed: true"
+            )
+        access = Access(settings, self._key("cortex"))
+        await access.check(lambda reason: _log.warning("network_away", reason=reason))
+        self._sealing = self._key(access.network)
+        self._access = access
+
+    async def start_training(self, dataloader: Any) -> JobStatus:
+        """Join the running job over this node's data, or submit one; take part until it has ended.
+
+        Args:
+            dataloader: A torch DataLoader of (inputs, labels): inputs of `training.input_dim` values, labels from 0 to
+                `training.output_dim` - 1.
+
+        Returns:
+            The job as it ended; `model` and `history` are set.
+
+        Raises:
+            InvalidArgumentError: the data does not fit the settings.
+            PreconditionError: the job failed or was cancelled; says why.
+            CortexError: the network is away, or does not take this node or its job.
+        """
+        if self._access is None:
+            await self.initialize()
+        worker = self._embedded(dataloader)
+        scalars = Scalars(self.settings.monitoring.tensorboard_dir)
+        try:
+            with progress_bar(self.settings) as bar:
+                await worker.start()
+                self._worker = worker
+                assert self._access is not None  # noqa: S101  initialised
+                job_id = await join(worker, self._access.client, self.settings, SystemClock())
+                status = await self._follow(job_id, bar, scalars)
+            return await self._ended(job_id, status)
+        finally:
+            self._worker = None
+            scalars.close()
+            await worker.close()
+
+    def run(self, dataloader: Any) -> JobStatus:
+        """`initialize` and `start_training` for programs without an event loop; in a notebook, await those instead.
+
+        Raises:
+            PreconditionError: an event loop is running.
+            CortexError: as those two.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self.start_training(dataloader))
+        raise PreconditionError(
+            "manager.run() inside a running event loop, such as a notebook's; there: "
+            "await manager.initialize(), then await manager.start_training(dataloader)"
+        )
+
+    def _key(self, network: str) -> SealingKey:
+        """The sealing key given, or the one kept beside this node's state."""
+        given = self.settings.security.encryption_key
+        if given is not None:
+            return SealingKey.of(network, b64decode(given.get_secret_value()))
+        path = self.settings.node_dir / "sealing.key"
+        key, is_new = SealingKey.kept(network, path)
+        if is_new:
+            _log.info("encryption_key_made", path=str(path), mode="0600")
+        return key
+
+    def _embedded(self, dataloader: Any) -> Any:
+        """The worker in this program."""
+        assert self._access is not None and self._sealing is not None  # noqa: S101, PT018  initialised
+        settings, network = self.settings, self.settings.network
+        token = network.token.get_secret_value() if network.token else None
+        facts: dict[str, object] = {
+            "network": self._access.network,
+            "name": network.node_id,
+            "region": network.region,
+            "state_dir": settings.node_dir,
+            "gateway_url": network.websocket_url,
+            "gateway_ca": network.ca,
+            "gateway_timeout_s": network.connection_timeout,
+            "gateway_attempts": network.retry_attempts,
+            "node_token": token,
+            "node_token_file": None if token else self._access.token_file,
+            "metrics_host": _METRICS_HOST,
+            "metrics_port": self._free_port(),
+            "device": settings.training.device,
+        }
+        return _module().EmbeddedWorker(
+            facts,
+            dataloader,
+            settings.training.model,
+            settings.training.dataset_name,
+            self._sealing,
+            serves_metrics=settings.monitoring.enable_prometheus,
+        )
+
+    def _free_port(self) -> int:
+        wanted = self.settings.monitoring.metrics_port
+        if not self.settings.monitoring.enable_prometheus or not wanted:
+            return 0
+        try:
+            listen(_METRICS_HOST, wanted).close()
+        except PreconditionError as error:
+            _log.warning("metrics_elsewhere", reason=f"{error.message}; a free port is taken instead")
+            return 0
+        return wanted
+
+    async def _follow(self, job_id: JobId, bar: Bar, scalars: Scalars) -> JobStatus:
+        """Show the job until it has ended."""
+        while True:
+            status = await self._look(job_id)
+            if status is not None:
+                for report in status.history[len(self.history) :]:
+                    scalars.write(report)
+                self.status, self.history = status, status.history
+                bar.show(status, self._worker.activity)
+                await self._checkpoint(status)
+                if status.status.is_terminal:
+                    return status
+            await self._worker.changed(_LOOK_EVERY_S)
+
+    async def _look(self, job_id: JobId) -> JobStatus | None:
+        """Where the job stands; None while nobody can say: the worker knows when that has lasted too long."""
+        try:
+            return await self._worker.status(job_id)  # type: ignore[no-any-return]
+        except (UnavailableError, NotFoundError):
+            return None
+
+    async def _checkpoint(self, status: JobStatus) -> None:
+        directory, version = self.settings.training.checkpoint_dir, status.model
+        if directory is None or version is None or version.round <= self._checkpointed:
+            return
+        job_id = JobId(status.job_id)
+        try:
+            _, manifest, arena = await self._worker.model(job_id, version.sha256, version.round)
+        except CortexError as error:
+            _log.warning("checkpoint_left_out", round=version.round, reason=error.message)
+            return
+        name = f"{job_id}-{version.round}"
+        keep = self.settings.training.checkpoint_keep
+        await asyncio.to_thread(write_checkpoint, directory.expanduser(), keep, name, manifest, arena)
+        self._checkpointed = version.round
+
+    async def _ended(self, job_id: JobId, status: JobStatus) -> JobStatus:
+        """Take the model home, and say how the job ended."""
+        if status.model is not None:
+            self.model, _, _ = await self._worker.model(job_id, status.model.sha256, status.model.round)
+        if status.status is not JobPhase.COMPLETED:
+            raise PreconditionError(f"job {job_id} {status.status.value}: {status.error or 'by somebody'}")
+        _log.info("job_completed", job_id=job_id, rounds=status.round, **dict(status.metrics))
+        return status
+
+
+def _module() -> Any:
+    """The worker, whose packages need not be there for everything else."""
+    try:
+        return importlib.import_module("services.worker.embedded")
+    except ModuleNotFoundError as error:
+        raise CortexError(
+            f"training needs the Python module {error.name!r}, which is not installed; "
+            "`pip install 'cortex-training[worker]'` brings it"
+        ) from error

@@ -1,0 +1,192 @@
+"""A worker inside a person's own program: what `cortex.CortexManager` stands on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from cortex_common.clock import SystemClock
+from cortex_common.data import DatasetInfo
+from cortex_common.errors import CortexError, UnavailableError
+from cortex_common.ids import JobId, RoundNumber, Sha256Hex
+from cortex_common.job.spec import ModelSpec
+from cortex_common.job.status import JobStatus
+from cortex_common.network.bridge import TenzroBridge
+from cortex_common.network.messages import Assignments, JobStatusMessage, JobStatusRequest
+from cortex_common.network.work import Assignment
+from cortex_common.security.encryption import EncryptionManager
+from cortex_common.security.sealing import SealingKey
+from cortex_common.tensors import Arena, Manifest
+from cortex_common.transfer import pull_model
+from services.worker.main import RunningWorker, run
+from services.worker.own import OwnParts
+from services.worker.settings import WorkerSettings
+from services.worker.trainer.loader import LoaderData, model_of
+from services.worker.trainer_thread import TrainerThread
+
+
+class EmbeddedWorker:
+    """A worker over WebSocket that trains on a program's own DataLoader, in a thread of it."""
+
+    def __init__(
+        self,
+        settings: Mapping[str, object],
+        loader: Any,
+        model: ModelSpec,
+        dataset: str,
+        sealing: SealingKey,
+        *,
+        serves_metrics: bool,
+    ) -> None:
+        """Look at the data; nothing is connected yet.
+
+        Args:
+            settings: Of `WorkerSettings`.
+            loader: A torch DataLoader of (inputs, labels).
+            model: What it must fit.
+            dataset: The name it gets.
+            sealing: This node's key.
+            serves_metrics: Whether to listen for Prometheus.
+
+        Raises:
+            InvalidArgumentError: the data does not fit the model; says how.
+        """
+        self._settings = WorkerSettings.model_validate(settings)
+        data = LoaderData(loader, model)
+        info = DatasetInfo(dataset, (model.input_dim,), model.output_dim, data.examples)
+        start = partial(TrainerThread.start, self._settings.device, lambda _spec, _message: data)
+        self._sealing = sealing
+        self._own = OwnParts(start, (info,), sealing, serves_metrics=serves_metrics)
+        self._stop = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._running: RunningWorker | None = None
+        self._assigned: dict[JobId, Assignment] = {}
+        self._changed = asyncio.Event()
+
+    @property
+    def metrics_port(self) -> int:
+        """Where Prometheus finds the metrics."""
+        return self._running.metrics_port if self._running else 0
+
+    @property
+    def activity(self) -> str:
+        """What is being done, in words."""
+        return self._running.supervisor.activity if self._running else "starting"
+
+    async def start(self) -> None:
+        """Join the network.
+
+        Raises:
+            CortexError: it does not let this node in, or is away.
+        """
+        started: asyncio.Future[RunningWorker] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(run(self._settings, SystemClock(), self._stop, started, self._own))
+        await asyncio.wait((self._task, started), return_when=asyncio.FIRST_COMPLETED)
+        await self._alive()
+        self._running = started.result()
+        self._bridge.on(Assignments, self._assign)
+        self._bridge.on(JobStatusMessage, lambda _: self._changed.set())
+        await self._first_of(self._bridge.opened())
+
+    async def assigned(self, timeout_s: float) -> JobId | None:
+        """The first job this node has work of; None if there is none in time.
+
+        Raises:
+            CortexError: the worker has ended.
+        """
+        end_s = asyncio.get_running_loop().time() + timeout_s
+        while not self._assigned:
+            left_s = end_s - asyncio.get_running_loop().time()
+            if left_s <= 0:
+                return None
+            await self.changed(left_s)
+        return next(iter(self._assigned))
+
+    async def changed(self, timeout_s: float) -> None:
+        """Return at the next news of a job, and when time is up.
+
+        Raises:
+            CortexError: the worker has ended.
+        """
+        await self._first_of(asyncio.wait_for(self._changed.wait(), timeout_s))
+        self._changed.clear()
+
+    async def status(self, job_id: JobId) -> JobStatus:
+        """Where a job of this node stands.
+
+        Raises:
+            CortexError: it has not had work of it yet, or the network is away.
+        """
+        answer = await self._bridge.ask(JobStatusRequest(job_id))
+        if not isinstance(answer, JobStatusMessage):
+            raise CortexError(f"{self._bridge.what} answered a request for a status with {type(answer).__name__}")
+        return answer.job
+
+    async def model(self, job_id: JobId, sha256: str, round_number: int) -> tuple[Any, Manifest, Arena]:
+        """A version of a job of this node: the network, the layout and the numbers.
+
+        Raises:
+            CortexError: the network does not have it any more, or is away.
+        """
+        assignment = self._assigned.get(job_id)
+        if assignment is None:
+            raise UnavailableError(f"this node has had no work of job {job_id} yet")
+        held: list[tuple[Manifest, Arena]] = []
+
+        def allocate(manifest: Manifest) -> Arena:
+            held[:] = [(manifest, Arena.zeros(manifest))]
+            return held[0][1]
+
+        encryption = EncryptionManager(self._sealing.unwrap(job_id, assignment.data_key))
+        channel = self._bridge.to(assignment.aggregator_address)
+        await pull_model(channel, job_id, Sha256Hex(sha256), "", encryption, allocate, RoundNumber(round_number))
+        manifest, arena = held[0]
+        return model_of(assignment.spec.model, arena), manifest, arena
+
+    async def close(self) -> None:
+        """Leave the network, and end the trainer."""
+        self._stop.set()
+        if self._task is not None:
+            await asyncio.wait((self._task,))
+
+    @property
+    def _bridge(self) -> TenzroBridge:
+        if self._running is None:
+            raise UnavailableError("this node has not joined yet")
+        return self._running.bridge
+
+    def _assign(self, message: Assignments) -> None:
+        for each in message.assignments:
+            self._assigned[each.job_id] = each
+        self._changed.set()
+
+    async def _first_of(self, waiting: Any) -> None:
+        """Wait for it, or for the end of the worker."""
+        assert self._task is not None  # noqa: S101  started
+        wanted = asyncio.ensure_future(waiting)
+        try:
+            await asyncio.wait((wanted, self._task), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            wanted.cancel()
+            await asyncio.wait((wanted,))
+        await self._alive()
+
+    async def _alive(self) -> None:
+        """Raise what ended the worker, if it has ended."""
+        if self._task is None or not self._task.done():
+            return
+        try:
+            await self._task
+        except BaseExceptionGroup as group:
+            told = group.subgroup(CortexError)
+            if told is None:
+                raise
+            raise _leaf(told) from group
+        raise UnavailableError("the worker has ended")
+
+
+def _leaf(group: BaseExceptionGroup[CortexError]) -> CortexError:
+    first = group.exceptions[0]
+    return _leaf(first) if isinstance(first, BaseExceptionGroup) else first

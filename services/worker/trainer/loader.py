@@ -1,0 +1,127 @@
+"""Data that a program brings itself: any torch DataLoader of (inputs, labels)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cortex_common.errors import InvalidArgumentError
+from cortex_common.job.spec import ModelSpec
+from cortex_common.model import CortexModel, build_model, copy_from_arena
+from cortex_common.tensors import Arena
+from services.worker.failures import WorkFailedError
+from services.worker.trainer.examples import Examples
+
+
+class LoaderData:
+    """A DataLoader as the data of a job: every seat that comes here trains on all of it, in the loader's batches."""
+
+    def __init__(self, loader: DataLoader[Any], model: ModelSpec) -> None:
+        """Look at the first batch.
+
+        Raises:
+            InvalidArgumentError: the loader gives nothing, or what this model does not take.
+        """
+        self._loader = loader
+        inputs, labels = _first(loader)
+        _check_inputs(inputs, model)
+        _check_labels(labels, model)
+        self._batch = len(labels)
+
+    @property
+    def examples(self) -> int:
+        """How many there are, as far as the loader knows."""
+        dataset = self._loader.dataset
+        if hasattr(dataset, "__len__"):
+            return len(dataset)
+        return self._batches * self._batch
+
+    @property
+    def _batches(self) -> int:
+        try:
+            return len(self._loader)
+        except TypeError:  # an IterableDataset without a length
+            return sum(1 for _ in self._loader)
+
+    def training_part(self, seat: int, seats: int, device: torch.device) -> LoaderExamples:
+        """All of it."""
+        return LoaderExamples(self._loader, self.examples, self._batches, device)
+
+    def test_slice(self, index: int, slices: int, device: torch.device) -> Examples:
+        """Nobody tests here.
+
+        Raises:
+            WorkFailedError: always.
+        """
+        raise WorkFailedError("this node has training data only", is_permanent=False)
+
+
+class LoaderExamples:
+    """One pass after another over a DataLoader."""
+
+    def __init__(self, loader: DataLoader[Any], examples: int, batches: int, device: torch.device) -> None:
+        self._loader = loader
+        self._examples = examples
+        self._batches = max(1, batches)
+        self._device = device
+
+    def __len__(self) -> int:
+        return self._examples
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Batches of the loader, whatever size they have."""
+        return self._batches
+
+    def endless_batches(self, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The loader's batches, on the trainer's device."""
+        while True:
+            for inputs, labels in self._loader:
+                yield (
+                    torch.as_tensor(inputs, dtype=torch.float32, device=self._device),
+                    torch.as_tensor(labels, dtype=torch.int64, device=self._device),
+                )
+
+
+def model_of(spec: ModelSpec, arena: Arena) -> CortexModel:
+    """The network with these weights, ready to be asked."""
+    model = build_model(spec, seed=0)
+    copy_from_arena(model, arena)
+    return model.eval()
+
+
+def _first(loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
+    batch = next(iter(loader), None)
+    if batch is None:
+        raise InvalidArgumentError("the DataLoader gives no batch; allowed: at least one")
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        given = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, tuple | list) else type(batch).__name__
+        raise InvalidArgumentError(f"the DataLoader gives a {given}; allowed: pairs (inputs, labels)")
+    return torch.as_tensor(batch[0]), torch.as_tensor(batch[1])
+
+
+def _check_inputs(inputs: Tensor, model: ModelSpec) -> None:
+    values = math.prod(inputs.shape[1:])
+    if inputs.dim() < 2 or values != model.input_dim:
+        raise InvalidArgumentError(
+            f"the DataLoader gives inputs of shape {tuple(inputs.shape)}, {values} values each; training.input_dim is "
+            f"{model.input_dim}"
+        )
+
+
+def _check_labels(labels: Tensor, model: ModelSpec) -> None:
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise InvalidArgumentError(
+            f"the DataLoader gives labels of shape {tuple(labels.shape)} and type {labels.dtype}; allowed: one class "
+            "number an input, whole numbers"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= model.output_dim:
+        raise InvalidArgumentError(
+            f"the DataLoader gives labels from {low} to {high}; training.output_dim {model.output_dim} allows 0 to "
+            f"{model.output_dim - 1}"
+        )
