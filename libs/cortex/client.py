@@ -6,24 +6,24 @@ import hashlib
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from cortex.connection import Connection, find_connection
 from cortex.local.files import replacing
 from cortex.local.layout import Layout
 from cortex.local.status import running_report
 from cortex.patience import Patience, Result
-from cortex.views import IdentitiesView, JobEvent, KeyEpochView, NodeView, VersionView
-from cortex.wire import identities_from_proto, key_epoch_from_proto, node_from_proto
+from cortex.views import IdentitiesView, JobEvent, KeyEpochView, NodeView, SealedDatasetView, VersionView
+from cortex.wire import dataset_from_proto, identities_from_proto, key_epoch_from_proto, node_from_proto
 from cortex_common.clock import Clock, SystemClock
 from cortex_common.envelope import Envelope
-from cortex_common.errors import CorruptError, UnauthenticatedError
+from cortex_common.errors import CorruptError, UnauthenticatedError, UnavailableError
 from cortex_common.identity import Role
-from cortex_common.job.parse import parse_job
 from cortex_common.job.spec import JobSpec
-from cortex_common.job.statement import load_submission
+from cortex_common.job.statement import submission_of
 from cortex_common.job.status import JobStatus
 from cortex_common.job.wire import event_from_proto, spec_to_proto, status_from_proto, version_from_proto
 from cortex_common.pb.v1 import (
@@ -37,6 +37,9 @@ from cortex_common.pb.v1 import (
 )
 from cortex_common.rpc.channel import RenewingSyncChannel
 from cortex_common.rpc.errors import calling
+
+if TYPE_CHECKING:
+    from cortex_common.data.sealed import Described
 
 Message = TypeVar("Message")
 RPC_TIMEOUT_S = 15.0
@@ -77,6 +80,10 @@ class Client:
         return coordinator_pb2_grpc.KeyServiceStub(self._lines[Role.COORDINATOR].current())
 
     @property
+    def _datasets(self) -> coordinator_pb2_grpc.DatasetServiceStub:
+        return coordinator_pb2_grpc.DatasetServiceStub(self._lines[Role.COORDINATOR].current())
+
+    @property
     def _nodes(self) -> discovery_pb2_grpc.DiscoveryServiceStub:
         return discovery_pb2_grpc.DiscoveryServiceStub(self._lines[Role.DISCOVERY].current())
 
@@ -95,7 +102,7 @@ class Client:
             InvalidArgumentError: lists every mistake in the job.
         """
         request = coordinator_pb2.SubmitJobRequest(request_id=request_id or uuid.uuid4().hex)
-        given = _submission_of(job)
+        given = submission_of(job)
         if isinstance(given, Envelope):
             request.signed_job = given.to_json()
         else:
@@ -336,6 +343,63 @@ class Client:
         )
         return answer.kek_id, answer.rewrapped
 
+    def add_dataset(
+        self,
+        folder: Path,
+        told: Described,
+        key: bytes,
+        org: str,
+        on_shard: Callable[[str, int], None] = lambda aggregator, index: None,
+    ) -> list[str]:
+        """Bring a sealed data set to every aggregator, and its key to the coordinator; the aggregators it is at.
+
+        Args:
+            folder: Where its shards are.
+            told: Its manifest, see `cortex.shipping.read_manifest`.
+            key: The data set's.
+            org: Whose jobs may train on it.
+            on_shard: Told of each that has arrived, and where.
+
+        Raises:
+            UnavailableError: there is no aggregator, or one cannot be reached.
+            AlreadyExistsError: it is known with another key, or for another organisation.
+        """
+        from cortex.shipping import ship_shards
+
+        aggregators = self._aggregators()
+        if not aggregators:
+            raise UnavailableError("no aggregator is live; the shards of a data set are kept by aggregators")
+        for name, address in aggregators.items():
+            ship_shards(address, self.connection.tls, folder, told, partial(on_shard, name))
+        request = coordinator_pb2.AddDatasetRequest(manifest=told.envelope.to_json(), key=key, org=org)
+        self._call(lambda: self._datasets.AddDataset(request, timeout=RPC_TIMEOUT_S))
+        return list(aggregators)
+
+    def datasets(self) -> list[SealedDatasetView]:
+        """The sealed data sets that jobs may train on."""
+        request = coordinator_pb2.ListDatasetsRequest()
+        answer = self._call(lambda: self._datasets.ListDatasets(request, timeout=RPC_TIMEOUT_S))
+        return [dataset_from_proto(each) for each in answer.datasets]
+
+    def remove_dataset(self, reference: str) -> int:
+        """Erase the key to a data set, then its shards; how many of these there were.
+
+        Raises:
+            NotFoundError: there is none.
+            PreconditionError: a job trains on it.
+        """
+        from cortex.shipping import drop_shards
+
+        request = coordinator_pb2.RemoveDatasetRequest(reference=reference)
+        answer = self._call(lambda: self._datasets.RemoveDataset(request, timeout=RPC_TIMEOUT_S))
+        digests = list(answer.shard_sha256)
+        return sum(drop_shards(address, self.connection.tls, digests) for address in self._aggregators().values())
+
+    def _aggregators(self) -> dict[str, str]:
+        """Addresses of the aggregators that live."""
+        live = (node for node in self.nodes() if node.role == Role.AGGREGATOR and node.health != "expired")
+        return {node.name: node.address for node in live if node.address}
+
     def _stream(self, start: Callable[[], Iterator[Message]]) -> Iterator[Message]:
         """Messages of a call to the coordinator, made again if it ended with its certificate and there is a new one."""
         line = self._lines[Role.COORDINATOR]
@@ -370,12 +434,6 @@ class Client:
     def _name(self, role: Role) -> str:
         address = self.connection.coordinator if role is Role.COORDINATOR else self.connection.discovery
         return f"{role.value} at {address}"
-
-
-def _submission_of(job: JobSpec | Envelope | Mapping[str, object] | Path | str) -> JobSpec | Envelope:
-    if isinstance(job, JobSpec | Envelope):
-        return job
-    return load_submission(Path(job)) if isinstance(job, (str, Path)) else parse_job(job)
 
 
 def _verified(job_id: str, version: VersionView | None, digest: str, size_bytes: int) -> VersionView:

@@ -49,6 +49,20 @@ class DatasetView(View):
     examples: int
 
 
+class SealedDatasetView(View):
+    """A data set whose shards are sealed; `reference` is what a job names as data.train."""
+
+    reference: str
+    org: str
+    added_by: str
+    added_at: datetime | None = None
+    signer: str
+    input_shape: tuple[int, ...]
+    classes: int
+    examples: int
+    shards: int
+
+
 class NodeView(View):
     """A node as discovery knows it; `health` is live, suspect or expired."""
 

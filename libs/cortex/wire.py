@@ -11,6 +11,7 @@ from cortex.views import (
     NodeView,
     OpenTokenView,
     ResourcesView,
+    SealedDatasetView,
 )
 from cortex_common.identity import Identity
 from cortex_common.job.wire import moment
@@ -73,6 +74,25 @@ def key_epoch_from_proto(message: coordinator_pb2.KeyEpoch) -> KeyEpochView:
         reason=message.reason,
         from_round=message.from_round,
         state=_word(coordinator_pb2.KeyState.Name(message.state), "KEY_STATE_"),
+    )
+
+
+def dataset_from_proto(message: coordinator_pb2.SealedDataset) -> SealedDatasetView:
+    """Read a sealed data set."""
+    # numpy is not for those who only ask how a job is.
+    from cortex_common.data.sealed import described
+
+    manifest = described(message.manifest).manifest
+    return SealedDatasetView(
+        reference=message.reference,
+        org=message.org,
+        added_by=message.added_by,
+        added_at=moment(message, "added_at"),
+        signer=manifest.signer,
+        input_shape=manifest.input_shape,
+        classes=manifest.classes,
+        examples=manifest.examples,
+        shards=len(manifest.shards),
     )
 
 

@@ -30,8 +30,16 @@ from cortex_common.validation import ValidationManager
 from services.aggregator.aggregation import WeightAggregator
 from services.aggregator.batches import BatchProcessor
 from services.aggregator.client import UpstreamChannels
-from services.aggregator.servicer import ROUND_SERVICE, WEIGHT_SERVICE, RoundServicer, WeightServicer
+from services.aggregator.servicer import (
+    ROUND_SERVICE,
+    SHARD_SERVICE,
+    WEIGHT_SERVICE,
+    RoundServicer,
+    ShardServicer,
+    WeightServicer,
+)
 from services.aggregator.settings import AggregatorSettings
+from services.aggregator.shards import Room, ShardStore
 from services.aggregator.store import DirectoryRoundStore
 from services.aggregator.versions import VersionStore
 
@@ -54,14 +62,19 @@ async def run(
     publish_build_info("aggregator")
     publish_node(settings.tls, settings.state_dir, clock)
     membership = Membership(settings.tls, settings.discovery, settings.state_dir / "denials.json", clock)
+    shards = await asyncio.to_thread(_shards, settings)
     async with (
         _aggregating(settings, identity, clock) as aggregator,
         ops_server(settings.metrics_host, settings.metrics_port, lambda: (not stop.is_set(), "")) as ops,
         auditing(settings.state_dir / "audit", settings.tls, clock) as auditor,
         serving(
             settings.rpc(membership.denied, auditor, bulk=True),
-            [RoundServicer(aggregator, SealingKey(settings.network)).attach, WeightServicer(aggregator).attach],
-            [ROUND_SERVICE, WEIGHT_SERVICE],
+            [
+                RoundServicer(aggregator, SealingKey(settings.network)).attach,
+                WeightServicer(aggregator, shards).attach,
+                ShardServicer(shards).attach,
+            ],
+            [ROUND_SERVICE, WEIGHT_SERVICE, SHARD_SERVICE],
         ) as server,
         asyncio.TaskGroup() as tasks,
     ):
@@ -93,7 +106,7 @@ async def _aggregating(
         settings,
         identity.name,
         DirectoryRoundStore(settings.state_dir),
-        VersionStore(await asyncio.to_thread(_version_blobs, settings)),
+        VersionStore(await asyncio.to_thread(_blobs, settings, settings.versions, "versions")),
         validation,
         processor,
         channels,
@@ -108,14 +121,21 @@ async def _aggregating(
         processor.close()
 
 
-def _version_blobs(settings: AggregatorSettings) -> BlobStore:
-    if settings.versions is None:
-        return DirectoryBlobStore(settings.state_dir / "versions")
+def _shards(settings: AggregatorSettings) -> ShardStore:
+    """The shards that are here."""
+    folder = settings.state_dir if settings.shards is None else None
+    return ShardStore(_blobs(settings, settings.shards, "shards"), Room(folder, settings.disk_reserve_bytes))
+
+
+def _blobs(settings: AggregatorSettings, url: str | None, folder: str) -> BlobStore:
+    """A store of blobs: what the settings name, or a folder of the state directory."""
+    if url is None:
+        return DirectoryBlobStore(settings.state_dir / folder)
     # Only who wants an object store needs its client.
     from cortex_common.storage.remote import S3Access, S3BlobStore
 
     keys = (settings.s3_key_file, settings.s3_secret_file)
-    return S3BlobStore(settings.versions, S3Access(settings.s3_endpoint, settings.s3_region, *keys))
+    return S3BlobStore(url, S3Access(settings.s3_endpoint, settings.s3_region, *keys))
 
 
 async def _beat(

@@ -17,6 +17,7 @@ from cortex_common.security.sealing import SealingKey
 from cortex_common.transfer import ChunkFrame, HeaderFrame, TrailerFrame, frame_to_bytes
 from cortex_common.transfer.wire import receipt_to_proto
 from services.aggregator.aggregation import WeightAggregator
+from services.aggregator.shards import ShardStore
 from services.aggregator.uploads import in_thread
 from services.aggregator.versions import PartReader, SealedPart
 from services.aggregator.wire import (
@@ -33,6 +34,7 @@ from services.aggregator.wire import (
 _SERVICES = aggregator_pb2.DESCRIPTOR.services_by_name
 ROUND_SERVICE: str = _SERVICES["RoundService"].full_name
 WEIGHT_SERVICE: str = _SERVICES["WeightService"].full_name
+SHARD_SERVICE: str = _SERVICES["ShardService"].full_name
 
 
 class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
@@ -120,8 +122,9 @@ class RoundServicer(aggregator_pb2_grpc.RoundServiceServicer):
 class WeightServicer:
     """For workers. Frames are bytes here: see `cortex_common.transfer.frames`."""
 
-    def __init__(self, aggregator: WeightAggregator) -> None:
+    def __init__(self, aggregator: WeightAggregator, shards: ShardStore) -> None:
         self._aggregator = aggregator
+        self._shards = shards
 
     def attach(self, server: grpc.aio.Server) -> None:
         """Register with a server, with the frames' own (de)serialisers."""
@@ -143,30 +146,66 @@ class WeightServicer:
             yield answer_to_proto(answer)
 
     async def pull_model(self, request: aggregator_pb2.PullModelRequest, context: Any) -> AsyncIterator[bytes]:
-        """Send one version, whole or as a delta, sealed as it lies on the disk."""
-        number = RoundNumber(request.round)
-        holdings = self._aggregator.holdings
-        part = await holdings.model(JobId(request.job_id), request.sha256, request.held_sha256, number)
+        """Send one version, whole or as a delta, or a shard, sealed as it lies on the disk."""
+        shard = self._shards.part(request.sha256)
+        part = shard or await self._aggregator.holdings.model(
+            JobId(request.job_id), request.sha256, request.held_sha256, RoundNumber(request.round)
+        )
         chunks = part.header.chunks
         first = chunks if request.held_sha256 == request.sha256 else request.first_chunk
         if first > chunks:
             raise InvalidArgumentError(f"first_chunk {first}: the version has {chunks} chunks")
         yield frame_to_bytes(HeaderFrame(part.header, first))
         if first < chunks:
-            async for frame in self._chunks(part, first, number):
+            open_part = self._shards.open if shard else self._aggregator.versions.open_part
+            reader = await in_thread(lambda: open_part(part))
+            async for frame in self._chunks(part, reader, first, request):
                 yield frame
         yield frame_to_bytes(TrailerFrame(chunks, bytes.fromhex(part.content_sha256)))
 
-    async def _chunks(self, part: SealedPart, first: int, number: RoundNumber) -> AsyncIterator[bytes]:
-        reader = await in_thread(lambda: self._aggregator.versions.open_part(part))
+    async def _chunks(
+        self, part: SealedPart, reader: PartReader, first: int, request: aggregator_pb2.PullModelRequest
+    ) -> AsyncIterator[bytes]:
+        job_id, number = JobId(request.job_id), RoundNumber(request.round)
         try:
             for index in range(first, part.header.chunks):
                 frame = await in_thread(lambda index=index: _frame(reader, index))  # type: ignore[misc]
-                await self._aggregator.paces.up.take(part.header.job_id, len(frame))
+                await self._aggregator.paces.up.take(job_id, len(frame))
                 yield frame
-                self._aggregator.count_download(part.header.job_id, number, part.sizes[index])
+                self._aggregator.count_download(job_id, number, part.sizes[index])
         finally:
             reader.close()
+
+
+class ShardServicer:
+    """For operators. Frames are bytes here, as those of weights."""
+
+    def __init__(self, shards: ShardStore) -> None:
+        self._shards = shards
+
+    def attach(self, server: grpc.aio.Server) -> None:
+        """Register with a server, with the frames' own deserialiser."""
+        handlers = {
+            "PutShard": grpc.stream_unary_rpc_method_handler(
+                self.put_shard, response_serializer=aggregator_pb2.PutShardResponse.SerializeToString
+            ),
+            "DropShards": grpc.unary_unary_rpc_method_handler(
+                self.drop_shards,
+                request_deserializer=aggregator_pb2.DropShardsRequest.FromString,
+                response_serializer=aggregator_pb2.DropShardsResponse.SerializeToString,
+            ),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SHARD_SERVICE, handlers),))
+
+    async def put_shard(self, messages: AsyncIterator[bytes], context: Any) -> aggregator_pb2.PutShardResponse:
+        """Take one shard."""
+        return aggregator_pb2.PutShardResponse(newly_stored=await self._shards.put(aiter(messages)))
+
+    async def drop_shards(
+        self, request: aggregator_pb2.DropShardsRequest, context: Any
+    ) -> aggregator_pb2.DropShardsResponse:
+        """Erase shards."""
+        return aggregator_pb2.DropShardsResponse(dropped=await in_thread(lambda: self._shards.drop(request.sha256)))
 
 
 def _frame(reader: PartReader, index: int) -> bytes:

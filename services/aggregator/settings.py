@@ -28,6 +28,8 @@ class AggregatorSettings(ServiceSettings):
     """Forwarding a round is given up, to be asked for again, when nothing got through to the upper one for so long."""
     versions: str | None = None
     """Where model versions are kept: s3://bucket/prefix, this aggregator's own; a folder in `state_dir` by default."""
+    shards: str | None = None
+    """Where sealed shards of data sets are kept: s3://bucket/prefix, its own; a folder in `state_dir` by default."""
     s3_endpoint: str | None = Field(default=None, pattern=r"^https?://")
     """URL of the object store; Amazon's by default."""
     s3_region: str | None = None

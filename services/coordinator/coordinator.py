@@ -23,8 +23,8 @@ from cortex_common.job.site_policy import Refusal
 from cortex_common.job.spec import JobSpec
 from cortex_common.job.status import JobStatus
 from cortex_common.logging import get_logger
-from cortex_common.tensors import DEFAULT_CHUNK_ELEMENTS
 from services.coordinator.attendance import Attendance
+from services.coordinator.datasets import SealedDatasets
 from services.coordinator.deployment import ModelDeploymentManager
 from services.coordinator.domain.advance import Now, Verdict, advance
 from services.coordinator.domain.assignments import assignments
@@ -38,7 +38,7 @@ from services.coordinator.keys import JobKeys, NewKey
 from services.coordinator.link_keeper import LinkKeeper
 from services.coordinator.network_view import NetworkView
 from services.coordinator.observers import Observers
-from services.coordinator.orders import DataKeys, Order
+from services.coordinator.orders import DataKeys, Order, SealedPart
 from services.coordinator.resealing import Resealing
 from services.coordinator.shown import status_of
 from services.coordinator.signal import Signal, first_of
@@ -74,6 +74,7 @@ class JobCoordinator:
         resealing: Resealing,
         observers: Observers,
         known_datasets: Mapping[str, Dataset],
+        datasets: SealedDatasets,
         clock: Clock,
         rules: Rules,
         epoch: int,
@@ -88,6 +89,7 @@ class JobCoordinator:
         self._resealing = resealing
         self._observers = observers
         self._known = known_datasets
+        self._datasets = datasets
         self._clock = clock
         self._rules = rules
         self._epoch = epoch
@@ -131,7 +133,7 @@ class JobCoordinator:
         key = _request_key(caller, request_id) if request_id else None
         if key and (earlier := await self._store.call(lambda store: store.find_request(key))):
             return await self._same_job(earlier, spec, signed_job, str(request_id))
-        if wrong := admission(spec, self._world(None), self._known):
+        if wrong := admission(spec, self._world(None), {**self._known, **self._datasets.known(caller.org)}):
             raise InvalidArgumentError.of(f"job {spec.name}", wrong)
         job = Job(JobId(secrets.token_hex(6)), spec, caller.name, self._clock.wall_s(), caller.org, signed_job)
         note = Note("job_submitted", 0, f"{spec.name} by {caller.name}{', signed' if signed_job else ''}")
@@ -287,6 +289,7 @@ class JobCoordinator:
             if tracked.job.stage.is_terminal and tracked.job.cleaned:
                 del self._jobs[tracked.job.id]
                 self._keys.forget(tracked.job.id)
+                self._datasets.forget(tracked.job.id)
 
     def _steps(self, tracked: Tracked) -> Sequence[Verdict]:
         """What is decided now, one decision after another; stored together, because each commit waits for the disk."""
@@ -381,31 +384,18 @@ class JobCoordinator:
             if not given or job.aggregator is None:
                 continue
             for worker, assignment in given.items():
-                keys = self._keys_for(tracked, worker)
-                if keys is None:
+                needed = self._needed(tracked, worker, assignment.seat)
+                if needed is None:
                     break
-                tier = job.tier_of(assignment.seat)
-                order = Order(
-                    assignment=assignment,
-                    transfer_id=job.transfer_id(tier),
-                    spec=job.spec,
-                    keys=keys,
-                    aggregator=job.aggregator if tier is None else job.tiers[tier].aggregator,
-                    address=self._links.address(job, tier),
-                    base=job.version,
-                    fence=self._epoch,
-                    chunk_elements=DEFAULT_CHUNK_ELEMENTS,
-                    included_round=job.included.get(worker),
-                    base_seats=job.base_seats,
-                    signed_job=job.signed_job,
-                )
+                address = self._links.address(job, job.tier_of(assignment.seat))
+                order = Order.of(job, assignment, *needed, address, self._epoch)
                 orders[worker] = (*orders.get(worker, ()), tracked.resting(worker, order))
         return orders
 
-    def _keys_for(self, tracked: Tracked, worker: NodeName) -> DataKeys | None:
-        """A worker's data keys; without them the job, and only it, cannot go on."""
+    def _needed(self, tracked: Tracked, worker: NodeName, seat: SeatIndex) -> tuple[DataKeys, SealedPart | None] | None:
+        """A worker's data keys and shards; without them the job, and only it, cannot go on."""
         try:
-            return self._keys.of_worker(tracked.job, worker)
+            return self._keys.of_worker(tracked.job, worker), self._datasets.part(tracked.job, seat)
         except (NotFoundError, CorruptError) as error:
             tracked.seen = replace(tracked.seen, fatal=error.message)
             self.wake()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -57,7 +57,23 @@ class JobKeys:
         self._keyring = keyring
         self._clock = clock
         self._open: dict[JobId, tuple[OpenKey, ...] | CortexError] = {}
-        self._unstored: dict[JobId, str] = {}
+        self._unstored: dict[str, str] = {}
+        self.others: list[Callable[[int], Awaitable[int]]] = []
+        """Wrap anew what else rests under the key-encryption keys, and give how much that was."""
+
+    async def rest(self, owner: str, secret: bytes, context: bytes) -> RestingKey:
+        """Wrap a secret of somebody else, whose key-encryption key stays until `stored`.
+
+        Raises:
+            UnavailableError: whoever holds the key-encryption key is away.
+        """
+        resting = await asyncio.to_thread(self._keyring.wrap, secret, context)
+        self._unstored[owner] = resting.kek_id
+        return resting
+
+    def stored(self, owner: str) -> None:
+        """What was wrapped for this owner is in the store, or will never be."""
+        self._unstored.pop(owner, None)
 
     async def first(self, job_id: JobId) -> NewKey:
         """The first key of a new job: to be stored with it, and then to `begin`.
@@ -174,6 +190,8 @@ class JobKeys:
             after = (page[-1][0], page[-1][1].epoch)
             moved = await asyncio.to_thread(self._moved, page)
             count += await self._store.call(lambda store, moved=moved: store.rewrap_keys(moved, fence))  # type: ignore[misc]
+        for others in self.others:
+            count += await others(fence)
         if count:
             self._record("data keys wrapped anew", f"kek_id={current}", f"{count} of them")
         needed_keks = await self._store.call(lambda store: store.kek_ids()) | {current, *self._unstored.values()}

@@ -33,6 +33,8 @@ from cortex_common.telemetry.resources import probe_resources
 from services.coordinator.attendance import Attendance
 from services.coordinator.client import AggregatorClient, DiscoveryClient
 from services.coordinator.coordinator import JobCoordinator
+from services.coordinator.dataset_servicer import DATASET_SERVICE, DatasetServicer
+from services.coordinator.datasets import SealedDatasets
 from services.coordinator.deployment import ModelDeploymentManager
 from services.coordinator.domain.seen import Dataset
 from services.coordinator.key_servicer import KEY_SERVICE, KeyServicer
@@ -87,6 +89,7 @@ class _Parts:
         jobs: JobServicer,
         assignments: AssignmentServicer,
         keys: KeyServicer,
+        datasets: DatasetServicer,
         membership: Membership,
         job_keys: JobKeys,
         epoch: int,
@@ -99,6 +102,7 @@ class _Parts:
         self.jobs = jobs
         self.assignments = assignments
         self.keys = keys
+        self.datasets = datasets
         self.membership = membership
 
 
@@ -112,6 +116,8 @@ async def _parts(
     observers = Observers(settings.state_dir / "tensorboard")
     keyring = await asyncio.to_thread(_keyring, settings, clock)
     keys = JobKeys(settings.network, store, keyring, clock, auditor.did)
+    datasets = SealedDatasets(settings.network, store, keys, keyring, clock, epoch)
+    keys.others.append(datasets.rewrap)
     woken = asyncio.Event()
     attendance = Attendance(clock, woken.set)
     membership = Membership(settings.tls, settings.discovery, settings.state_dir / "denials.json", clock)
@@ -136,6 +142,7 @@ async def _parts(
         resealing=resealing,
         observers=observers,
         known_datasets=known,
+        datasets=datasets,
         clock=clock,
         rules=settings.rules,
         epoch=epoch,
@@ -144,11 +151,22 @@ async def _parts(
     log.info("leading", epoch=epoch)
     # Goes on with what a rotation that was broken off has left.
     await keys.rewrap(epoch)
+    await datasets.load()
     try:
         jobs = JobServicer(coordinator, deployment, store, clock)
         assignments = AssignmentServicer(coordinator, attendance, wrapper, clock)
-        key_servicer = KeyServicer(coordinator, resealing, keys, store, epoch)
-        yield _Parts(coordinator, attendance, network, jobs, assignments, key_servicer, membership, keys, epoch)
+        yield _Parts(
+            coordinator,
+            attendance,
+            network,
+            jobs,
+            assignments,
+            KeyServicer(coordinator, resealing, keys, store, epoch),
+            DatasetServicer(coordinator, datasets),
+            membership,
+            keys,
+            epoch,
+        )
     finally:
         observers.close()
         await aggregators.close()
@@ -163,12 +181,11 @@ async def _serve(
     identity: Identity,
     auditor: Auditor,
 ) -> None:
-    attach = [parts.jobs.attach, parts.assignments.attach, parts.keys.attach]
+    attach = [parts.jobs.attach, parts.assignments.attach, parts.keys.attach, parts.datasets.attach]
+    services = [JOB_SERVICE, ASSIGNMENT_SERVICE, KEY_SERVICE, DATASET_SERVICE]
     async with (
         ops_server(settings.metrics_host, settings.metrics_port, lambda: (not stop.is_set(), "")) as ops,
-        serving(
-            settings.rpc(parts.membership.denied, auditor), attach, [JOB_SERVICE, ASSIGNMENT_SERVICE, KEY_SERVICE]
-        ) as server,
+        serving(settings.rpc(parts.membership.denied, auditor), attach, services) as server,
         asyncio.TaskGroup() as tasks,
     ):
         address = settings.advertised(server.port)

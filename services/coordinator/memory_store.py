@@ -10,7 +10,7 @@ from cortex_common.ids import JobId, NodeName
 from cortex_common.security.keyring import RestingKey
 from services.coordinator.domain.job import Contribution, Job, Note, Stage
 from services.coordinator.domain.reach import Reach
-from services.coordinator.store import OwnedKey, StoredEvent, StoredKey, StoredVersion
+from services.coordinator.store import OwnedKey, StoredDataset, StoredEvent, StoredKey, StoredVersion
 
 
 class MemoryStore:
@@ -23,6 +23,7 @@ class MemoryStore:
         self._events: dict[JobId, list[StoredEvent]] = {}
         self._versions: dict[JobId, dict[int, StoredVersion]] = {}
         self._keys: dict[JobId, dict[int, StoredKey]] = {}
+        self._datasets: dict[str, StoredDataset] = {}
         self._contributions: dict[tuple[JobId, int], list[Contribution]] = {}
 
     def acquire(self, holder: str, now_s: float) -> int:
@@ -141,8 +142,31 @@ class MemoryStore:
         return count
 
     def kek_ids(self) -> frozenset[str]:
-        """The key-encryption keys that some data key rests under."""
-        return frozenset(k.resting.kek_id for keys in self._keys.values() for k in keys.values() if not k.is_erased)
+        """The key-encryption keys that some key of a job or of a data set rests under."""
+        of_jobs = {k.resting.kek_id for keys in self._keys.values() for k in keys.values() if not k.is_erased}
+        return frozenset({*of_jobs, *(dataset.key.kek_id for dataset in self._datasets.values())})
+
+    def add_dataset(self, dataset: StoredDataset, epoch: int) -> StoredDataset:
+        """Store a new one; the earlier one when its digest is known already."""
+        self._check(epoch)
+        return self._datasets.setdefault(dataset.digest, dataset)
+
+    def datasets(self) -> list[StoredDataset]:
+        """All, oldest first."""
+        return sorted(self._datasets.values(), key=lambda each: (each.added_s, each.digest))
+
+    def remove_dataset(self, digest: str, epoch: int) -> bool:
+        """Erase one with its key; False if there is none."""
+        self._check(epoch)
+        return self._datasets.pop(digest, None) is not None
+
+    def rewrap_dataset(self, before: StoredDataset, resting: RestingKey, epoch: int) -> int:
+        """Let the key of one rest under another key-encryption key; 0 if it is not as it was read any more."""
+        self._check(epoch)
+        if self._datasets.get(before.digest) != before:
+            return 0
+        self._datasets[before.digest] = replace(before, key=resting)
+        return 1
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from cortex_common.ids import JobId, NodeName, SeatIndex
 from cortex_common.job.spec import JobSpec
 from cortex_common.security.encryption import DataKey
+from cortex_common.tensors import DEFAULT_CHUNK_ELEMENTS
 from services.coordinator.domain.assignments import Assignment
-from services.coordinator.domain.job import Contribution, Version
+from services.coordinator.domain.job import Contribution, Job, Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,15 @@ class DataKeys:
 
     current: DataKey
     older: tuple[DataKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SealedPart:
+    """The shards of a sealed data set that a seat trains on: the signed manifest, their indices, the key of each."""
+
+    manifest: str
+    shards: tuple[int, ...]
+    keys: tuple[DataKey, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +47,29 @@ class Order:
     included_round: int | None = None
     base_seats: tuple[SeatIndex, ...] = ()
     signed_job: str = ""
+    sealed: SealedPart | None = None
+
+    @classmethod
+    def of(
+        cls, job: Job, assignment: Assignment, keys: DataKeys, sealed: SealedPart | None, address: str, fence: int
+    ) -> Self:
+        """The order for an assignment of a job whose aggregator is known, at the address of its tier's."""
+        tier = job.tier_of(assignment.seat)
+        return cls(
+            assignment=assignment,
+            transfer_id=job.transfer_id(tier),
+            spec=job.spec,
+            keys=keys,
+            aggregator=(job.aggregator or NodeName("")) if tier is None else job.tiers[tier].aggregator,
+            address=address,
+            base=job.version,
+            fence=fence,
+            chunk_elements=DEFAULT_CHUNK_ELEMENTS,
+            included_round=job.included.get(job.seats[assignment.seat] or NodeName("")),
+            base_seats=job.base_seats,
+            signed_job=job.signed_job,
+            sealed=sealed,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,10 +31,10 @@ from cortex_common.job.status import RoundReport
 from cortex_common.logging import get_logger
 from cortex_common.security.keyring import RestingKey
 from cortex_common.storage.sql import migrate
-from services.coordinator import sql_keys
+from services.coordinator import sql_datasets, sql_keys
 from services.coordinator.domain.job import Contribution, Job, Note, Stage, Version
 from services.coordinator.domain.reach import Reach
-from services.coordinator.store import OwnedKey, StoredEvent, StoredKey, StoredVersion
+from services.coordinator.store import OwnedKey, StoredDataset, StoredEvent, StoredKey, StoredVersion
 from services.coordinator.tables import CONTRIBUTION, EVENT, JOB, LEASE, ROUND, VERSION
 
 log = get_logger(__name__)
@@ -208,9 +208,32 @@ class SqlStore:
             return sum(sql_keys.rewrap(db, job_id, key, resting) for (job_id, key), resting in moved)
 
     def kek_ids(self) -> frozenset[str]:
-        """The key-encryption keys that some data key rests under."""
+        """The key-encryption keys that some key of a job or of a data set rests under."""
         with self._engine.connect() as db:
-            return sql_keys.kek_ids(db)
+            return sql_keys.kek_ids(db) | sql_datasets.kek_ids(db)
+
+    def add_dataset(self, dataset: StoredDataset, epoch: int) -> StoredDataset:
+        """Store a new one; the earlier one when its digest is known already."""
+        with self._engine.begin() as db:
+            _check_epoch(db, epoch)
+            return sql_datasets.add(db, dataset)
+
+    def datasets(self) -> list[StoredDataset]:
+        """All, oldest first."""
+        with self._engine.connect() as db:
+            return sql_datasets.every(db)
+
+    def remove_dataset(self, digest: str, epoch: int) -> bool:
+        """Erase one with its key; False if there is none."""
+        with self._engine.begin() as db:
+            _check_epoch(db, epoch)
+            return sql_datasets.remove(db, digest)
+
+    def rewrap_dataset(self, before: StoredDataset, resting: RestingKey, epoch: int) -> int:
+        """Let the key of one rest under another key-encryption key; 0 if it is not as it was read any more."""
+        with self._engine.begin() as db:
+            _check_epoch(db, epoch)
+            return sql_datasets.rewrap(db, before, resting)
 
     def close(self) -> None:
         """Let go of the database."""

@@ -52,6 +52,18 @@ class StoredKey:
         return not self.resting.wrapped
 
 
+@dataclass(frozen=True, slots=True)
+class StoredDataset:
+    """A sealed data set: its signed manifest, whose jobs may use it, and its key, wrapped as data keys are."""
+
+    digest: str
+    org: str
+    manifest: str
+    key: RestingKey
+    added_s: float
+    added_by: str
+
+
 OwnedKey = tuple[JobId, StoredKey]
 """A data key, and whose it is."""
 
@@ -122,7 +134,19 @@ class Store(Protocol):
         """Let data keys rest under another key-encryption key; how many were still as they were read."""
 
     def kek_ids(self) -> frozenset[str]:
-        """The key-encryption keys that some data key rests under."""
+        """The key-encryption keys that some key of a job or of a data set rests under."""
+
+    def add_dataset(self, dataset: StoredDataset, epoch: int) -> StoredDataset:
+        """Store a new one; the earlier one when its digest is known already."""
+
+    def datasets(self) -> list[StoredDataset]:
+        """All, oldest first."""
+
+    def remove_dataset(self, digest: str, epoch: int) -> bool:
+        """Erase one with its key; False if there is none."""
+
+    def rewrap_dataset(self, before: StoredDataset, resting: RestingKey, epoch: int) -> int:
+        """Let the key of one rest under another key-encryption key; 0 if it is not as it was read any more."""
 
     def close(self) -> None:
         """Let go of the database."""

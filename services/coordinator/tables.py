@@ -96,6 +96,20 @@ DATA_KEY = Table(
     Column("from_attempt", Integer, nullable=False),
 )
 
+DATASET = Table(
+    "dataset",
+    METADATA,
+    Column("digest", String(64), primary_key=True),
+    Column("org", String(63), nullable=False),
+    # The signed manifest.
+    Column("manifest", Text, nullable=False),
+    Column("kek_id", String(100), nullable=False, index=True),
+    # Its key, under the key-encryption key named.
+    Column("wrapped", LargeBinary, nullable=False),
+    Column("added_s", Float, nullable=False),
+    Column("added_by", String(100), nullable=False),
+)
+
 EVENT = Table(
     "event",
     METADATA,

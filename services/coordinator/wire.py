@@ -19,7 +19,7 @@ from cortex_common.transfer.wire import data_key_to_proto
 from services.coordinator.domain.assignments import Work
 from services.coordinator.domain.job import Contribution, Trained, Version
 from services.coordinator.domain.seen import AggregatedVersion, AggregatorView, Dataset, Failure, SliceScore, WorkerView
-from services.coordinator.orders import DataKeys, Order, RoundOrder, SealOrder, Upstream
+from services.coordinator.orders import DataKeys, Order, RoundOrder, SealedPart, SealOrder, Upstream
 
 _MAX_JOBS = 64
 _MAX_REFUSALS = 32
@@ -190,6 +190,7 @@ def _assignment(order: Order, wrap: Wrap) -> coordinator_pb2.Assignment:
         included_round=order.included_round,
         base_seats=order.base_seats,
         signed_job=order.signed_job,
+        sealed=_sealed(order.sealed, given.job_id, wrap) if order.sealed else None,
     )
     if given.work is Work.EVALUATE:
         message.evaluate.slice.extend(given.slices)
@@ -197,6 +198,11 @@ def _assignment(order: Order, wrap: Wrap) -> coordinator_pb2.Assignment:
     else:
         getattr(message, given.work.value).SetInParent()
     return message
+
+
+def _sealed(part: SealedPart, job_id: JobId, wrap: Wrap) -> coordinator_pb2.SealedPart:
+    keys = [_key(key, job_id, wrap) for key in part.keys]
+    return coordinator_pb2.SealedPart(manifest=part.manifest, shard=part.shards, key=keys)
 
 
 def _job(spec: JobSpec) -> job_pb2.JobSpec:

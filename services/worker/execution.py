@@ -36,6 +36,7 @@ from services.worker.client import newest_channel
 from services.worker.domain import Held, Outcome
 from services.worker.failures import FeedbackLostError, TrainerEndedError, WorkFailedError
 from services.worker.outgoing import Outgoing
+from services.worker.shards import open_shards
 from services.worker.trainer_line import Answer
 from services.worker.updates import DeltaEncoder, codec_of, download_codec_of, feedback_of, header_of, seed_of
 from services.worker.workbench import Lesson, Workbench, both
@@ -89,7 +90,7 @@ class Execution:
                 case Evaluate():
                     return await self._evaluate(assignment.work)
                 case Hold():
-                    await self._bench.prepare(assignment, with_data=True)
+                    await self._prepare(with_data=True)
                     return Held()
                 case _:
                     return await self._train()
@@ -106,7 +107,7 @@ class Execution:
 
     async def _initialise(self) -> Outcome:
         with self._phase("building the model", "initialise"):
-            manifest = await self._bench.prepare(self._current(), with_data=False)
+            manifest = await self._prepare(with_data=False)
             self._bench.allocate(manifest)
             self._bench.lesson = None
             await self._bench.ask("initialise", {})
@@ -156,7 +157,7 @@ class Execution:
         """Network and data in the trainer, the base version in the arena: both at the same time."""
         self._around.warmer.want(codec_of(self._current()))
         self._around.warmer.want(download_codec_of(self._current()))
-        prepare = asyncio.create_task(self._bench.prepare(self._current(), with_data=with_data))
+        prepare = asyncio.create_task(self._prepare(with_data=with_data))
         pull = asyncio.create_task(self._pull())
         self._tell("loading data" if with_data else "pulling", 0.0, {})
         own, _ = await both(prepare, pull)
@@ -167,6 +168,26 @@ class Execution:
                 f"model ({own.elements})",
                 is_permanent=True,
             )
+
+    async def _prepare(self, *, with_data: bool) -> Manifest:
+        """Network and, if wanted, data in the trainer; shards that are sealed are opened first, unless they are."""
+        assignment = self._current()
+        part = assignment.sealed
+        if with_data and part is not None and not self._bench.has_shards(assignment.spec, part.shards):
+            try:
+                self._bench.shards = await open_shards(
+                    assignment,
+                    part,
+                    self._around.sealing,
+                    self._channel,
+                    self._bench.max_data_bytes,
+                    lambda share: self._tell("fetching data", share, {}),
+                    clock=self._around.clock,
+                    pace=self._around.paces.down,
+                )
+            except CortexError as error:
+                raise WorkFailedError(f"data.train: {error.message}", is_permanent=False) from error
+        return await self._bench.prepare(assignment, with_data=with_data)
 
     async def _pull(self) -> int:
         """Fetch the base version, unless it is held: whole, or what makes it of the one held. Bytes received."""

@@ -8,11 +8,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from cortex_common.clock import Clock
+from cortex_common.data.sealed import described
 from cortex_common.envelope import Envelope
 from cortex_common.errors import CortexError, InvalidArgumentError, NotFoundError
 from cortex_common.job.site_policy import (
     Refusal,
     SitePolicy,
+    data_refusals,
     refusals,
     signature_refusals,
     update_bytes,
@@ -58,7 +60,7 @@ class Gate:
         if self._broken is not None:
             return (self._broken,)
         found = [*self._signed(assignment), *refusals(self._policy, assignment.spec, assignment.seats)]
-        return (*found, *self._too_much(assignment))
+        return (*found, *self._sealed(assignment), *self._too_much(assignment))
 
     async def watch(self, on_change: Callable[[], None]) -> None:
         """Read the file again whenever it has changed, for ever. While it is wrong, every job is refused."""
@@ -119,6 +121,16 @@ class Gate:
         if statement.expires_at.timestamp() <= self._clock.wall_s():
             wrong.append(f"expired at {statement.expires_at.isoformat()}; allowed: before that")
         return [Refusal("signed_job", message) for message in wrong]
+
+    def _sealed(self, assignment: Assignment) -> list[Refusal]:
+        """Whether its sealed data are somebody's who is known here; the signature is checked before they are opened."""
+        if assignment.sealed is None:
+            return []
+        try:
+            manifest = described(assignment.sealed.manifest).manifest
+        except InvalidArgumentError as error:
+            return [Refusal("data_signers", error.message[:4096])]
+        return data_refusals(self._policy, manifest.name, manifest.signer)
 
     def _too_much(self, assignment: Assignment) -> list[Refusal]:
         """Whether the update that the work is for could bring the job above what may leave the site.

@@ -41,6 +41,7 @@ class WorkerSettings(ServiceSettings):
         cache_dir: Where fetched datasets are; shared by all workers of a machine.
         catalogue: This node's own datasets (see cortex_common.data.files).
         site_policy: This site's rules for jobs (docs/signed-jobs.md); read again when it changes.
+        max_data_bytes: Most memory that sealed data of a job may take once they are opened.
         max_model_bytes: Largest model to accept.
         bandwidth: Most that updates take on the way up, and model versions on the way down.
     """
@@ -63,6 +64,7 @@ class WorkerSettings(ServiceSettings):
     cache_dir: Path = Field(default_factory=default_cache_dir)
     catalogue: Path | None = None
     site_policy: Path | None = None
+    max_data_bytes: int = Field(default=16 << 30, ge=1 << 20)
     max_model_bytes: int = Field(default=64 << 30, ge=1 << 20)
     bandwidth: Bandwidth = Bandwidth()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from cortex_common.job.spec import JobSpec
 from cortex_common.network.work import Assignment
 from cortex_common.tensors import Arena, Manifest, ManifestLimits
+from services.worker.opened_shards import OpenedShards
 from services.worker.settings import WorkerSettings
 from services.worker.shared_arena import SharedArena
 from services.worker.slots import TrainerSlot
@@ -60,6 +61,7 @@ class Workbench:
         self.manifest: Manifest | None = None
         self.held_sha256 = ""
         self.lesson: tuple[Lesson, Answer] | None = None
+        self._shards: OpenedShards | None = None
         self._pulled_bytes = 0
         self._pull_s = 0.0
 
@@ -78,6 +80,27 @@ class Workbench:
     def residuals(self) -> Path:
         """Where what quantisation left out is kept, a folder a job."""
         return self._settings.state_dir / "residuals"
+
+    @property
+    def max_data_bytes(self) -> int:
+        """Most that opened shards may take."""
+        return self._settings.max_data_bytes
+
+    @property
+    def shards(self) -> OpenedShards | None:
+        """Opened shards of sealed data. Others take their place; they are erased when the job ends."""
+        return self._shards
+
+    @shards.setter
+    def shards(self, opened: OpenedShards | None) -> None:
+        if self._shards is not None:
+            self._shards.erase()
+        self._shards = opened
+        self._prepared = None
+
+    def has_shards(self, spec: JobSpec, shards: tuple[int, ...]) -> bool:
+        """Whether the shards of a job's data are open here."""
+        return self._shards is not None and self._shards.holds(spec.data.sealed_digest or "", shards)
 
     @property
     def base(self) -> Arena:
@@ -115,7 +138,11 @@ class Workbench:
             "catalogue": str(self._settings.catalogue) if self._settings.catalogue else None,
             "with_data": with_data,
         }
-        answer = await trainer.ask("prepare", body)
+        descriptors: tuple[int, ...] = ()
+        if with_data and self._shards is not None:
+            body = {**body, "sealed": {"manifest": self._shards.manifest, "shards": self._shards.shards}}
+            descriptors = (self._shards.descriptor,)
+        answer = await trainer.ask("prepare", body, descriptors)
         manifest = Manifest.from_json(str(answer["manifest"]).encode(), self.limits)
         self._prepared = Prepared(trainer, assignment.spec, assignment.seat, assignment.seats, with_data, manifest)
         return manifest
@@ -141,7 +168,8 @@ class Workbench:
         return await trainer.ask(op, body, on_progress=on_progress)
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Give the memory back; data that were sealed are erased."""
+        self.shards = None
         self._forget_memory()
         self.manifest = None
 

@@ -12,7 +12,7 @@ from cortex_common.job.status import RoundReport
 from cortex_common.security.keyring import RestingKey
 from services.coordinator.domain.job import Note, Stage
 from services.coordinator.domain.reach import EVERYTHING, Reach
-from services.coordinator.store import StoredKey
+from services.coordinator.store import StoredDataset, StoredKey
 from tests.unit.coordinator.jobs import collecting, new_job, trained, update, version
 
 NOTE = Note("job_submitted", 0, "by ann")
@@ -151,6 +151,31 @@ class JobStoreConformance:
         assert len(store.newest(10, EVERYTHING)) == 2
         assert [len(store.events(JobId("j1"), 0, 10, reach)) for reach in (acme, EVERYTHING, other)] == [1, 1, 0]
         assert [len(store.versions(JobId("j1"), reach)) for reach in (acme, EVERYTHING, other)] == [1, 1, 0]
+
+    def test_a_data_set_is_known_once_and_its_key_may_rest_elsewhere_until_it_is_removed(self, store):
+        epoch = store.acquire("me", 1.0)
+        ward = StoredDataset("d1", "acme", "{}", RestingKey("kek-1", b"\0wrapped"), 1.5, "ann")
+        other = replace(ward, digest="d2", added_s=0.5)
+        assert store.add_dataset(ward, epoch) == ward
+        assert store.add_dataset(other, epoch) == other
+        assert store.add_dataset(replace(ward, org="others"), epoch) == ward, "the first one"
+        assert store.datasets() == [other, ward]
+        assert store.kek_ids() == {"kek-1"}
+        moved = RestingKey("kek-2", b"again")
+        assert store.rewrap_dataset(ward, moved, epoch) == 1
+        assert store.rewrap_dataset(ward, moved, epoch) == 0, "it is not as it was read any more"
+        assert store.datasets() == [other, replace(ward, key=moved)]
+        assert store.kek_ids() == {"kek-1", "kek-2"}
+        assert store.remove_dataset("d2", epoch)
+        assert not store.remove_dataset("d2", epoch)
+        for write in (
+            lambda: store.add_dataset(other, epoch - 1),
+            lambda: store.remove_dataset("d1", epoch - 1),
+            lambda: store.rewrap_dataset(ward, moved, epoch - 1),
+        ):
+            with pytest.raises(ConflictError):
+                write()
+        assert [each.digest for each in store.datasets()] == ["d1"]
 
     def test_an_ended_job_cannot_be_changed(self, store):
         epoch = store.acquire("me", 1.0)

@@ -17,6 +17,8 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from cortex_common.codec import WeightCompressor
+from cortex_common.data.sealed import MANIFEST_TYPE, Described
+from cortex_common.envelope import Envelope
 from cortex_common.errors import CorruptError, InvalidArgumentError, UnauthenticatedError
 from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex
@@ -426,6 +428,30 @@ def _example(schema: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def dataset_manifest(data: bytes) -> None:
+    """An envelope around anything, and anything as the payload of one."""
+    with suppress(InvalidArgumentError):
+        Described.of(Envelope.from_json(data))
+    Described.of(Envelope(MANIFEST_TYPE, data))
+
+
+def dataset_seeds() -> list[bytes]:
+    shard = {"examples": 5, "object_id": "ab" * 16, "salt": "cd" * 32, "sha256": "ef" * 32}
+    document = {
+        "name": "ward-7",
+        "input_shape": [8, 8],
+        "input_type": "|u1",
+        "classes": 10,
+        "key_id": "12" * 16,
+        "chunk_bytes": 1 << 20,
+        "signer": "ed25519:" + "A" * 43 + "=",
+        "created_at": "2026-01-01T00:00:00Z",
+        "shards": [shard, shard],
+    }
+    payload = json.dumps(document).encode()
+    return [payload, Envelope(MANIFEST_TYPE, payload).to_json().encode()]
+
+
 _WRONG = (InvalidArgumentError,)
 _BAD = (CorruptError, InvalidArgumentError)
 
@@ -470,5 +496,6 @@ TARGETS: Mapping[str, Target] = {
     "api-token": Target(api_token, (UnauthenticatedError,), lambda: [_api_token().encode()]),
     "node-pass": Target(node_pass, (UnauthenticatedError,), pass_seeds),
     "signed-head": Target(signed_head, (CorruptError,), head_seeds),
+    "dataset": Target(dataset_manifest, _WRONG, dataset_seeds),
     "node-message": Target(node_message, _WRONG, message_seeds),
 }

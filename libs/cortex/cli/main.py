@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from cortex.cli import audit, data, demo, jobs, keys, local, model, network, node, serve, sign, token
+from cortex.cli import audit, data, demo, jobs, keys, local, model, network, node, sealing, serve, sign, token
 from cortex_common.errors import CortexError
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ def _global(
 
 for part in (local, demo, jobs, sign, network, serve):
     part.register(app)
+sealing.register(data.app)
 app.add_typer(model.app, name="model")
 app.add_typer(data.app, name="data")
 app.add_typer(token.app, name="token")

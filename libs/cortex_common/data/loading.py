@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cortex_common.data import builtin, fashion
 from cortex_common.data.catalogue import DatasetInfo, available_datasets, is_present, known_datasets
-from cortex_common.data.files import read_catalogue
+from cortex_common.data.files import FileEntry, read_catalogue
 from cortex_common.data.normalise import BYTES, DIGITS, FASHION_MNIST, MNIST, NONE, Normalisation
 from cortex_common.data.partition import Indices
 from cortex_common.errors import InvalidArgumentError, NotFoundError
@@ -56,6 +56,15 @@ def load(name: str, cache_dir: Path, catalogue_file: Path | None = None) -> Data
     if entry is None:
         here = ", ".join(item.name for item in available_datasets(cache_dir, catalogue_file))
         raise NotFoundError(f"dataset {name!r} is not on this node; here are: {here or 'none'}")
+    return of_files(entry)
+
+
+def of_files(entry: FileEntry) -> Dataset:
+    """The dataset in a node's own files.
+
+    Raises:
+        InvalidArgumentError: a file is missing, damaged, or its arrays do not fit together.
+    """
     inputs, labels = entry.read()
     return Dataset(entry.info(), inputs, labels, BYTES if inputs.dtype == np.uint8 else NONE)
 

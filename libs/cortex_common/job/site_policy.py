@@ -46,6 +46,13 @@ class Signer(Section):
     orgs: tuple[Text, ...] = ()
 
 
+class DataSigner(Section):
+    """Somebody whose sealed data the site opens."""
+
+    name: Text
+    key: Annotated[StrictStr, Field(pattern=r"^ed25519:[A-Za-z0-9+/]{43}=$")]
+
+
 class PrivacyLimit(Section):
     """The weakest differential privacy to accept."""
 
@@ -60,7 +67,8 @@ class SitePolicy(Section):
         allowed_signers: A job must be signed by `signatures` of them; none: it need not be signed.
         signatures: How many must have signed.
         allowed_orgs: Organisations a job may be signed for.
-        allowed_datasets: Those of the site that jobs may read.
+        allowed_datasets: Those that jobs may read; a sealed one by its whole reference.
+        data_signers: Sealed data must be signed by one of them; none: by whoever it says.
         custom_code: Whether jobs may bring networks that are not built into Cortex.
         min_group: Fewest updates that a sum may be made of.
         max_rounds: Of a job.
@@ -75,6 +83,7 @@ class SitePolicy(Section):
     signatures: Count = 1
     allowed_orgs: tuple[Text, ...] = ()
     allowed_datasets: tuple[Text, ...] | None = None
+    data_signers: tuple[DataSigner, ...] = ()
     custom_code: StrictBool = False
     min_group: Count | None = None
     max_rounds: Count | None = None
@@ -161,6 +170,15 @@ def signature_refusals(
         allowed = ", ".join(policy.allowed_orgs)
         found.append(Refusal("allowed_orgs", f"signed for {organisation}; allowed: {allowed}"))
     return found
+
+
+def data_refusals(policy: SitePolicy, name: str, signer: str) -> list[Refusal]:
+    """Whether the sealed data of this name may be opened here; `signer` is the public key of who has signed them."""
+    known = policy.data_signers
+    if not known or any(each.key == signer for each in known):
+        return []
+    allowed = ", ".join(each.name for each in known)
+    return [Refusal("data_signers", f"data set {name} is signed by {signer}; allowed: signed by {allowed}")]
 
 
 def update_bytes(spec: JobSpec) -> int:

@@ -100,12 +100,40 @@ class PartitionSpec(Section):
         return self
 
 
+_SEALED = re.compile(r"sealed:[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?@(?P<digest>[0-9a-f]{64})")
+
+
 class DataSpec(Section):
-    """What is trained on and evaluated with, by name in each node's catalogue."""
+    """What is trained on and evaluated with, by name in each node's catalogue.
+
+    Training data may be sealed: then `train` is sealed:<name>@<digest of its manifest>, and its shards are dealt.
+    """
 
     train: Annotated[StrictStr, Field(min_length=1)]
     test: StrictStr | None = None
     partition: PartitionSpec = PartitionSpec()
+
+    @property
+    def sealed_digest(self) -> str | None:
+        """Digest of the manifest of the sealed data set to train on; None for one of the nodes' own."""
+        found = _SEALED.fullmatch(self.train)
+        return found["digest"] if found else None
+
+    @model_validator(mode="after")
+    def _sealed_fits(self) -> Self:
+        if self.test is not None and self.test.startswith("sealed:"):
+            raise ValueError(
+                f"test: {self.test[:80]!r} given; allowed: a data set of the nodes; only train may be sealed"
+            )
+        if not self.train.startswith("sealed:"):
+            return self
+        if self.sealed_digest is None:
+            raise ValueError(
+                f"train: {self.train[:160]!r} given; allowed: sealed:<name>@<digest>, as `cortex data seal` says"
+            )
+        if self.partition != PartitionSpec():
+            raise ValueError("partition: given; a sealed data set is dealt by its shards, allowed: nothing")
+        return self
 
 
 class EarlyStoppingSpec(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ from pydantic import AwareDatetime, Field, StrictStr, ValidationError, model_val
 
 from cortex_common.envelope import Envelope, is_envelope
 from cortex_common.errors import InvalidArgumentError
-from cortex_common.job.parse import load_job_file, violations_of
+from cortex_common.job.parse import load_job_file, parse_job, violations_of
 from cortex_common.job.spec import JobSpec, Section
 
 JOB_TYPE = "application/vnd.cortex.job.v1+json"
@@ -76,6 +77,17 @@ def statement_of(envelope: Envelope) -> JobStatement:
         raise InvalidArgumentError.of("signed job", violations_of(error, JobStatement)) from None
     except (ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"signed job: the payload is not JSON: {error}") from None
+
+
+def submission_of(job: JobSpec | Envelope | Mapping[str, object] | Path | str) -> JobSpec | Envelope:
+    """What is asked for: a job, the same as a mapping, one that is signed, or the file of one.
+
+    Raises:
+        InvalidArgumentError: it can be read as none, or has mistakes.
+    """
+    if isinstance(job, JobSpec | Envelope):
+        return job
+    return load_submission(Path(job)) if isinstance(job, (str, Path)) else parse_job(job)
 
 
 def load_submission(path: Path) -> JobSpec | Envelope:

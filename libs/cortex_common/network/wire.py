@@ -66,6 +66,7 @@ def assignment_from_proto(proto: coordinator_pb2.Assignment) -> w.Assignment:
         base_seats=frozenset(SeatIndex(seat) for seat in proto.base_seats),
         older_keys=tuple(data_key_from_proto(key) for key in proto.older_keys),
         signed_job=proto.signed_job,
+        sealed=_sealed(proto),
     )
 
 
@@ -116,6 +117,15 @@ def pull_request(pull: m.ModelPull) -> aggregator_pb2.PullModelRequest:
 def pull_from_proto(request: aggregator_pb2.PullModelRequest) -> m.ModelPull:
     """A download as it is asked for over WebSocket."""
     return m.ModelPull(request.job_id, request.sha256, request.held_sha256, request.first_chunk, request.round)
+
+
+def _sealed(proto: coordinator_pb2.Assignment) -> w.SealedPart | None:
+    if not proto.HasField("sealed"):
+        return None
+    part = proto.sealed
+    if len(part.shard) != len(part.key):
+        raise InvalidArgumentError(f"assignment {proto.assignment_id}: {len(part.shard)} shards, {len(part.key)} keys")
+    return w.SealedPart(part.manifest, tuple(part.shard), tuple(data_key_from_proto(key) for key in part.key))
 
 
 @lru_cache(maxsize=64)

@@ -14,6 +14,7 @@ from cortex_common.job.spec import JobSpec
 from cortex_common.security.objects import WrappedKey
 from cortex_common.transfer.receipt import Receipt
 
+_MAX_SHARDS = 256
 STRICT = ConfigDict(extra="forbid")
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Words = Annotated[str, StringConstraints(max_length=4096)]
@@ -85,6 +86,16 @@ class WorkKey:
 
 
 @dataclass(frozen=True, slots=True)
+class SealedPart:
+    """The shards of a sealed data set that a seat trains on: the signed manifest, their indices, the key of each."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    manifest: Annotated[str, StringConstraints(max_length=1 << 20)]
+    shards: Annotated[tuple[Count, ...], Field(max_length=_MAX_SHARDS)]
+    keys: Annotated[tuple[JobKey, ...], Field(max_length=_MAX_SHARDS)]
+
+
+@dataclass(frozen=True, slots=True)
 class Assignment:
     """A piece of work, as the coordinator gave it.
 
@@ -98,6 +109,7 @@ class Assignment:
         included_round: Last round whose version holds an update of this node; None if none does.
         base_seats: Seats whose updates, whoever sent them, are in the base version.
         signed_job: The envelope the job was submitted in, DSSE in JSON; empty if it was not signed.
+        sealed: What to train on, if the job's data are sealed.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -120,6 +132,7 @@ class Assignment:
     base_seats: frozenset[SeatIndex] = frozenset()
     older_keys: tuple[JobKey, ...] = ()
     signed_job: str = ""
+    sealed: SealedPart | None = None
 
     @property
     def key(self) -> WorkKey:

@@ -140,7 +140,10 @@ class EncryptionManager:
             NotFoundError: the key it names is not here.
         """
         cipher, prefix = self._derive(header)
-        what = f"the {header.kind.value} of job {header.job_id} round {header.round} by {header.sender}"
+        if header.kind is ObjectKind.SHARD:
+            what = f"shard {header.round} of data set {header.job_id}"
+        else:
+            what = f"the {header.kind.value} of job {header.job_id} round {header.round} by {header.sender}"
         return Opener(cipher, prefix, header.chunks, what)
 
     def _derive(self, header: ObjectHeader) -> tuple[AESGCM, bytes]:
@@ -194,6 +197,13 @@ def unwrap_under(key: bytes, wrapped: bytes, context: bytes) -> bytes:
         return AESGCM(key).decrypt(wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], context)
     except (InvalidTag, ValueError) as exc:
         raise CorruptError("a wrapped key does not open: changed, under another key or of another context") from exc
+
+
+def derive_key(key: DataKey, part: int) -> DataKey:
+    """The key of one part of what a key is for: whoever has it can open that part, and derive nothing else."""
+    name = f"{key.key_id}-{part}"
+    derived = HKDF(SHA256(), KEY_BYTES, None, b"cortex part key v1\n" + name.encode()).derive(key.key)
+    return DataKey(KeyId(name), key.epoch, derived)
 
 
 def _nonce(prefix: bytes, index: int, chunks: int) -> bytes:

@@ -29,6 +29,8 @@ class ObjectKind(StrEnum):
     """What an outer optimiser carries to the next round; rests beside a version and never travels."""
     RESIDUAL = "residual"
     """A worker's last update as it was before quantisation; rests on its node and never travels."""
+    SHARD = "shard"
+    """Part of a data set, under a key of its own."""
 
 
 @dataclass(frozen=True, slots=True)

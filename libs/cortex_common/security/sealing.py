@@ -69,6 +69,10 @@ class SealingKey:
         """
         return self._opened(job_id, key)
 
+    def unwrap_once(self, job_id: JobId, key: WrappedKey) -> DataKey:
+        """The same, but not remembered: for what is opened once and then forgotten. UnavailableError: as `unwrap`."""
+        return self._open(job_id, key)
+
     def _open(self, job_id: JobId, key: WrappedKey) -> DataKey:
         try:
             opened = unwrap_with(self._private, key.wrapped, wrapping_context(self._network, job_id, key))

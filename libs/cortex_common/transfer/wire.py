@@ -12,6 +12,7 @@ _KIND_TO_PROTO = {
     ObjectKind.UPDATE: transfer_pb2.OBJECT_KIND_UPDATE,
     ObjectKind.MODEL: transfer_pb2.OBJECT_KIND_MODEL,
     ObjectKind.DELTA: transfer_pb2.OBJECT_KIND_DELTA,
+    ObjectKind.SHARD: transfer_pb2.OBJECT_KIND_SHARD,
 }
 _KIND_FROM_PROTO = {number: kind for kind, number in _KIND_TO_PROTO.items()}
 
@@ -53,7 +54,7 @@ def header_from_proto(proto: transfer_pb2.TransferHeader) -> ObjectHeader:
     """
     kind = _KIND_FROM_PROTO.get(proto.kind)
     if kind is None:
-        raise InvalidArgumentError(f"header.kind {proto.kind}; allowed are update, model and delta")
+        raise InvalidArgumentError(f"header.kind {proto.kind}; allowed are update, model, delta and shard")
     if len(proto.object_id) != 16 or len(proto.salt) != 32:
         raise InvalidArgumentError("header: object_id has 16 bytes, salt 32")
     return ObjectHeader(

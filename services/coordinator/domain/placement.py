@@ -21,7 +21,8 @@ def misfit(worker: WorkerView, spec: JobSpec) -> str | None:
         return "has no GPU (placement.require_gpu)"
     if worker.memory_bytes < placement.min_memory:
         return f"has {worker.memory_bytes} bytes of memory (placement.min_memory is {placement.min_memory})"
-    missing = [name for name in (spec.data.train, spec.data.test) if name and name not in worker.datasets]
+    own = (None if spec.data.sealed_digest else spec.data.train, spec.data.test)
+    missing = [name for name in own if name and name not in worker.datasets]
     if missing:
         return f"has no dataset {' and '.join(missing)}"
     return None
@@ -33,7 +34,7 @@ def admission(spec: JobSpec, world: World, built_in: Mapping[str, Dataset]) -> l
     Args:
         spec: The job.
         world: Everybody seen.
-        built_in: Datasets every installation knows, by name.
+        built_in: Datasets every installation knows, by name, and the sealed ones that the job may use.
     """
     datasets = dict(built_in)
     for worker in world.workers.values():
@@ -60,6 +61,11 @@ def _dataset_mistakes(key: str, name: str, spec: JobSpec, datasets: Mapping[str,
     if dataset is None:
         yield Violation(key, f"{name!r} given; no node has such a dataset; known: {', '.join(sorted(datasets))}")
         return
+    if dataset.shards is not None and spec.placement.workers > dataset.shards:
+        given = spec.placement.workers
+        yield Violation(
+            "placement.workers", f"{given} given; {name} has {dataset.shards} shards, allowed: up to as many"
+        )
     if dataset.elements != spec.model.input_dim:
         given = spec.model.input_dim
         yield Violation("model.input_dim", f"{given} given; inputs of {name} have {dataset.elements} values")

@@ -12,10 +12,11 @@ from services.coordinator.domain.job import Contribution, Trained
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """What placement must know of a dataset."""
+    """What placement must know of a dataset; `shards` of one that is sealed."""
 
     elements: int
     classes: int
+    shards: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

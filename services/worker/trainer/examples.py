@@ -93,7 +93,7 @@ class DataCache:
             parts = partition(dataset.labels, _deal(self._spec.data.partition), seats)
             if not 0 <= seat < seats:
                 raise InvalidArgumentError(f"seat {seat} given; allowed: 0 to {seats - 1}")
-            self._train = {key: _examples(dataset, parts[seat]).to(device)}
+            self._train = {key: examples_of(dataset, parts[seat]).to(device)}
         return self._train[key]
 
     def test_slice(self, index: int, slices: int, device: torch.device) -> Examples:
@@ -114,7 +114,7 @@ class DataCache:
                 self._test_set = self._load(self._spec.data.test, "data.test")
             total = len(self._test_set.labels)
             part = slice(index * total // slices, (index + 1) * total // slices)
-            self._test[key] = _examples(self._test_set, part).to(device)
+            self._test[key] = examples_of(self._test_set, part).to(device)
         return self._test[key]
 
     def _load(self, name: str, key: str) -> Dataset:
@@ -122,20 +122,30 @@ class DataCache:
             dataset = load(name, self._cache_dir, self._catalogue_file)
         except (NotFoundError, CorruptError, InvalidArgumentError) as error:
             raise WorkFailedError(f"{key}: {error}", is_permanent=False) from error
-        model, info = self._spec.model, dataset.info
-        if info.input_dim != model.input_dim or info.classes > model.output_dim:
-            raise WorkFailedError(
-                f"{key}: {name} has inputs of {info.input_dim} values and {info.classes} classes; the model takes "
-                f"input_dim {model.input_dim} and tells output_dim {model.output_dim} classes apart",
-                is_permanent=name in known_datasets(),
-            )
-        return dataset
+        return fitting(dataset, self._spec, key, name)
+
+
+def fitting(dataset: Dataset, spec: JobSpec, key: str, name: str) -> Dataset:
+    """The data set, if the job's model takes it.
+
+    Raises:
+        WorkFailedError: it does not.
+    """
+    model, info = spec.model, dataset.info
+    if info.input_dim != model.input_dim or info.classes > model.output_dim:
+        raise WorkFailedError(
+            f"{key}: {name} has inputs of {info.input_dim} values and {info.classes} classes; the model takes "
+            f"input_dim {model.input_dim} and tells output_dim {model.output_dim} classes apart",
+            is_permanent=name in known_datasets(),
+        )
+    return dataset
 
 
 def _deal(spec: PartitionSpec) -> Partition:
     return Partition(spec.scheme, spec.seed, spec.alpha, spec.per_worker)
 
 
-def _examples(dataset: Dataset, chosen: slice | Indices) -> Examples:
+def examples_of(dataset: Dataset, chosen: slice | Indices) -> Examples:
+    """Normalised copies of a part of a data set."""
     inputs, labels = dataset.take(chosen)
     return Examples(torch.from_numpy(inputs), torch.from_numpy(labels))

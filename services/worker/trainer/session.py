@@ -22,6 +22,7 @@ from services.worker.shared_arena import SharedArena
 from services.worker.trainer.device import choose_device
 from services.worker.trainer.examples import DataCache, JobData
 from services.worker.trainer.loop import ModelTrainer, Progress
+from services.worker.trainer.sealed import ShardData
 
 # What torch raises: a broken or full device looks like a mistake in the job, so another node is to try. Anything else
 # ends the process, which the worker reports too.
@@ -70,7 +71,6 @@ class Session:
         self._device = torch.device("cpu")
         self._arenas: tuple[Arena, Arena] | None = None
         self._commands: Mapping[str, Callable[[Mapping[str, Any]], Message]] = {
-            "prepare": self._prepare,
             "initialise": self._initialise,
             "train": self._train,
             "evaluate": self._evaluate,
@@ -89,6 +89,8 @@ class Session:
         try:
             if message["op"] == "arenas":
                 return {"done": self._attach(str(message["manifest"]), descriptors)}
+            if message["op"] == "prepare":
+                return {"done": self._prepare(message, descriptors)}
             return {"done": self._commands[str(message["op"])](message)}
         except WorkCancelledError:
             return {"cancelled": True}
@@ -101,14 +103,19 @@ class Session:
         except _ERRORS as error:
             return {**_failure(f"{type(error).__name__}: {error}", False), "tainted": True}
 
-    def _prepare(self, message: Mapping[str, Any]) -> Message:
-        """Build the network and load this seat's data, unless that is done; answers with the layout."""
+    def _prepare(self, message: Mapping[str, Any], descriptors: Sequence[int]) -> Message:
+        """Build the network and load this seat's data, unless that is done; answers with the layout.
+
+        Data that were sealed come opened, in memory behind a descriptor.
+        """
         spec = parse_job(cast("Mapping[str, object]", message["spec"]))
         if spec != self._spec or self._trainer is None or self._data is None:
             self._device = choose_device(spec.training.device, self._device_rule)
             self._trainer = ModelTrainer(spec, self._device, self._clock)
             self._data = self._open_data(spec, message)
             self._spec = spec
+        if descriptors:
+            self._data = ShardData.of(spec, message["sealed"], descriptors[0], self._data)
         if message["with_data"]:
             self._data.training_part(message["seat"], message["seats"], self._device)
         return {"manifest": manifest_of(self._trainer.model).to_json().decode(), "device": str(self._device)}

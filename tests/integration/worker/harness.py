@@ -238,12 +238,16 @@ class Network:
 
 
 def _sent(assignment: coordinator_pb2.Assignment, member: bytes) -> coordinator_pb2.Assignment:
-    """The assignment with its data key wrapped to the worker."""
+    """The assignment with its keys wrapped to the worker."""
     sent = coordinator_pb2.Assignment()
     sent.CopyFrom(assignment)
-    plain = assignment.data_key
-    sent.data_key.CopyFrom(wrapped(member, assignment.job_id, DataKey(KeyId(plain.key_id), plain.epoch, plain.key)))
+    for plain, key in zip(_keys(assignment), _keys(sent), strict=True):
+        key.CopyFrom(wrapped(member, assignment.job_id, DataKey(KeyId(plain.key_id), plain.epoch, plain.key)))
     return sent
+
+
+def _keys(assignment: coordinator_pb2.Assignment) -> list[common_pb2.DataKey]:
+    return [assignment.data_key, *assignment.sealed.key]
 
 
 @asynccontextmanager

@@ -18,6 +18,8 @@ OP, GW, W, C, A, D = Role.OPERATOR, Role.GATEWAY, Role.WORKER, Role.COORDINATOR,
 EXPECTED = {
     "JobService": {OP, GW},
     "KeyService": {OP},
+    "DatasetService": {OP},
+    "ShardService": {OP},
     "AssignmentService": {W},
     "RoundService": {C},
     "WeightService/PushUpdate": {W, A},

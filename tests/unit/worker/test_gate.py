@@ -7,16 +7,21 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from cortex_common.data.catalogue import DatasetInfo
+from cortex_common.data.loading import Dataset
+from cortex_common.data.normalise import BYTES
 from cortex_common.errors import CorruptError, InvalidArgumentError, NotFoundError
 from cortex_common.ids import JobId, KeyId, NodeName, RoundNumber, SeatIndex
 from cortex_common.job.parse import parse_job
 from cortex_common.job.site_policy import update_bytes
 from cortex_common.job.spec import JobSpec
 from cortex_common.job.statement import JobStatement
-from cortex_common.network.work import Assignment, Evaluate, Train
+from cortex_common.network.work import Assignment, Evaluate, SealedPart, Train
 from cortex_common.security.objects import DataKey
+from cortex_common.security.shards import seal_dataset
 from cortex_common.security.signing import SigningKey
 from services.worker.gate import Gate
 from services.worker.outgoing import Outgoing
@@ -121,6 +126,18 @@ def test_a_signature_ends_and_is_for_its_network(site: Site):
 @pytest.mark.parametrize("signed_job", ["{", '{"payloadType":"x","payload":"","signatures":[]}'])
 def test_what_is_no_signed_job_is_refused(site: Site, signed_job: str):
     assert rules(site.gate(site.signers), assignment(job(), signed_job)) == ["signed_job"]
+
+
+def test_sealed_data_are_of_somebody_the_site_knows(site: Site, tmp_path: Path):
+    dataset = Dataset(DatasetInfo("any", (2,), 2, 4), np.zeros((4, 2), np.uint8), np.arange(4) % 2, BYTES)
+    told, _ = seal_dataset("ward", dataset, [np.arange(4)], site.key, tmp_path / "ward", datetime.now(UTC))
+    part = SealedPart(told.envelope.to_json(), (0,), ())
+    given = replace(assignment(job(data={"train": told.reference})), sealed=part)
+    for name, key, broken in (("ann", site.key.public, []), ("bob", "ed25519:" + "A" * 43 + "=", ["data_signers"])):
+        gate = site.gate(f'data_signers = [{{name = "{name}", key = "{key}"}}]')
+        assert rules(gate, given) == broken
+        assert rules(gate, assignment(job())) == [], "the site's own data"
+    assert rules(gate, replace(given, sealed=replace(part, manifest="{"))) == ["data_signers"]
 
 
 def test_every_rule_that_is_broken_is_told(site: Site):

@@ -458,6 +458,7 @@ class WeightServiceServicer:
     def PullModel(self, request, context):
         """Downloads a version: as a delta when there is one from the version the caller holds, otherwise whole; the header says
         which. Header and trailer only, when the caller holds it already. NOT_FOUND: no such version here.
+        The digest of a shard's sealed chunks gives the shard, whatever the job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -532,6 +533,127 @@ class WeightService:
             '/cortex.v1.WeightService/PullModel',
             cortex_dot_v1_dot_aggregator__pb2.PullModelRequest.SerializeToString,
             cortex_dot_v1_dot_aggregator__pb2.PullModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class ShardServiceStub:
+    """For operators: the sealed shards of data sets, which workers fetch with PullModel.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.PutShard = channel.stream_unary(
+                '/cortex.v1.ShardService/PutShard',
+                request_serializer=cortex_dot_v1_dot_aggregator__pb2.PutShardRequest.SerializeToString,
+                response_deserializer=cortex_dot_v1_dot_aggregator__pb2.PutShardResponse.FromString,
+                _registered_method=True)
+        self.DropShards = channel.unary_unary(
+                '/cortex.v1.ShardService/DropShards',
+                request_serializer=cortex_dot_v1_dot_aggregator__pb2.DropShardsRequest.SerializeToString,
+                response_deserializer=cortex_dot_v1_dot_aggregator__pb2.DropShardsResponse.FromString,
+                _registered_method=True)
+
+
+class ShardServiceServicer:
+    """For operators: the sealed shards of data sets, which workers fetch with PullModel.
+    """
+
+    def PutShard(self, request_iterator, context):
+        """Takes one shard: header, chunks in order, trailer. Durable when this answers; the same shard again changes nothing.
+        INVALID_ARGUMENT: no shard. DATA_LOSS: its chunks are not what header and trailer say. RESOURCE_EXHAUSTED: no room.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropShards(self, request, context):
+        """Erases shards; those that are not there are passed over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ShardServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'PutShard': grpc.stream_unary_rpc_method_handler(
+                    servicer.PutShard,
+                    request_deserializer=cortex_dot_v1_dot_aggregator__pb2.PutShardRequest.FromString,
+                    response_serializer=cortex_dot_v1_dot_aggregator__pb2.PutShardResponse.SerializeToString,
+            ),
+            'DropShards': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropShards,
+                    request_deserializer=cortex_dot_v1_dot_aggregator__pb2.DropShardsRequest.FromString,
+                    response_serializer=cortex_dot_v1_dot_aggregator__pb2.DropShardsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'cortex.v1.ShardService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('cortex.v1.ShardService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ShardService:
+    """For operators: the sealed shards of data sets, which workers fetch with PullModel.
+    """
+
+    @staticmethod
+    def PutShard(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/cortex.v1.ShardService/PutShard',
+            cortex_dot_v1_dot_aggregator__pb2.PutShardRequest.SerializeToString,
+            cortex_dot_v1_dot_aggregator__pb2.PutShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropShards(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cortex.v1.ShardService/DropShards',
+            cortex_dot_v1_dot_aggregator__pb2.DropShardsRequest.SerializeToString,
+            cortex_dot_v1_dot_aggregator__pb2.DropShardsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -200,6 +200,7 @@ class WeightServiceStub:
     PullModel: _grpc.UnaryStreamMultiCallable[_aggregator_pb2.PullModelRequest, _aggregator_pb2.PullModelResponse]
     """Downloads a version: as a delta when there is one from the version the caller holds, otherwise whole; the header says
     which. Header and trailer only, when the caller holds it already. NOT_FOUND: no such version here.
+    The digest of a shard's sealed chunks gives the shard, whatever the job.
     """
 
 @_typing.type_check_only
@@ -217,6 +218,7 @@ class WeightServiceAsyncStub(WeightServiceStub):
     PullModel: _aio.UnaryStreamMultiCallable[_aggregator_pb2.PullModelRequest, _aggregator_pb2.PullModelResponse]  # type: ignore[assignment]
     """Downloads a version: as a delta when there is one from the version the caller holds, otherwise whole; the header says
     which. Header and trailer only, when the caller holds it already. NOT_FOUND: no such version here.
+    The digest of a shard's sealed chunks gives the shard, whatever the job.
     """
 
 class WeightServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -243,6 +245,56 @@ class WeightServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_aggregator_pb2.PullModelResponse], _abc.AsyncIterator[_aggregator_pb2.PullModelResponse]]:
         """Downloads a version: as a delta when there is one from the version the caller holds, otherwise whole; the header says
         which. Header and trailer only, when the caller holds it already. NOT_FOUND: no such version here.
+        The digest of a shard's sealed chunks gives the shard, whatever the job.
         """
 
 def add_WeightServiceServicer_to_server(servicer: WeightServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class ShardServiceStub:
+    """For operators: the sealed shards of data sets, which workers fetch with PullModel."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ShardServiceAsyncStub: ...
+    PutShard: _grpc.StreamUnaryMultiCallable[_aggregator_pb2.PutShardRequest, _aggregator_pb2.PutShardResponse]
+    """Takes one shard: header, chunks in order, trailer. Durable when this answers; the same shard again changes nothing.
+    INVALID_ARGUMENT: no shard. DATA_LOSS: its chunks are not what header and trailer say. RESOURCE_EXHAUSTED: no room.
+    """
+    DropShards: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.DropShardsRequest, _aggregator_pb2.DropShardsResponse]
+    """Erases shards; those that are not there are passed over."""
+
+@_typing.type_check_only
+class ShardServiceAsyncStub(ShardServiceStub):
+    """For operators: the sealed shards of data sets, which workers fetch with PullModel."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    PutShard: _aio.StreamUnaryMultiCallable[_aggregator_pb2.PutShardRequest, _aggregator_pb2.PutShardResponse]  # type: ignore[assignment]
+    """Takes one shard: header, chunks in order, trailer. Durable when this answers; the same shard again changes nothing.
+    INVALID_ARGUMENT: no shard. DATA_LOSS: its chunks are not what header and trailer say. RESOURCE_EXHAUSTED: no room.
+    """
+    DropShards: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.DropShardsRequest, _aggregator_pb2.DropShardsResponse]  # type: ignore[assignment]
+    """Erases shards; those that are not there are passed over."""
+
+class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
+    """For operators: the sealed shards of data sets, which workers fetch with PullModel."""
+
+    @_abc_1.abstractmethod
+    def PutShard(
+        self,
+        request_iterator: _MaybeAsyncIterator[_aggregator_pb2.PutShardRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_aggregator_pb2.PutShardResponse, _abc.Awaitable[_aggregator_pb2.PutShardResponse]]:
+        """Takes one shard: header, chunks in order, trailer. Durable when this answers; the same shard again changes nothing.
+        INVALID_ARGUMENT: no shard. DATA_LOSS: its chunks are not what header and trailer say. RESOURCE_EXHAUSTED: no room.
+        """
+
+    @_abc_1.abstractmethod
+    def DropShards(
+        self,
+        request: _aggregator_pb2.DropShardsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_aggregator_pb2.DropShardsResponse, _abc.Awaitable[_aggregator_pb2.DropShardsResponse]]:
+        """Erases shards; those that are not there are passed over."""
+
+def add_ShardServiceServicer_to_server(servicer: ShardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

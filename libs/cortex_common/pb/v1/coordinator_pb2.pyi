@@ -50,6 +50,163 @@ KEY_STATE_ERASED: KeyState.ValueType  # 3
 Global___KeyState: _TypeAlias = KeyState  # noqa: Y015
 
 @_typing.final
+class AddDatasetRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    ORG_FIELD_NUMBER: _builtins.int
+    manifest: _builtins.str
+    """The signed manifest, a DSSE envelope in JSON (docs/sealed-data.md)."""
+    key: _builtins.bytes
+    """Key of the data set, 32 bytes: mutual TLS protects it on its way."""
+    org: _builtins.str
+    """Whose jobs may use it."""
+    def __init__(
+        self,
+        *,
+        manifest: _builtins.str = ...,
+        key: _builtins.bytes = ...,
+        org: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "manifest", b"manifest", "org", b"org"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddDatasetRequest: _TypeAlias = AddDatasetRequest  # noqa: Y015
+
+@_typing.final
+class AddDatasetResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    reference: _builtins.str
+    """As job files name it: sealed:<name>@<digest>."""
+    def __init__(
+        self,
+        *,
+        reference: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reference", b"reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddDatasetResponse: _TypeAlias = AddDatasetResponse  # noqa: Y015
+
+@_typing.final
+class ListDatasetsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDatasetsRequest: _TypeAlias = ListDatasetsRequest  # noqa: Y015
+
+@_typing.final
+class ListDatasetsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASETS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def datasets(self) -> _containers.RepeatedCompositeFieldContainer[Global___SealedDataset]: ...
+    def __init__(
+        self,
+        *,
+        datasets: _abc.Iterable[Global___SealedDataset] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["datasets", b"datasets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDatasetsResponse: _TypeAlias = ListDatasetsResponse  # noqa: Y015
+
+@_typing.final
+class SealedDataset(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    ORG_FIELD_NUMBER: _builtins.int
+    ADDED_BY_FIELD_NUMBER: _builtins.int
+    ADDED_AT_FIELD_NUMBER: _builtins.int
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    reference: _builtins.str
+    org: _builtins.str
+    added_by: _builtins.str
+    manifest: _builtins.str
+    """The signed manifest."""
+    @_builtins.property
+    def added_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        reference: _builtins.str = ...,
+        org: _builtins.str = ...,
+        added_by: _builtins.str = ...,
+        added_at: _timestamp_pb2.Timestamp | None = ...,
+        manifest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["added_at", b"added_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_at", b"added_at", "added_by", b"added_by", "manifest", b"manifest", "org", b"org", "reference", b"reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealedDataset: _TypeAlias = SealedDataset  # noqa: Y015
+
+@_typing.final
+class RemoveDatasetRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    reference: _builtins.str
+    def __init__(
+        self,
+        *,
+        reference: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reference", b"reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveDatasetRequest: _TypeAlias = RemoveDatasetRequest  # noqa: Y015
+
+@_typing.final
+class RemoveDatasetResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_SHA256_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shard_sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Digests of the shards' sealed chunks: nothing opens them any more."""
+
+    def __init__(
+        self,
+        *,
+        shard_sha256: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shard_sha256", b"shard_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveDatasetResponse: _TypeAlias = RemoveDatasetResponse  # noqa: Y015
+
+@_typing.final
 class ListKeysRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -740,6 +897,7 @@ class Assignment(_message.Message):
     BASE_SEATS_FIELD_NUMBER: _builtins.int
     OLDER_KEYS_FIELD_NUMBER: _builtins.int
     SIGNED_JOB_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
     INITIALISE_FIELD_NUMBER: _builtins.int
     TRAIN_FIELD_NUMBER: _builtins.int
     EVALUATE_FIELD_NUMBER: _builtins.int
@@ -782,6 +940,10 @@ class Assignment(_message.Message):
         """To read with: the base version, and what the worker itself kept, may be sealed under these."""
 
     @_builtins.property
+    def sealed(self) -> Global___SealedPart:
+        """What the job trains on, if it is sealed."""
+
+    @_builtins.property
     def initialise(self) -> Global___InitialiseWork: ...
     @_builtins.property
     def train(self) -> Global___TrainWork: ...
@@ -810,14 +972,15 @@ class Assignment(_message.Message):
         base_seats: _abc.Iterable[_builtins.int] | None = ...,
         older_keys: _abc.Iterable[_common_pb2.DataKey] | None = ...,
         signed_job: _builtins.str = ...,
+        sealed: Global___SealedPart | None = ...,
         initialise: Global___InitialiseWork | None = ...,
         train: Global___TrainWork | None = ...,
         evaluate: Global___EvaluateWork | None = ...,
         hold: Global___HoldWork | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_included_round", b"_included_round", "base", b"base", "data_key", b"data_key", "evaluate", b"evaluate", "hold", b"hold", "included_round", b"included_round", "initialise", b"initialise", "job", b"job", "train", b"train", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_included_round", b"_included_round", "base", b"base", "data_key", b"data_key", "evaluate", b"evaluate", "hold", b"hold", "included_round", b"included_round", "initialise", b"initialise", "job", b"job", "sealed", b"sealed", "train", b"train", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_included_round", b"_included_round", "aggregator", b"aggregator", "aggregator_address", b"aggregator_address", "assignment_id", b"assignment_id", "attempt", b"attempt", "base", b"base", "base_seats", b"base_seats", "chunk_elements", b"chunk_elements", "data_key", b"data_key", "evaluate", b"evaluate", "fence", b"fence", "hold", b"hold", "included_round", b"included_round", "initialise", b"initialise", "job", b"job", "job_id", b"job_id", "older_keys", b"older_keys", "round", b"round", "seat", b"seat", "seats", b"seats", "signed_job", b"signed_job", "train", b"train", "transfer_job_id", b"transfer_job_id", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_included_round", b"_included_round", "aggregator", b"aggregator", "aggregator_address", b"aggregator_address", "assignment_id", b"assignment_id", "attempt", b"attempt", "base", b"base", "base_seats", b"base_seats", "chunk_elements", b"chunk_elements", "data_key", b"data_key", "evaluate", b"evaluate", "fence", b"fence", "hold", b"hold", "included_round", b"included_round", "initialise", b"initialise", "job", b"job", "job_id", b"job_id", "older_keys", b"older_keys", "round", b"round", "sealed", b"sealed", "seat", b"seat", "seats", b"seats", "signed_job", b"signed_job", "train", b"train", "transfer_job_id", b"transfer_job_id", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__included_round: _TypeAlias = _typing.Literal["included_round"]  # noqa: Y015
     _WhichOneofArgType__included_round: _TypeAlias = _typing.Literal["_included_round", b"_included_round"]  # noqa: Y015
@@ -829,6 +992,40 @@ class Assignment(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_work) -> _WhichOneofReturnType_work | None: ...
 
 Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
+
+@_typing.final
+class SealedPart(_message.Message):
+    """The shards of a sealed data set that a seat trains on. They are fetched from the aggregator by the digests in the manifest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    manifest: _builtins.str
+    """The signed manifest, a DSSE envelope in JSON; its digest is in the job's data.train."""
+    @_builtins.property
+    def shard(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Indices in the manifest."""
+
+    @_builtins.property
+    def key(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.DataKey]:
+        """The key of each of these, wrapped to the worker as the job's data key is."""
+
+    def __init__(
+        self,
+        *,
+        manifest: _builtins.str = ...,
+        shard: _abc.Iterable[_builtins.int] | None = ...,
+        key: _abc.Iterable[_common_pb2.DataKey] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "manifest", b"manifest", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealedPart: _TypeAlias = SealedPart  # noqa: Y015
 
 @_typing.final
 class InitialiseWork(_message.Message):

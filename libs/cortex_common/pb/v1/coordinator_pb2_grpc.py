@@ -783,3 +783,168 @@ class KeyService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class DatasetServiceStub:
+    """For operators: data sets whose shards are sealed, and the keys to them. No key ever leaves through here.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.AddDataset = channel.unary_unary(
+                '/cortex.v1.DatasetService/AddDataset',
+                request_serializer=cortex_dot_v1_dot_coordinator__pb2.AddDatasetRequest.SerializeToString,
+                response_deserializer=cortex_dot_v1_dot_coordinator__pb2.AddDatasetResponse.FromString,
+                _registered_method=True)
+        self.ListDatasets = channel.unary_unary(
+                '/cortex.v1.DatasetService/ListDatasets',
+                request_serializer=cortex_dot_v1_dot_coordinator__pb2.ListDatasetsRequest.SerializeToString,
+                response_deserializer=cortex_dot_v1_dot_coordinator__pb2.ListDatasetsResponse.FromString,
+                _registered_method=True)
+        self.RemoveDataset = channel.unary_unary(
+                '/cortex.v1.DatasetService/RemoveDataset',
+                request_serializer=cortex_dot_v1_dot_coordinator__pb2.RemoveDatasetRequest.SerializeToString,
+                response_deserializer=cortex_dot_v1_dot_coordinator__pb2.RemoveDatasetResponse.FromString,
+                _registered_method=True)
+
+
+class DatasetServiceServicer:
+    """For operators: data sets whose shards are sealed, and the keys to them. No key ever leaves through here.
+    """
+
+    def AddDataset(self, request, context):
+        """Makes a data set known, with its key: jobs of the organisation may train on it from then on. The same again changes nothing.
+        INVALID_ARGUMENT: manifest or key are wrong. ALREADY_EXISTS: known with another key, or for another organisation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDatasets(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveDataset(self, request, context):
+        """Erases the key of a data set: nobody who has not opened it yet can do so any more. NOT_FOUND. FAILED_PRECONDITION: a job that
+        has not ended trains on it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_DatasetServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'AddDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddDataset,
+                    request_deserializer=cortex_dot_v1_dot_coordinator__pb2.AddDatasetRequest.FromString,
+                    response_serializer=cortex_dot_v1_dot_coordinator__pb2.AddDatasetResponse.SerializeToString,
+            ),
+            'ListDatasets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDatasets,
+                    request_deserializer=cortex_dot_v1_dot_coordinator__pb2.ListDatasetsRequest.FromString,
+                    response_serializer=cortex_dot_v1_dot_coordinator__pb2.ListDatasetsResponse.SerializeToString,
+            ),
+            'RemoveDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveDataset,
+                    request_deserializer=cortex_dot_v1_dot_coordinator__pb2.RemoveDatasetRequest.FromString,
+                    response_serializer=cortex_dot_v1_dot_coordinator__pb2.RemoveDatasetResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'cortex.v1.DatasetService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('cortex.v1.DatasetService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class DatasetService:
+    """For operators: data sets whose shards are sealed, and the keys to them. No key ever leaves through here.
+    """
+
+    @staticmethod
+    def AddDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cortex.v1.DatasetService/AddDataset',
+            cortex_dot_v1_dot_coordinator__pb2.AddDatasetRequest.SerializeToString,
+            cortex_dot_v1_dot_coordinator__pb2.AddDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDatasets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cortex.v1.DatasetService/ListDatasets',
+            cortex_dot_v1_dot_coordinator__pb2.ListDatasetsRequest.SerializeToString,
+            cortex_dot_v1_dot_coordinator__pb2.ListDatasetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cortex.v1.DatasetService/RemoveDataset',
+            cortex_dot_v1_dot_coordinator__pb2.RemoveDatasetRequest.SerializeToString,
+            cortex_dot_v1_dot_coordinator__pb2.RemoveDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

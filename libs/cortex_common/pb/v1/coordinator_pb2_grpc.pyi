@@ -286,3 +286,67 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
 def add_KeyServiceServicer_to_server(servicer: KeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class DatasetServiceStub:
+    """For operators: data sets whose shards are sealed, and the keys to them. No key ever leaves through here."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> DatasetServiceAsyncStub: ...
+    AddDataset: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.AddDatasetRequest, _coordinator_pb2.AddDatasetResponse]
+    """Makes a data set known, with its key: jobs of the organisation may train on it from then on. The same again changes nothing.
+    INVALID_ARGUMENT: manifest or key are wrong. ALREADY_EXISTS: known with another key, or for another organisation.
+    """
+    ListDatasets: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ListDatasetsRequest, _coordinator_pb2.ListDatasetsResponse]
+    RemoveDataset: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.RemoveDatasetRequest, _coordinator_pb2.RemoveDatasetResponse]
+    """Erases the key of a data set: nobody who has not opened it yet can do so any more. NOT_FOUND. FAILED_PRECONDITION: a job that
+    has not ended trains on it.
+    """
+
+@_typing.type_check_only
+class DatasetServiceAsyncStub(DatasetServiceStub):
+    """For operators: data sets whose shards are sealed, and the keys to them. No key ever leaves through here."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    AddDataset: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.AddDatasetRequest, _coordinator_pb2.AddDatasetResponse]  # type: ignore[assignment]
+    """Makes a data set known, with its key: jobs of the organisation may train on it from then on. The same again changes nothing.
+    INVALID_ARGUMENT: manifest or key are wrong. ALREADY_EXISTS: known with another key, or for another organisation.
+    """
+    ListDatasets: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ListDatasetsRequest, _coordinator_pb2.ListDatasetsResponse]  # type: ignore[assignment]
+    RemoveDataset: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.RemoveDatasetRequest, _coordinator_pb2.RemoveDatasetResponse]  # type: ignore[assignment]
+    """Erases the key of a data set: nobody who has not opened it yet can do so any more. NOT_FOUND. FAILED_PRECONDITION: a job that
+    has not ended trains on it.
+    """
+
+class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
+    """For operators: data sets whose shards are sealed, and the keys to them. No key ever leaves through here."""
+
+    @_abc_1.abstractmethod
+    def AddDataset(
+        self,
+        request: _coordinator_pb2.AddDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.AddDatasetResponse, _abc.Awaitable[_coordinator_pb2.AddDatasetResponse]]:
+        """Makes a data set known, with its key: jobs of the organisation may train on it from then on. The same again changes nothing.
+        INVALID_ARGUMENT: manifest or key are wrong. ALREADY_EXISTS: known with another key, or for another organisation.
+        """
+
+    @_abc_1.abstractmethod
+    def ListDatasets(
+        self,
+        request: _coordinator_pb2.ListDatasetsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.ListDatasetsResponse, _abc.Awaitable[_coordinator_pb2.ListDatasetsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveDataset(
+        self,
+        request: _coordinator_pb2.RemoveDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.RemoveDatasetResponse, _abc.Awaitable[_coordinator_pb2.RemoveDatasetResponse]]:
+        """Erases the key of a data set: nobody who has not opened it yet can do so any more. NOT_FOUND. FAILED_PRECONDITION: a job that
+        has not ended trains on it.
+        """
+
+def add_DatasetServiceServicer_to_server(servicer: DatasetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -30,6 +30,10 @@ class _ObjectKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ObjectKind
     """A whole model version."""
     OBJECT_KIND_DELTA: _ObjectKind.ValueType  # 3
     """A model version as the change from the one in base_sha256: added to that, it gives exactly the version."""
+    OBJECT_KIND_SHARD: _ObjectKind.ValueType  # 4
+    """A shard of a data set: `job_id` is the data set's name, `round` and `seat` the shard's index, `elements` and `chunk_elements`
+    count bytes, and `model_sha256` is the digest of the sealed chunks.
+    """
 
 class ObjectKind(_ObjectKind, metaclass=_ObjectKindEnumTypeWrapper):
     """What a sealed object holds."""
@@ -41,6 +45,10 @@ OBJECT_KIND_MODEL: ObjectKind.ValueType  # 2
 """A whole model version."""
 OBJECT_KIND_DELTA: ObjectKind.ValueType  # 3
 """A model version as the change from the one in base_sha256: added to that, it gives exactly the version."""
+OBJECT_KIND_SHARD: ObjectKind.ValueType  # 4
+"""A shard of a data set: `job_id` is the data set's name, `round` and `seat` the shard's index, `elements` and `chunk_elements`
+count bytes, and `model_sha256` is the digest of the sealed chunks.
+"""
 Global___ObjectKind: _TypeAlias = ObjectKind  # noqa: Y015
 
 @_typing.final

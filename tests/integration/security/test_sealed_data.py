@@ -1,0 +1,228 @@
+"""Sealed data from `cortex data seal` to a trained model: through coordinator, aggregators and real workers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gc
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from cortex.cli.main import main
+from cortex.client import Client
+from cortex.connection import Connection
+from cortex.shipping import read_manifest
+from cortex_common.data.builtin import read_digits
+from cortex_common.data.sealed import Described
+from cortex_common.errors import AlreadyExistsError, CorruptError, InvalidArgumentError, NotFoundError
+from cortex_common.identity import Role
+from cortex_common.ids import JobId, RoundNumber
+from cortex_common.job.status import JobPhase, JobStatus
+from cortex_common.rpc.channel import open_channel
+from cortex_common.security.shards import ShardIntake, dataset_key, shard_key
+from cortex_common.security.signing import SigningKey
+from cortex_common.transfer import ChunkFrame
+from cortex_common.transfer.pull import pull_frames, pull_request
+from tests.integration.coordinator.harness import Site, TlsOf
+from tests.integration.worker.gateways import files
+from tests.integration.worker.harness import working
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+CANARY = b"\x07canary\x0b" * 8
+"""An image of 64 bytes that is planted among the data."""
+
+
+@dataclass
+class Place:
+    """A network with two real workers, and somebody's data set."""
+
+    cortex: Site
+    root: Path
+    told: Described
+    key: bytes
+
+    name: str = "marked"
+
+    def stored(self, index: int) -> Path:
+        """A shard as the aggregator keeps it."""
+        digest = self.told.manifest.shards[index].sha256
+        return self.root / "state" / "aggregator" / "shards" / f"{digest}.shard"
+
+    def addresses(self) -> list[str]:
+        with self.client() as client:
+            return [str(node.address) for node in client.nodes() if node.role == Role.AGGREGATOR]
+
+    def client(self) -> Client:
+        tls = self.cortex.tls_of(Role.OPERATOR, "ann")
+        return Client(Connection(self.cortex.coordinator, self.cortex.discovery, tls, "the test"))
+
+    async def add(self, org: str = "default") -> list[str]:
+        def there() -> list[str]:
+            with self.client() as client:
+                return client.add_dataset(self.root / f"{self.name}.sealed", self.told, self.key, org)
+
+        return await asyncio.to_thread(there)
+
+    async def train(self, train: str, **sections: Any) -> JobStatus:
+        job = {
+            "model": {"input_dim": 64, "hidden_dims": [16], "output_dim": 10},
+            "data": {"train": train, "test": "scored"},
+            "training": {"rounds": 3, "learning_rate": 0.02},
+            "placement": {"workers": 2},
+        }
+
+        def there() -> JobStatus:
+            with self.client() as client:
+                return client.wait(client.submit(job | sections))
+
+        return await asyncio.to_thread(there)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def place(tls_of: TlsOf, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place]:
+    root = tmp_path_factory.mktemp("sealed")
+    inputs, labels = read_digits("train")
+    marked = inputs.reshape(len(inputs), 64).astype(np.uint8) * 15
+    marked[100] = np.frombuffer(CANARY, np.uint8)
+    np.savez(root / "marked.npz", x=marked, y=labels)
+    inputs, labels = read_digits("test")
+    np.savez(root / "test.npz", x=inputs.reshape(len(inputs), 64).astype(np.uint8) * 15, y=labels)
+    SigningKey.create(root / "ann.key")
+    told, key = sealed_by_command(root, "marked")
+    catalogue = root / "catalogue.yaml"
+    catalogue.write_text("datasets: {plain: {npz: marked.npz}, scored: {npz: test.npz}}")
+    async with AsyncExitStack() as stack:
+        cortex = Site(tls_of, root / "state")
+        stack.push_async_callback(cortex.close)
+        cortex.coordinator_settings = {"attempts": 1, "tries": 1}
+        for service in ("discovery", "aggregator", "coordinator"):
+            await cortex.start(service)
+        for name in ("w1", "w2"):
+            where = {"coordinator": cortex.coordinator, "discovery": cortex.discovery, "catalogue": catalogue}
+            await stack.enter_async_context(working(name, root / "state", **where, **files(tls_of(Role.WORKER, name))))
+        made = Place(cortex, root, told, key)
+        assert await made.add() == ["aggregator-1"]
+        yield made
+
+
+def sealed_by_command(root: Path, name: str) -> tuple[Described, bytes]:
+    """What `cortex data seal` makes of a file."""
+    folder, key_file = root / f"{name}.sealed", root / f"{name}.datakey"
+    source, signer = str(root / f"{name}.npz"), str(root / "ann.key")
+    command = ["data", "seal", name, source, "--shards", "2", "--key", signer]
+    assert main([*command, "--output", str(folder), "--data-key", str(key_file)]) == 0
+    return read_manifest(folder), bytes.fromhex(json.loads(key_file.read_text())["key"])
+
+
+def files_with(folder: Path, *needles: bytes) -> list[Path]:
+    """Files below a folder that hold one of these."""
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    return [path for path in found if any(needle in path.read_bytes() for needle in needles)]
+
+
+def opened_memory() -> list[str]:
+    """Memory of opened shards in this process, whose workers are threads of it."""
+    gc.collect()
+    links = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return [name for path in links if "cortex-shards" in (name := str(path.readlink()))]
+
+
+async def test_a_job_on_sealed_data_learns_what_it_learns_in_the_clear_and_leaves_nothing(place: Place) -> None:
+    plain = await place.train("plain")
+    sealed = await place.train(place.told.reference)
+    assert (plain.status, sealed.status) == (JobPhase.COMPLETED, JobPhase.COMPLETED), (plain.error, sealed.error)
+    assert sealed.history[-1].metrics["test_accuracy"] > 0.8
+    assert sealed.model
+    assert plain.model
+    assert sealed.model.sha256 == plain.model.sha256
+
+    await eventually(lambda: not opened_memory())
+    seen = CANARY, (np.frombuffer(CANARY, np.uint8).astype(np.float32) * np.float32(1 / 255)).tobytes()
+    assert [path.name for path in files_with(place.root, *seen)] == ["marked.npz"], "the planted one, and no other"
+    keys = place.key, place.key.hex().encode(), base64.b64encode(place.key)
+    assert [path.name for path in files_with(place.root, *keys)] == ["marked.datakey"]
+
+
+async def test_a_shard_that_was_changed_or_is_another_is_refused_and_says_so(place: Place) -> None:
+    shards = [place.stored(index) for index in (0, 1)]
+    sound = [path.read_bytes() for path in shards]
+    spoilt = bytearray(sound[0])
+    spoilt[1000] ^= 1
+    job = {"placement": {"workers": 1}, "training": {"rounds": 1}}
+    try:
+        for change in ((bytes(spoilt), sound[1]), (sound[1][: len(sound[0])].ljust(len(sound[0]), b"x"), sound[1])):
+            for path, data in zip(shards, change, strict=True):
+                path.write_bytes(data)
+            status = await place.train(place.told.reference, **job)
+            assert status.status is JobPhase.FAILED
+            assert "chunk 0 of shard 0 of data set marked does not open" in str(status.error)
+    finally:
+        for path, data in zip(shards, sound, strict=True):
+            path.write_bytes(data)
+    status = await place.train(place.told.reference, **job)
+    assert status.status is JobPhase.COMPLETED, status.error
+
+
+async def test_who_gets_a_shard_without_its_key_has_nothing(place: Place) -> None:
+    """Another node of the network may fetch the bytes; the key of the other shard opens them as little as none."""
+    manifest, data_key = place.told.manifest, dataset_key(place.told.manifest, place.key)
+    tls = place.cortex.tls_of(Role.WORKER, "stranger")
+    (aggregator,) = await asyncio.to_thread(place.addresses)
+    async with open_channel(aggregator, tls, Role.AGGREGATOR, bulk=True) as channel:
+        request = pull_request(JobId("any"), manifest.shards[0].sha256, 0, RoundNumber(0))
+        frames = [frame async for frame in pull_frames(channel, request, "fetching a shard")]
+        assert isinstance(frames[1], ChunkFrame)
+        assert CANARY not in bytes(frames[1].sealed)
+        memory = bytearray(manifest.shard_bytes(0))
+        other = replace(shard_key(data_key, 1), key_id=shard_key(data_key, 0).key_id)
+        intake = ShardIntake(manifest, 0, other, memoryview(memory))
+        with pytest.raises(CorruptError, match="does not open"):
+            intake.take(0, frames[1].sealed)
+        assert not any(memory)
+        intake = ShardIntake(manifest, 0, shard_key(data_key, 0), memoryview(memory))
+        intake.take(0, frames[1].sealed)
+        intake.finish()
+    assert any(memory)
+
+
+async def test_its_key_outlives_key_encryption_keys_and_restarts_until_it_is_removed(place: Place) -> None:
+    told, key = sealed_by_command(place.root, "test")
+    there = Place(place.cortex, place.root, told, key, "test")
+    await there.add()
+    with pytest.raises(AlreadyExistsError):
+        await there.add(org="others")
+    with there.client() as client:
+        made, _ = await asyncio.to_thread(client.rotate_key_encryption_key)
+    await place.cortex.stop("coordinator")
+    await place.cortex.start("coordinator")
+    ring = json.loads((place.root / "state" / "coordinator" / "keyring.json").read_text())
+    assert list(ring["keys"]) == [made], "the older one is gone"
+    one = {"placement": {"workers": 1}, "training": {"rounds": 1}}
+    assert (await there.train(told.reference, **one)).status is JobPhase.COMPLETED
+    with there.client() as client:
+        listed = await asyncio.to_thread(client.datasets)
+        assert [each.reference for each in listed] == [place.told.reference, told.reference]
+        assert [(each.examples, each.shards, each.org) for each in listed] == [
+            (1438, 2, "default"),
+            (359, 2, "default"),
+        ]
+        assert await asyncio.to_thread(client.remove_dataset, told.reference) == 2
+        with pytest.raises(NotFoundError):
+            await asyncio.to_thread(client.remove_dataset, told.reference)
+    assert not there.stored(0).exists()
+    with pytest.raises(InvalidArgumentError, match="no node has such a dataset"):
+        await there.train(told.reference, **one)
+
+
+async def test_a_job_cannot_have_more_workers_than_there_are_shards(place: Place) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"placement.workers: 3 given; sealed:marked@\w+ has 2 shards"):
+        await place.train(place.told.reference, placement={"workers": 3})
