@@ -57,7 +57,24 @@ log = get_logger(__name__)
 
 
 class WeightAggregator:
-    """Rounds and versions of all jobs at this aggregator."""
+    """Rounds and versions of all jobs at this aggregator.
+
+    `services.aggregator.main.run` builds one (`RunningAggregator.aggregator`); the coordinator opens a round, workers
+    push sealed updates, and the mean of those on the coordinator's list is the next version:
+
+    >>> from cortex_common.transfer import push_update
+    >>> from services.aggregator.domain import Contribution
+    >>> await aggregator.open_round(terms, [data_key])
+    >>> pushed = await push_update(channel, header, encode, encryption)  # at the worker
+    >>> view = await anext(aggregator.watch(terms.key))
+    >>> view.seats[0].receipt == pushed.receipt
+    True
+    >>> receipt = pushed.receipt
+    >>> listed = Contribution(receipt.seat, receipt.worker, receipt.content_sha256, receipt.weight)
+    >>> version = await aggregator.seal(terms.key, terms.fence, [listed], [data_key])
+    >>> version == await aggregator.seal(terms.key, terms.fence, [listed], [data_key])  # asked again, counted once
+    True
+    """
 
     def __init__(
         self,

@@ -126,7 +126,21 @@ class _Output:
 
 
 class BatchProcessor:
-    """Folds updates into a version with a fixed number of threads."""
+    """Folds updates into a version with a fixed number of threads.
+
+    Sealed chunks come from whatever has `read(index)`, and go to whatever has `write(data)`:
+
+    >>> from cortex import BatchProcessor
+    >>> from services.aggregator.batches import FoldPlan, FoldTargets
+    >>> from services.aggregator.strategies import create_strategy
+    >>> average = create_strategy("fedavg", "{}")
+    >>> processor = BatchProcessor(threads=2)
+    >>> plan = FoldPlan(manifest, base, [update_1, update_2], [1.0, 3.0], average, target.header)
+    >>> result = processor.fold(plan, encryption, FoldTargets(target))
+    >>> processor.close()
+    >>> result.header.model_sha256 == model_sha256_of(base_numbers + 0.25 * numbers_1 + 0.75 * numbers_2)
+    True
+    """
 
     def __init__(self, threads: int = 2) -> None:
         self._threads = threads

@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from cortex_common.clock import Clock, SystemClock
@@ -53,8 +54,29 @@ def main(config: Path | None = None) -> int:
     return run_service(lambda stop: run(settings, SystemClock(), stop), parent_pid=settings.parent_pid)
 
 
+@dataclass(frozen=True, slots=True)
+class RunningAggregator:
+    """An aggregator at work."""
+
+    server: Running
+    aggregator: WeightAggregator
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self.server.port
+
+    @property
+    def address(self) -> str:
+        """host:port it listens at."""
+        return self.server.address
+
+
 async def run(
-    settings: AggregatorSettings, clock: Clock, stop: asyncio.Event, started: asyncio.Future[Running] | None = None
+    settings: AggregatorSettings,
+    clock: Clock,
+    stop: asyncio.Event,
+    started: asyncio.Future[RunningAggregator] | None = None,
 ) -> None:
     """Take up what is on the disk, serve until `stop` is set, then drain."""
     await enroll_patiently(settings.joining, settings.tls, settings.hosts, clock, stop)
@@ -86,7 +108,7 @@ async def run(
             facts = {"service": "aggregator", "name": settings.name, "address": address, "metrics_port": ops.port}
             write_ready_file(settings.ready_file, facts)
         if started is not None:
-            started.set_result(server)
+            started.set_result(RunningAggregator(server, aggregator))
         await stop.wait()
         server.set_serving(False)
         await aggregator.drain()

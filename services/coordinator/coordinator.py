@@ -59,8 +59,24 @@ _MAX_STEPS = 16
 class JobCoordinator:
     """Owns all jobs. Decisions are pure (domain/); this class stores them, then lets effects follow from them.
 
-    One task decides, one job after another, so nothing needs a lock; everybody else leaves observations and commands
-    and wakes it.
+    One task decides, one job after another, so nothing needs a lock; others leave observations, commands.
+    `services.coordinator.main.run` builds one:
+
+    >>> from cortex import parse_job
+    >>> from services.coordinator.domain.reach import EVERYTHING, Caller
+    >>> job = parse_job({
+    ...     "model": {"input_dim": 64, "output_dim": 10},
+    ...     "data": {"train": "digits"},
+    ...     "training": {"rounds": 2},
+    ...     "placement": {"workers": 2},
+    ... })
+    >>> job_id = await coordinator.submit(job, Caller("ann"), request_id="today's run")
+    >>> job_id == await coordinator.submit(job, Caller("ann"), request_id="today's run")  # sent twice, taken once
+    True
+    >>> async for status in coordinator.watch(job_id, EVERYTHING):
+    ...     pass
+    >>> status.status.value, [(report.round, report.accepted) for report in status.history]
+    ('completed', [(1, 2), (2, 2)])
     """
 
     def __init__(

@@ -30,7 +30,19 @@ _MAX_HELD = 8
 
 
 class ModelDeploymentManager:
-    """Lists, delivers and prunes model versions. Versions rest sealed at aggregators; only here are they opened."""
+    """Lists, delivers and prunes model versions. Versions rest sealed at aggregators; only here are they opened.
+
+    `services.coordinator.main.run` builds one (`RunningCoordinator.deployment`). After a job of two rounds:
+
+    >>> from services.coordinator.domain.reach import EVERYTHING
+    >>> [version.round for version in await deployment.versions(job.id, EVERYTHING)]
+    [1, 2]
+    >>> newest, pieces = await deployment.download(job, None, EVERYTHING)
+    >>> file = b"".join([piece async for piece in pieces])
+    >>> from safetensors.numpy import load
+    >>> newest.round, load(file)["w"].shape
+    (2, (4, 3))
+    """
 
     def __init__(
         self,

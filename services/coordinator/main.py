@@ -7,6 +7,7 @@ import fcntl
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from cortex_common.clock import Clock, SystemClock
@@ -60,8 +61,25 @@ def main(config: Path | None = None) -> int:
     return run_service(lambda stop: run(settings, SystemClock(), stop), parent_pid=settings.parent_pid)
 
 
+@dataclass(frozen=True, slots=True)
+class RunningCoordinator:
+    """A coordinator at work."""
+
+    server: Running
+    coordinator: JobCoordinator
+    deployment: ModelDeploymentManager
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self.server.port
+
+
 async def run(
-    settings: CoordinatorSettings, clock: Clock, stop: asyncio.Event, started: asyncio.Future[Running] | None = None
+    settings: CoordinatorSettings,
+    clock: Clock,
+    stop: asyncio.Event,
+    started: asyncio.Future[RunningCoordinator] | None = None,
 ) -> None:
     """Serve until `stop` is set, then drain. Jobs go on where they are at the next start."""
     await enroll_patiently(settings.joining, settings.tls, settings.hosts, clock, stop)
@@ -93,7 +111,9 @@ class _Parts:
         membership: Membership,
         job_keys: JobKeys,
         epoch: int,
+        deployment: ModelDeploymentManager,
     ) -> None:
+        self.deployment = deployment
         self.job_keys = job_keys
         self.epoch = epoch
         self.coordinator = coordinator
@@ -166,6 +186,7 @@ async def _parts(
             membership,
             keys,
             epoch,
+            deployment,
         )
     finally:
         observers.close()
@@ -176,7 +197,7 @@ async def _serve(
     settings: CoordinatorSettings,
     clock: Clock,
     stop: asyncio.Event,
-    started: asyncio.Future[Running] | None,
+    started: asyncio.Future[RunningCoordinator] | None,
     parts: _Parts,
     identity: Identity,
     auditor: Auditor,
@@ -210,7 +231,7 @@ async def _serve(
             facts = {"service": "coordinator", "name": settings.name, "address": address, "metrics_port": ops.port}
             write_ready_file(settings.ready_file, facts)
         if started is not None:
-            started.set_result(server)
+            started.set_result(RunningCoordinator(server, parts.coordinator, parts.deployment))
         await stop.wait()
         await heartbeat
         for task in background:

@@ -31,7 +31,22 @@ _QUIET = frozenset({Event.JOINED, Event.LEFT, Event.FORGOTTEN, Event.MOVED})
 
 
 class NodeDiscoveryService:
-    """Who is in the network and how healthy: takes heartbeats, lets leases run out, tells whoever watches."""
+    """Who is in the network and how healthy: takes heartbeats, lets leases run out, tells whoever watches.
+
+    >>> from cortex import NodeDiscoveryService
+    >>> from cortex_common.clock import SystemClock
+    >>> from cortex_common.identity import Identity, Role
+    >>> from services.discovery.domain import Announcement, LeaseRules
+    >>> from services.discovery.store import MemorySnapshotStore
+    >>> discovery = NodeDiscoveryService.restore(LeaseRules(lease_s=10), SystemClock(), MemorySnapshotStore())
+    >>> caller = Identity("cortex", Role.WORKER, "gpu-7")  # from its certificate
+    >>> discovery.heartbeat(caller, Announcement("gpu-7", Role.WORKER, "eu", "", "one", b""))
+    >>> [(view.node.name, view.node.region, view.health.value) for view in discovery.nodes(region="eu")]
+    [('gpu-7', 'eu', 'live')]
+    >>> discovery.leave(caller, "gpu-7", "one")
+    >>> discovery.nodes()
+    ()
+    """
 
     def __init__(self, registry: Registry, clock: Clock, store: SnapshotStore) -> None:
         self._registry = registry

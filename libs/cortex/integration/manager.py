@@ -41,12 +41,14 @@ class CortexManager:
 
     The data never leaves the program; sealed weights do, over one outgoing WebSocket connection.
 
-    ```python
-    manager = CortexManager("config.yaml")
-    await manager.initialize()
-    await manager.start_training(dataloader)
-    manager.model(inputs)
-    ```
+    >>> from cortex import CortexManager
+    >>> manager = CortexManager("config.yaml")
+    >>> await manager.initialize()
+    >>> job = await manager.start_training(dataloader)
+    >>> job.status.value, [report.round for report in manager.history]
+    ('completed', [1, 2, 3])
+    >>> bool((manager.model(inputs).argmax(1) == labels).float().mean() > 0.9)
+    True
 
     Attributes:
         model: The trained network, a `CortexModel`, once the job has ended; None before.

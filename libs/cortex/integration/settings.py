@@ -86,7 +86,7 @@ class NetworkSection(Section):
         30.0, description="Seconds each attempt may take until the network has welcomed this node."
     )
     token: SecretStr | None = Field(
-        None, description="Node token (`cortex token create --scope node`). If null: looked for, see above."
+        None, description="Node token (`cortex node token --gateway`). If null: looked for, see above."
     )
     token_file: Path | None = Field(None, description="File with the node token, instead of `token`.")
     ca: Path | None = Field(
@@ -188,7 +188,8 @@ class MonitoringSection(Section):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Of this program's log.")
     enable_prometheus: bool = Field(True, description="Serve metrics for Prometheus.")
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        9090, description="Where, on 127.0.0.1; 0 takes any free port. A port that is taken is told and done without."
+        9090,
+        description="Where, on 127.0.0.1; 0 takes any free port. If it is taken, a free one is, and the log says so.",
     )
     tensorboard_dir: Path | None = Field(None, description="Where TensorBoard scalars go; nowhere if null.")
     progress_bar: bool | None = Field(None, description="Show one; if null, only on a terminal or in a notebook.")

@@ -29,6 +29,21 @@ class WeightCompressor:
 
     A payload is the codec's body, lz4-packed where that pays, and one tag byte. The lz4 mode matters to the
     sender only.
+
+    >>> import numpy as np
+    >>> from cortex import WeightCompressor
+    >>> codec = WeightCompressor.create("int8")
+    >>> values = np.linspace(-1, 1, 4096, dtype=np.float32)
+    >>> payload = codec.encode(values)
+    >>> len(payload) < values.nbytes / 3
+    True
+    >>> decoded = np.empty_like(values)
+    >>> _ = codec.decode(payload, values.size, decoded)
+    >>> bool(np.abs(decoded - values).max() < 0.01)
+    True
+    >>> WeightCompressor.create("int9")
+    Traceback (most recent call last):
+    cortex_common.errors.InvalidArgumentError: codec 'int9'; allowed are ...
     """
 
     quantiser: Quantiser

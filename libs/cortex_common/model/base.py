@@ -18,6 +18,17 @@ class CortexModel(nn.Module, ABC):
     """A classifier built from configuration: inputs (batch, ...) to logits (batch, classes).
 
     Names and order of its state dict are the model's layout: they must depend on the spec alone.
+
+    >>> import torch
+    >>> from cortex_common.job.spec import ModelSpec
+    >>> from cortex_common.model import build_model
+    >>> model = build_model(ModelSpec(input_dim=784, hidden_dims=(32,), output_dim=10), seed=1)
+    >>> model(torch.zeros(5, 28, 28)).shape
+    torch.Size([5, 10])
+    >>> model.parameter_count
+    25450
+    >>> type(model).__mro__[1].__name__
+    'CortexModel'
     """
 
     def __init__(self, spec: ModelSpec) -> None:

@@ -93,14 +93,28 @@ class TenzroBridge:
 
     `run` keeps the line up; what arrives goes to the handlers of its type, in order. Requests may be made at any time.
 
-    ```python
-    bridge = TenzroBridge(GrpcTransport(hello, peers, tls, clock, sealing.public), clock)  # or WebSocketTransport
-    bridge.on(Assignments, lambda message: plan(message.assignments))
-    bridge.on(Connected, lambda _: print("connected"))
-    line = asyncio.create_task(bridge.run())
-    wanted = await bridge.report(WorkResult(assignment.place, outcome), is_urgent=True)
-    receipt = await push_update(lambda: bridge.to(assignment.aggregator_address), header, encode, encryption)
-    ```
+    >>> import asyncio
+    >>> from cortex import TenzroBridge
+    >>> from cortex_common.clock import SystemClock
+    >>> from cortex_common.network.bridge import Connected
+    >>> from cortex_common.network.grpc_transport import GrpcTransport
+    >>> from cortex_common.network.messages import Assignments, Hello
+    >>> hello = Hello("gpu-7", "eu", "one", 1)
+    >>> transport = GrpcTransport(hello, peers, tls, SystemClock(), sealing.public)  # or a WebSocketTransport
+    >>> bridge = TenzroBridge(transport, SystemClock())
+    >>> bridge.on(Connected, lambda _: print("connected to", bridge.what.partition(" at ")[0]))
+    >>> work = asyncio.Event()
+    >>> bridge.on(Assignments, lambda message: work.set())
+    >>> line = asyncio.create_task(bridge.run())
+    >>> _ = await work.wait()
+    connected to coordinator
+    >>> bridge.is_open
+    True
+    >>> await bridge.close()
+    >>> _ = line.cancel()
+
+    `bridge.report` tells how work ended; `push_update(lambda: bridge.to(assignment.aggregator_address), …)` and
+    `pull_model` exchange weights.
     """
 
     def __init__(self, transport: Transport, clock: Clock, policy: ReconnectPolicy | None = None) -> None:

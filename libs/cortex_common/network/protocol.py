@@ -40,8 +40,11 @@ class TenzroProtocol:
 
     Unknown types, unknown fields and values out of range are one `InvalidArgumentError` that lists every mistake.
 
+    >>> from cortex import TenzroProtocol
+    >>> from cortex_common.network.messages import ReportAck
+    >>> from cortex_common.network.protocol import Envelope
     >>> protocol = TenzroProtocol()
-    >>> text = protocol.encode(Envelope(m.ReportAck(wanted=True), ref=7))
+    >>> text = protocol.encode(Envelope(ReportAck(wanted=True), ref=7))
     >>> text
     '{"type":"REPORT_ACK","ref":7,"wanted":true}'
     >>> protocol.decode(text).message

@@ -94,7 +94,24 @@ class Opener:
 
 
 class EncryptionManager:
-    """Holds data keys by id and makes the sealers and openers of objects."""
+    """Holds data keys by id and makes the sealers and openers of objects.
+
+    >>> from cortex import EncryptionManager
+    >>> from cortex_common.security.objects import ObjectHeader, ObjectKind
+    >>> key = EncryptionManager.new_data_key()
+    >>> header = ObjectHeader(
+    ...     kind=ObjectKind.UPDATE, network="cortex", job_id="job-1", round=1, attempt=0, fence=1, sender="gpu-7",
+    ...     seat=0, key_id=key.key_id, codec="none", codec_options="", chunk_elements=256, elements=512, counters=0,
+    ...     chunks=2, manifest_sha256="0" * 64,
+    ... ).fresh()
+    >>> sender, receiver = EncryptionManager(key), EncryptionManager(key)
+    >>> sealed = sender.sealer(header).seal(0, b"weights")
+    >>> receiver.opener(header).open(0, sealed)
+    b'weights'
+    >>> receiver.opener(header).open(1, sealed)  # out of place
+    Traceback (most recent call last):
+    cortex_common.errors.CorruptError: chunk 1 of the update of job job-1 round 1 by gpu-7 does not open: ...
+    """
 
     def __init__(self, *keys: DataKey) -> None:
         self._keys: dict[KeyId, DataKey] = {}

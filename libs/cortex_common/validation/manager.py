@@ -33,6 +33,18 @@ class ValidationManager:
     Args:
         limits: Largest layout to accept.
         max_norm: Largest L2 norm of an update; None for no limit.
+
+    >>> import numpy as np
+    >>> from cortex import ValidationManager
+    >>> validation = ValidationManager(max_norm=10.0)
+    >>> validation.check_update(np.array([3.0, 4.0], np.float32))
+    5.0
+    >>> validation.check_update(np.array([30.0, 40.0], np.float32))
+    Traceback (most recent call last):
+    cortex_common.errors.InvalidArgumentError: update: L2 norm 50; at most 10 is allowed
+    >>> validation.check_update(np.array([np.nan, 0.0], np.float32))
+    Traceback (most recent call last):
+    cortex_common.errors.InvalidArgumentError: update holds NaN or infinite values; ...
     """
 
     limits: ManifestLimits = field(default_factory=ManifestLimits)

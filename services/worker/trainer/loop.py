@@ -68,6 +68,30 @@ class ModelTrainer:
 
     Everything random is seeded by (job seed, round, seat) and the optimiser is fresh each round, so that on a CPU with
     the same number of threads the same work gives the same bytes, whoever does it and however often.
+
+    >>> import torch
+    >>> from cortex import ModelTrainer, parse_job
+    >>> from cortex_common.clock import SystemClock
+    >>> from cortex_common.model import copy_to_arena, manifest_of
+    >>> from cortex_common.tensors import Arena
+    >>> from services.worker.trainer.examples import Examples
+    >>> job = parse_job({
+    ...     "model": {"input_dim": 10, "hidden_dims": [16], "output_dim": 10},
+    ...     "data": {"train": "digits"},
+    ...     "training": {"learning_rate": 0.05, "local_epochs": 5, "batch_size": 20},
+    ... })
+    >>> trainer = ModelTrainer(job, torch.device("cpu"), SystemClock())
+    >>> layout = manifest_of(trainer.model)
+    >>> base, result = Arena.zeros(layout), Arena.zeros(layout)
+    >>> copy_to_arena(trainer.model, base)
+    >>> labels = torch.arange(200) % 10
+    >>> examples = Examples(torch.nn.functional.one_hot(labels, 10).float(), labels)
+    >>> trained = trainer.train(base, result, examples, round_number=1, seat=0)
+    >>> trained.steps, trained.examples, sorted(trained.metrics)
+    (50, 1000, ['train_accuracy', 'train_loss'])
+    >>> [score] = trainer.evaluate(result, [examples])
+    >>> score.correct
+    200
     """
 
     def __init__(self, spec: JobSpec, device: torch.device, clock: Clock) -> None:

@@ -70,7 +70,8 @@ class Cluster:
         done, _ = await asyncio.wait((started, self._task), return_when=asyncio.FIRST_COMPLETED)
         if self._task in done:
             self._task.result()
-        self.address = started.result().address
+        self.running = started.result()
+        self.address = self.running.address
         self.settings = self.settings.model_copy(update={"port": started.result().port})
         await self.meet()
 

@@ -87,6 +87,8 @@ class Site:
         await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             await task
+        if role is Role.COORDINATOR:
+            self.running = started.result()
         self._ports[service] = started.result().port
         self._running[service] = (stop, task)
 
