@@ -69,7 +69,8 @@ def build_model(spec: ModelSpec, seed: int) -> CortexModel:
     if network is None:
         raise InvalidArgumentError(f"model.kind: {spec.kind!r} given; allowed: {', '.join(sorted(_KINDS))}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Networks are made in main memory; torch.manual_seed would start every GPU's numbers anew too.
+        torch.default_generator.manual_seed(seed)
         model = network(spec)
     freeze(model, spec.freeze)
     return model

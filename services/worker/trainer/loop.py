@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,9 +138,7 @@ class ModelTrainer:
         seed = local_seed(self._spec.training.seed, round_number, seat)
         self._start_from(base, result)
         self.model.train()
-        # Inside a person's own program the random numbers outside of this stay as they would have been.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with _random_numbers(self._device, seed):
             optimizer = build_optimizer(self.model, self._spec.training)
             outcome = self._steps(optimizer, examples, seed, check, tell)
         if self._device.type != "cpu":
@@ -226,6 +225,17 @@ class ModelTrainer:
             f"{training.learning_rate:g}, precision {training.precision}); a smaller learning_rate may help",
             is_permanent=True,
         )
+
+
+@contextmanager
+def _random_numbers(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed what a device draws from; afterwards all is as it was, for the sake of the program around this."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 class _Tally:

@@ -45,19 +45,20 @@ def job(model: dict[str, Any] | None = None, data: dict[str, Any] | None = None,
 class Bench:
     """A trainer with its arenas and data, as the child has them."""
 
-    def __init__(self, spec: JobSpec, folder: Path, clock: Any = None) -> None:
-        self.trainer = ModelTrainer(spec, CPU, clock or SystemClock())
+    def __init__(self, spec: JobSpec, folder: Path, clock: Any = None, device: torch.device = CPU) -> None:
+        self.device = device
+        self.trainer = ModelTrainer(spec, device, clock or SystemClock())
         self.data = DataCache(spec, folder, None)
         manifest = manifest_of(self.trainer.model)
         self.base, self.result = Arena.zeros(manifest), Arena.zeros(manifest)
         copy_to_arena(self.trainer.model, self.base)
 
     def train(self, seat: int = 0, seats: int = 4, round_number: int = 1, **hooks: Any) -> TrainingResult:
-        examples = self.data.training_part(seat, seats, CPU)
+        examples = self.data.training_part(seat, seats, self.device)
         return self.trainer.train(self.base, self.result, examples, round_number=round_number, seat=seat, **hooks)
 
     def accuracy(self) -> float:
-        (score,) = self.trainer.evaluate(self.result, [self.data.test_slice(0, 1, CPU)])
+        (score,) = self.trainer.evaluate(self.result, [self.data.test_slice(0, 1, self.device)])
         return score.correct / score.examples
 
 
