@@ -95,10 +95,10 @@ class Shell:
             path = self.layout.config(name)
             path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | dict(changed)))
             os.kill(before[name], signal.SIGKILL)
-        until(lambda: all(self.processes().get(name, before[name]) != before[name] for name in changes))
+        until(lambda: all(self.processes().get(name, before[name]) != before[name] for name in changes), 60)
         until(lambda: all(row["health"] == "healthy" for row in self.json("ps")), 60)
         workers = len(read_network(self.layout).of_role(Role.WORKER))
-        until(lambda: self.json("resources")["total"]["workers"] == workers)
+        until(lambda: self.json("resources")["total"]["workers"] == workers, 60)
 
 
 @pytest.fixture(scope="module")
