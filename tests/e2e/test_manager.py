@@ -1,90 +1,166 @@
-"""The program of the README with CortexManager, against a network of real processes."""
+"""Programs with CortexManager, as the README shows them, against a network of real processes."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
+from cortex_common.security.node_tokens import NodeToken
+from tests.architecture.sources import ROOT
 from tests.e2e.conftest import Shell
+from tests.links import Link, over
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
-CONFIG = """
-network:
-  websocket_url: "{url}"
-  node_id: "local_node_1"
-  retry_attempts: 3
-  connection_timeout: 30
-training:
-  input_dim: 784
-  hidden_dims: [512, 256]
-  output_dim: 10
-  batch_size: 32
-  learning_rate: 0.001
-  max_epochs: 3
-security:
-  enable_encryption: true
-  encryption_key: null  # Auto-generated if not provided
-monitoring:
-  log_level: "INFO"
-  metrics_port: 0
-  enable_prometheus: true
-"""
-PROGRAM = """
-import asyncio
-import json
-import torch
+README = (ROOT / "README.md").read_text()
+CONFIG = next(text for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "websocket_url" in text)
+SNIPPET = next(text for text in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "CortexManager" in text)
+DATA = """
+import asyncio, json, torch
 from torch.utils.data import DataLoader, TensorDataset
-from cortex.integration.manager import CortexManager
 
 labels = torch.arange(640) % 10
-inputs = torch.nn.functional.one_hot(labels, 10).float().repeat(1, 79)[:, :784] + 0.1 * torch.randn(640, 784)
-dataloader = DataLoader(TensorDataset(inputs.view(-1, 28, 28), labels), batch_size=32, shuffle=True)
-
-
-async def main():
-    manager = CortexManager("config.yaml")
-    await manager.initialize()
-    await manager.start_training(dataloader)      # any torch DataLoader yielding (inputs, targets)
-    return manager
-
-
-manager = asyncio.run(main())
-right = int((manager.model(inputs).argmax(1) == labels).sum())
-print(json.dumps({"model": type(manager.model).__mro__[1].__name__, "right": right, "rounds": len(manager.history),
-                  "accepted": [report.accepted for report in manager.history], "job": manager.status.job_id}))
+width = {width}
+inputs = torch.nn.functional.one_hot(labels, 10).float().repeat(1, 79)[:, :width] + 0.1 * torch.randn(640, width)
+dataloader = DataLoader(TensorDataset(inputs, labels), batch_size=32, shuffle=True)
 """
+RUN = """
+from cortex import CortexManager
+
+manager = CortexManager("config.yaml")
+job = manager.run(dataloader)
+print(json.dumps({"model": type(manager.model).__mro__[1].__name__, "job": job.job_id,
+                  "right": int((manager.model(inputs).argmax(1) == labels).sum()),
+                  "accepted": [report.accepted for report in manager.history]}))
+"""
+NOTEBOOK = """
+from cortex import CortexManager
+from tests.doctests import run_examples
+
+given = {"dataloader": dataloader, "inputs": inputs, "labels": labels}
+print(asyncio.run(run_examples(CortexManager, given)))
+"""
+WIDE_BYTES = 4 * (785 * 512 + 513 * 256 + 257 * 10)
 
 
-def websocket_url(network: Shell) -> str:
+def websocket_address(network: Shell) -> str:
     members = json.loads(network.layout.network_file.read_text())["members"]
     port = next(member["ports"]["websocket"] for member in members if member["service"] == "gateway")
-    return f"ws://localhost:{port}"
+    return f"localhost:{port}"
 
 
-def start(network: Shell, program: str) -> subprocess.Popen[str]:
-    path = network.folder / "program.py"
-    path.write_text(program)
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, str(path)], cwd=network.folder, env=network.environment, stdout=pipe, stderr=pipe, text=True
-    )
+class Program:
+    """A program in a folder of its own, beside the README's config.yaml; variables change what differs."""
+
+    def __init__(self, network: Shell, name: str, source: str, *, width: int = 784, **variables: Any) -> None:
+        self.folder = network.folder / name
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / "config.yaml").write_text(CONFIG)
+        (self.folder / "program.py").write_text(DATA.format(width=width) + source)
+        given = {
+            "CORTEX_DIR": network.layout.root,
+            "CORTEX_NETWORK__WEBSOCKET_URL": f"ws://{websocket_address(network)}",
+            "CORTEX_TRAINING__MAX_EPOCHS": 3,
+        } | variables
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            [sys.executable, "program.py"],
+            cwd=self.folder,
+            env=network.environment | {key: str(value) for key, value in given.items()},
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+        )
+
+    def end(self) -> tuple[str, str]:
+        """What it printed, and its log, once it has ended well."""
+        out, err = self.process.communicate(timeout=200)
+        assert self.process.returncode == 0, err
+        return out, err
 
 
-def test_the_contracts_program_trains_a_node_and_leaves_the_model(network: Shell):
-    (network.folder / "config.yaml").write_text(CONFIG.format(url=websocket_url(network)))
-    program = start(network, PROGRAM)
-    out, err = program.communicate(timeout=200)
-
-    assert program.returncode == 0, err
-    said = json.loads(out.splitlines()[-1])
-    assert (said["model"], said["rounds"], said["accepted"]) == ("CortexModel", 3, [1, 1, 1])
-    assert said["right"] > 600
-    status = network.json("status", said["job"])
-    assert (status["status"], status["name"]) == ("completed", "own-784-512-256-10")
-    key = network.folder / ".cortex-node" / "local_node_1" / "sealing.key"
-    assert f"path={key}" in err.replace("'", "")
+def test_the_readmes_program_with_the_readmes_file_trains_a_node(network: Shell):
+    _, log = Program(network, "readme", SNIPPET + "\nasyncio.run(main())\n").end()
+    (job,) = [job for job in network.json("jobs") if job["name"] == "own-784-512-256-10"]
+    status = network.json("status", job["job_id"])
+    assert (status["status"], [report["accepted"] for report in status["history"]]) == ("completed", [1, 1, 1])
+    key = network.folder / "readme" / ".cortex-node" / "local_node_1" / "sealing.key"
+    assert f"path={key}" in log.replace("'", "")
     assert key.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_plain_script_runs_and_keeps_the_model_and_its_history(network: Shell):
+    out, _ = Program(network, "script", RUN).end()
+    said = json.loads(out.splitlines()[-1])
+    assert (said["model"], said["accepted"]) == ("CortexModel", [1, 1, 1])
+    assert said["right"] > 600
+    assert network.json("status", said["job"])["status"] == "completed"
+
+
+def test_the_docstrings_example_works_in_a_notebooks_running_loop(network: Shell):
+    out, _ = Program(network, "notebook", NOTEBOOK).end()
+    assert int(out.splitlines()[-1]) == 6
+
+
+def test_two_programs_and_two_workers_train_one_job_and_each_counts_once(network: Shell):
+    shared = {
+        "CORTEX_TRAINING__DATASET": "digits",
+        "CORTEX_TRAINING__INPUT_DIM": 64,
+        "CORTEX_TRAINING__HIDDEN_DIMS": "[16]",
+        "CORTEX_TRAINING__NODES": 4,
+        "CORTEX_TRAINING__MIN_NODES": 4,
+    }
+    programs = [
+        Program(network, name, RUN, width=64, CORTEX_NETWORK__NODE_ID=name, **shared) for name in ("site-a", "site-b")
+    ]
+    said = [json.loads(program.end()[0].splitlines()[-1]) for program in programs]
+    assert said[0]["job"] == said[1]["job"]
+    status = network.json("status", said[0]["job"])
+    assert [report["accepted"] for report in status["history"]] == [4, 4, 4]
+    assert [report["participants"] for report in status["history"]] == [4, 4, 4]
+
+
+def test_a_node_that_is_not_let_in_says_why(network: Shell):
+    program = Program(network, "stranger", RUN, CORTEX_NETWORK__TOKEN=NodeToken.fresh().encode())
+    _, err = program.process.communicate(timeout=60)
+    assert program.process.returncode != 0
+    assert "not known here" in err
+
+
+class CountedLink(Link):
+    """A link that knows what has gone up."""
+
+    up_bytes = 0
+
+    async def carry(self, size: int, direction: str) -> float:
+        if direction == "up":
+            self.up_bytes += size
+        return await super().carry(size, direction)
+
+
+async def test_a_program_killed_in_the_middle_of_an_upload_goes_on_and_counts_once(network: Shell):
+    link = CountedLink(bytes_per_s=1.5e6)
+    host, port = websocket_address(network).split(":")
+    async with over(link, lambda: (host, int(port))) as address:
+        given = {"CORTEX_NETWORK__WEBSOCKET_URL": f"ws://{address}", "CORTEX_NETWORK__NODE_ID": "mortal"}
+        given |= {"CORTEX_TRAINING__SEED": 7}
+        first = Program(network, "mortal", RUN, **given)
+        # Past the first version: the first round's update is on its way.
+        await eventually(lambda: link.up_bytes > WIDE_BYTES + 250_000, 60)
+        os.kill(first.process.pid, signal.SIGKILL)
+        first.process.communicate()
+        before = await asyncio.to_thread(network.json, "jobs")
+        assert before[0]["status"] != "completed"
+        second = Program(network, "mortal", RUN, **given)
+        out, _ = await asyncio.to_thread(second.end)
+    said = json.loads(out.splitlines()[-1])
+    assert (said["job"], said["accepted"]) == (before[0]["job_id"], [1, 1, 1])
