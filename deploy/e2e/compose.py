@@ -1,0 +1,123 @@
+"""A compose project of its own: commands, files, and what can be asked of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from api import Api
+
+DEPLOY = Path(__file__).parents[1]
+PROJECT = "cortex-e2e"
+# Certificates are renewed at half of it: again and again, whatever else is going on.
+LEAF_LIFE_S = 300
+PORTS = ("HTTP", "COORDINATOR", "DISCOVERY", "ENROLMENT", "WEBSOCKET", "TENSORBOARD", "PROMETHEUS")
+
+
+@dataclass(frozen=True)
+class Compose:
+    """A project of its own, on ports of its own."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, *arguments: str, **environment: str) -> str:
+        """`docker compose …`."""
+        return self.docker("compose", "--file", str(DEPLOY / "docker-compose.yml"), *arguments, **environment)
+
+    def docker(self, *arguments: str, **environment: str) -> str:
+        """`docker …`."""
+        every = {**os.environ, **self.environment, **environment}
+        done = subprocess.run(["docker", *arguments], check=False, text=True, capture_output=True, env=every)
+        assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr[-2000:]}"
+        return done.stdout
+
+    def up(self) -> None:
+        """Start, wait until everything is healthy, fetch the operator's files."""
+        self.run("up", "--detach", "--wait", "--no-build", "--scale", "worker=4")
+        self.run("cp", "init:/identities/operator/.", str(self.folder))
+
+    def container(self, name: str) -> str:
+        """Its full name."""
+        return f"{PROJECT}-{name}"
+
+    def network(self, name: str) -> str:
+        """A network's full name."""
+        return f"{PROJECT}_{name}"
+
+    def containers(self, *, stopped: bool = False) -> list[str]:
+        """Names, less the project's, of those that run, and of those that stopped."""
+        which = ("--all",) if stopped else ()
+        of_project = f"label=com.docker.compose.project={PROJECT}"
+        names = self.docker("ps", *which, "--filter", of_project, "--format", "{{.Names}}")
+        return sorted(name.removeprefix(f"{PROJECT}-") for name in names.split())
+
+    def is_well(self) -> bool:
+        """Whether every service runs and says by its health check that it can work."""
+        states = self.docker("inspect", "--format", "{{.State.Health.Status}}", *self._with_health()).split()
+        return states == ["healthy"] * len(states)
+
+    def _with_health(self) -> list[str]:
+        return [self.container(name) for name in self.containers(stopped=True) if not name.startswith(("init", "prom"))]
+
+    def label(self, name: str, label: str) -> str:
+        """A label of its image."""
+        form = f'{{{{index .Config.Labels "{label}"}}}}'
+        return self.docker("inspect", "--format", form, self.container(name)).strip()
+
+    def build(self, name: str, dockerfile: str) -> None:
+        """An image of that name."""
+        command = ["docker", "build", "--quiet", "--tag", name, "-"]
+        subprocess.run(command, check=True, text=True, input=dockerfile, stdout=subprocess.DEVNULL)
+
+    def at(self, what: str) -> str:
+        """host:port of a published port."""
+        return f"127.0.0.1:{self.environment[f'{what}_PORT']}"
+
+    @property
+    def api(self) -> Api:
+        """The gateway, for the operator."""
+        return Api(f"http://{self.at('HTTP')}", (self.folder / "token").read_text().strip())
+
+    def cortex(self, *arguments: str) -> str:
+        """The `cortex` command, with the operator's certificate."""
+        files = {"CA": "ca.pem", "CERTIFICATE": "tls.crt", "KEY": "tls.key"}
+        environment = {f"CORTEX_{name}": str(self.folder / file) for name, file in files.items()}
+        environment |= {"CORTEX_ENDPOINT": self.at("COORDINATOR"), "CORTEX_DISCOVERY": self.at("DISCOVERY")}
+        command = [str(DEPLOY.parent / os.environ.get("VENV", ".venv") / "bin" / "cortex"), *arguments]
+        done = subprocess.run(command, check=False, text=True, capture_output=True, env={**os.environ, **environment})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[Compose]:
+    """Everything but Grafana; containers, networks and volumes are removed afterwards, and before if any were left."""
+    ports = {f"{name}_PORT": str(port) for name, port in zip(PORTS, _free_ports(len(PORTS)), strict=True)}
+    environment = {"COMPOSE_PROJECT_NAME": PROJECT, "CORTEX_SECRETS": str(folder / "secrets"), **ports}
+    environment |= {"CORTEX_LEAF_LIFE_S": str(LEAF_LIFE_S)}
+    subprocess.run([DEPLOY / "secrets.sh"], check=True, env={**os.environ, **environment})
+    compose = Compose(folder, environment)
+    down = ("--profile", "*", "down", "--volumes", "--timeout", "5")
+    compose.run(*down)
+    try:
+        compose.up()
+        yield compose
+    finally:
+        compose.run(*down)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
