@@ -74,6 +74,11 @@ class RunningCoordinator:
         """Where it listens."""
         return self.server.port
 
+    @property
+    def address(self) -> str:
+        """host:port it listens at."""
+        return self.server.address
+
 
 async def run(
     settings: CoordinatorSettings,
