@@ -35,13 +35,6 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
-def _number(value: object) -> object:
-    # Left alone, `dropout: false` would be 0.0.
-    if isinstance(value, bool):
-        raise ValueError("allowed: a number")
-    return value
-
-
 def _device(value: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
         raise ValueError("allowed: auto, cpu, cuda or cuda:N")
@@ -57,9 +50,8 @@ def _file_to_start_from(value: str) -> str:
 Count = Annotated[StrictInt, Field(ge=1, le=1_000_000_000)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
 Dimension = Annotated[StrictInt, Field(ge=1, le=10_000_000)]
-Number = Annotated[float, BeforeValidator(_number)]
-Positive = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # torch.optim without the two that need a closure or sparse gradients; listed because validation runs without torch.
 OptimizerName = Annotated[
     Literal[
@@ -86,7 +78,7 @@ class ModelSpec(Section):
     input_dim: Dimension
     hidden_dims: Annotated[tuple[Dimension, ...], Field(max_length=1000)] = ()
     output_dim: Dimension
-    dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     init_from: Annotated[StrictStr, AfterValidator(_file_to_start_from)] | None = None
     freeze: tuple[StrictStr, ...] = ()
 
@@ -150,7 +142,7 @@ class EarlyStoppingSpec(Section):
     metric: Literal["test_accuracy", "test_loss", "train_loss", "train_accuracy"] = "test_accuracy"
     patience: Count = 3
     min_delta: NonNegative = 0.0
-    target: Number | None = None
+    target: float | None = None
 
 
 class CheckpointSpec(Section):
@@ -235,7 +227,7 @@ class AggregationSpec(Section):
     strategy: StrategyName = "fedavg"
     options: Annotated[Options, AfterValidator(_options_of_the_strategy)] = {}
     topology: Literal["flat", "regional"] = "flat"
-    quorum: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    quorum: Annotated[float, Field(gt=0, le=1)] = 1.0
     deadline: Annotated[Seconds, Field(gt=0)] = 300.0
     grace: Seconds = 5.0
 
@@ -317,7 +309,7 @@ class DifferentialPrivacySpec(Section):
     unit: Literal["client", "example"] = "client"
     clip_norm: Positive = 1.0
     noise_multiplier: Positive = 1.0
-    delta: Annotated[Number, Field(gt=0, lt=1)] = 1.0e-5
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1.0e-5
     epsilon_budget: Positive | None = None
 
 
