@@ -18,7 +18,7 @@ from cortex_common.network.heartbeat import NodeReport, heartbeat_forever
 from cortex_common.network.membership import Membership
 from cortex_common.rpc.auditing import auditing
 from cortex_common.rpc.channel import open_channel
-from cortex_common.rpc.server import Running, serving
+from cortex_common.rpc.server import RunningService, serving
 from cortex_common.security.sealing import SealingKey
 from cortex_common.settings import load_settings
 from cortex_common.storage import BlobStore, DirectoryBlobStore
@@ -55,21 +55,10 @@ def main(config: Path | None = None) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class RunningAggregator:
+class RunningAggregator(RunningService):
     """An aggregator at work."""
 
-    server: Running
     aggregator: WeightAggregator
-
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        return self.server.port
-
-    @property
-    def address(self) -> str:
-        """host:port it listens at."""
-        return self.server.address
 
 
 async def run(

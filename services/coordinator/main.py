@@ -21,7 +21,7 @@ from cortex_common.network.heartbeat import NodeReport, heartbeat_forever
 from cortex_common.network.membership import Membership
 from cortex_common.rpc.auditing import Auditor, auditing
 from cortex_common.rpc.channel import open_channel
-from cortex_common.rpc.server import Running, serving
+from cortex_common.rpc.server import RunningService, serving
 from cortex_common.security.keyring import FileKeyring, KeyEncryption
 from cortex_common.security.pkcs11_keyring import Pkcs11Keyring
 from cortex_common.security.sealing import KeyWrapper
@@ -62,22 +62,11 @@ def main(config: Path | None = None) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class RunningCoordinator:
+class RunningCoordinator(RunningService):
     """A coordinator at work."""
 
-    server: Running
     coordinator: JobCoordinator
     deployment: ModelDeploymentManager
-
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        return self.server.port
-
-    @property
-    def address(self) -> str:
-        """host:port it listens at."""
-        return self.server.address
 
 
 async def run(

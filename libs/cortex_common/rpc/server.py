@@ -99,6 +99,23 @@ class Running:
             await self._health.set(service, status)
 
 
+@dataclass(frozen=True, slots=True)
+class RunningService:
+    """A service at work behind its server."""
+
+    server: Running
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self.server.port
+
+    @property
+    def address(self) -> str:
+        """host:port it listens at."""
+        return self.server.address
+
+
 @asynccontextmanager
 async def serving(
     settings: RpcSettings,
