@@ -1,6 +1,6 @@
 """`python -m benchmarks.codecs`: how fast each codec runs on one thread, beside memcpy, in GB/s of float32.
 
-Chunks of 256 Ki elements of a vector that doesn't fit the cache, as in a round. Time is the thread's CPU time, so that
+Chunks of 512 Ki elements of a vector that doesn't fit the cache, as in a round. Time is the thread's CPU time, so that
 other work on the machine distorts it little. Numpy first, then the compiled kernels, in the same run.
 """
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from cortex_common.errors import InvalidArgumentError
 
-DEFAULT_CHUNK_ELEMENTS = 256 * 1024
-"""fp32 elements in a chunk (1 MiB): smaller ones cost CPU on the wire, larger ones cache."""
+DEFAULT_CHUNK_ELEMENTS = 512 * 1024
+"""fp32 elements in a chunk (2 MiB): smaller ones cost CPU a message, larger ones memory and what a cut sends again."""
 MIN_CHUNK_ELEMENTS = 256
 MAX_CHUNK_ELEMENTS = 1024 * 1024 - 1024
 """A sealed chunk of this many fp32 elements still fits a 4 MiB message."""

@@ -18,7 +18,7 @@ from tests.integration.aggregator.test_downloads import Holder
 from tests.integration.aggregator.test_forwarding import CutLink
 from tests.links import over
 
-MANIFEST = Manifest.of([("w", (12, 1024, 256), TensorKind.TRAINABLE)])
+MANIFEST = Manifest.of([("w", (20, 1024, 256), TensorKind.TRAINABLE)])
 OBJECT = 4 * MANIFEST.elements
 CHUNK = 4 * DEFAULT_CHUNK_ELEMENTS
 CUTS = 3
