@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from cortex_common.ids import NodeName, SeatIndex, Sha256Hex
+from services.coordinator.domain.assignments import nobody_evaluates
 from services.coordinator.domain.ending import finish_round
 from services.coordinator.domain.job import Contribution, Dropout, Job, Note, Stage, Version
-from services.coordinator.domain.placement import choose_aggregator, fill_seats, misfit, spares
+from services.coordinator.domain.placement import choose_aggregator, fill_seats, misfit, no_evaluator, spares
 from services.coordinator.domain.reports import round_report, test_metrics
 from services.coordinator.domain.seen import AggregatorView, Rules, Seen, WorkerView, World
 from services.coordinator.domain.topology import bytes_between_regions, lost_tier, tiers_of, with_used
@@ -84,13 +85,16 @@ def _gather(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdi
         and _may_start(job, worker, world, rules, now)
     )
     waited_s = now.monotonic_s - seen.since_s
-    enough = len(live) == len(seats) or (len(live) >= job.spec.placement.least and waited_s >= rules.gather_s)
+    untested = no_evaluator((world.workers[name] for seat in live if (name := seats[seat])), job.spec)
+    came = len(live) == len(seats) or (len(live) >= job.spec.placement.least and waited_s >= rules.gather_s)
+    enough = came and untested is None
     is_regional = job.spec.aggregation.topology == "regional"
     root = choose_aggregator(seats, world, above_regions=is_regional)
     aggregator = _aggregator_of(job, world) if job.aggregator else root
     if not enough or aggregator is None:
         if waited_s >= job.spec.aggregation.deadline * rules.attempts and not _is_queued(job, world):
-            return fail(job, _nobody_came(job, len(live), aggregator is None, waited_s) + refused_by(world), now)
+            reason = _nobody_came(job, len(live), aggregator is None, untested if came else None, waited_s)
+            return fail(job, reason + refused_by(world), now)
         return Verdict(job)
     cohort = live if job.round else live[:1]
     opened = replace(
@@ -129,9 +133,11 @@ def _aggregator_of(job: Job, world: World) -> AggregatorView:
     return world.aggregators.get(name) or AggregatorView(name, "", job.aggregator_address, is_live=True)
 
 
-def _nobody_came(job: Job, live: int, lacks_aggregator: bool, waited_s: float) -> str:
+def _nobody_came(job: Job, live: int, lacks_aggregator: bool, untested: str | None, waited_s: float) -> str:
     if lacks_aggregator:
         return f"no aggregator came within {waited_s:.0f} s"
+    if untested is not None:
+        return f"{untested}, and no other came within {waited_s:.0f} s"
     return f"{live} of {job.spec.placement.least} workers needed came within {waited_s:.0f} s"
 
 
@@ -336,7 +342,8 @@ def _test(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdict
             if len(failures) >= rules.tries * 2:
                 return fail(job, f"evaluation: worker {failures[-1].worker}: {failures[-1].reason}", now)
         if now.monotonic_s - seen.since_s >= job.spec.aggregation.deadline * rules.attempts:
-            return fail(job, f"evaluation: {slices - len(seen.scores)} of {slices} slices missing at the deadline", now)
+            left = f"evaluation: {slices - len(seen.scores)} of {slices} slices missing at the deadline"
+            return fail(job, left + nobody_evaluates(job, seen, world, rules, now.monotonic_s), now)
         return Verdict(job)
     metrics = {**job.pending.metrics, **test_metrics(seen.scores)}
     started_s = job.opened_s if job.opened_s is not None else now.wall_s

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from cortex_common.ids import JobId, NodeName, SeatIndex
 from services.coordinator.domain.job import Job, Stage
+from services.coordinator.domain.placement import can_evaluate
 from services.coordinator.domain.seen import Rules, Seen, World
 
 
@@ -66,6 +67,37 @@ def rests(job: Job, worker: NodeName, last: Assignment, due: Assignment) -> bool
     return job.stage is Stage.COLLECTING and last.round == job.round - 1 == job.included.get(worker)
 
 
+def live_seats(job: Job, world: World, rules: Rules, now_s: float) -> dict[NodeName, SeatIndex]:
+    """Holders of seats that are here, and their seats."""
+    return {
+        name: SeatIndex(seat)
+        for seat, name in enumerate(job.seats)
+        if name is not None
+        and (worker := world.workers.get(name)) is not None
+        and worker.is_live(now_s, rules.lease_s)
+        and world.is_willing(name)
+    }
+
+
+def evaluators(job: Job, seen: Seen, world: World, rules: Rules, now_s: float) -> list[NodeName]:
+    """Holders of seats that are here and have the test data.
+
+    While that is known of none, those that discovery has not told of yet are asked; a few failures are the answer no.
+    """
+    live = live_seats(job, world, rules, now_s)
+    able = [name for name in live if can_evaluate(world.workers[name], job.spec)]
+    unknown = [name for name in live if not world.workers[name].is_known]
+    return able or [name for name in unknown if _failures(seen, live[name], name) < rules.tries]
+
+
+def nobody_evaluates(job: Job, seen: Seen, world: World, rules: Rules, now_s: float) -> str:
+    """That nobody can evaluate, in words to add to a line; empty if somebody can."""
+    if evaluators(job, seen, world, rules, now_s):
+        return ""
+    seated = sum(1 for name in job.seats if name)
+    return f": none of the {seated} with a seat is here and has dataset {job.spec.data.test} (data.test)"
+
+
 def _assignment(job: Job, seat: SeatIndex, work: Work, retry: int = 0, slices: tuple[int, ...] = ()) -> Assignment:
     return Assignment(job.id, job.round, job.attempt, seat, len(job.seats), work, slices, retry)
 
@@ -88,22 +120,13 @@ def _failures(seen: Seen, seat: SeatIndex, name: NodeName) -> int:
 
 
 def _evaluating(job: Job, seen: Seen, world: World, rules: Rules, now_s: float) -> dict[NodeName, Assignment]:
-    """Slice i goes to the worker of seat i; slices of lost workers go to the first live ones."""
-    live = {
-        name: SeatIndex(seat)
-        for seat, name in enumerate(job.seats)
-        if name is not None
-        and (worker := world.workers.get(name)) is not None
-        and worker.is_live(now_s, rules.lease_s)
-        and world.is_willing(name)
-    }
-    if not live:
-        return {}
-    helpers = list(live)
+    """Slice i goes to the worker of seat i; slices of those that are lost or cannot go to the first that can."""
+    live = live_seats(job, world, rules, now_s)
+    helpers = evaluators(job, seen, world, rules, now_s)
     share: dict[NodeName, list[int]] = {name: [] for name in live}
     for index, holder in enumerate(job.seats):
-        name = holder if holder in live else helpers[index % len(helpers)]
-        if name is not None and index not in seen.scores:
+        if index not in seen.scores and helpers:
+            name = holder if holder in helpers else helpers[index % len(helpers)]
             share[name].append(index)
     given: dict[NodeName, Assignment] = {}
     for name, slices in share.items():

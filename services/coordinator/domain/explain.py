@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from cortex_common.ids import SeatIndex
 from services.coordinator.domain.advance import quorum_of, refused_by
+from services.coordinator.domain.assignments import nobody_evaluates
 from services.coordinator.domain.job import Job, Stage
-from services.coordinator.domain.placement import fill_seats, misfit
+from services.coordinator.domain.placement import fill_seats, misfit, no_evaluator
 from services.coordinator.domain.seen import Rules, Seen, World
 
 
@@ -26,7 +27,8 @@ def waiting_for(job: Job, seen: Seen, world: World, rules: Rules, now_s: float) 
         return f"aggregator {job.aggregator} (adding up {len(job.sealed)} updates)"
     if job.stage is Stage.TESTING:
         done = len(seen.scores)
-        return f"evaluation: {done} of {len(job.seats)} slices of {job.spec.data.test} done"
+        nobody = nobody_evaluates(job, seen, world, rules, now_s)
+        return f"evaluation: {done} of {len(job.seats)} slices of {job.spec.data.test} done{nobody}"
     if not seen.open_seats:
         return f"aggregator {job.aggregator} (opening round {job.round})"
     return _collecting(job, seen, world, rules, now_s)
@@ -34,11 +36,13 @@ def waiting_for(job: Job, seen: Seen, world: World, rules: Rules, now_s: float) 
 
 def _gathering(job: Job, world: World, rules: Rules, now_s: float) -> str:
     seats = fill_seats(job, world, rules, now_s)
-    filled = sum(
-        1
+    ready = [
+        view
         for name in seats
         if name and (view := world.workers.get(name)) and view.is_live(now_s, rules.lease_s) and world.is_willing(name)
-    )
+    ]
+    filled = len(ready)
+    untested = no_evaluator(ready, job.spec) if filled >= job.spec.placement.least else None
     unfit = sum(1 for worker in world.workers.values() if misfit(worker, job.spec))
     busy = len(world.taken)
     if not job.aggregator and not any(aggregator.is_live for aggregator in world.aggregators.values()):
@@ -46,7 +50,8 @@ def _gathering(job: Job, world: World, rules: Rules, now_s: float) -> str:
     details = ", ".join(text for count, text in ((busy, f"{busy} busy"), (unfit, f"{unfit} do not fit")) if count)
     least = job.spec.placement.least
     wanted = f"{len(seats)}" if least == len(seats) else f"{len(seats)} (at least {least})"
-    return f"workers: {filled} of {wanted} ready" + (f"; {details}" if details else "") + refused_by(world)
+    told = "".join(f"; {text}" for text in (untested, details) if text)
+    return f"workers: {filled} of {wanted} ready{told}{refused_by(world)}"
 
 
 def _collecting(job: Job, seen: Seen, world: World, rules: Rules, now_s: float) -> str:

@@ -13,7 +13,7 @@ from services.coordinator.domain.seen import AggregatorView, Dataset, Rules, Wor
 
 
 def misfit(worker: WorkerView, spec: JobSpec) -> str | None:
-    """Why a worker cannot serve a job; None if it can."""
+    """Why a worker cannot serve a job; None if it can. Test data are not needed: others of the job may have them."""
     placement = spec.placement
     if placement.regions and worker.region not in placement.regions:
         return f"region {worker.region} is not in placement.regions"
@@ -21,11 +21,22 @@ def misfit(worker: WorkerView, spec: JobSpec) -> str | None:
         return "has no GPU (placement.require_gpu)"
     if worker.memory_bytes < placement.min_memory:
         return f"has {worker.memory_bytes} bytes of memory (placement.min_memory is {placement.min_memory})"
-    own = (None if spec.data.sealed_digest else spec.data.train, spec.data.test)
-    missing = [name for name in own if name and name not in worker.datasets]
-    if missing:
-        return f"has no dataset {' and '.join(missing)}"
+    if not spec.data.sealed_digest and spec.data.train not in worker.datasets:
+        return f"has no dataset {spec.data.train}"
     return None
+
+
+def can_evaluate(worker: WorkerView, spec: JobSpec) -> bool:
+    """Whether a worker has what a job's versions are tested with."""
+    return spec.data.test is None or spec.data.test in worker.datasets
+
+
+def no_evaluator(seated: Iterable[WorkerView], spec: JobSpec) -> str | None:
+    """Why none of these workers can evaluate; None if one can, or may: discovery has not told of it yet."""
+    among = list(seated)
+    if spec.data.test is None or any(can_evaluate(worker, spec) or not worker.is_known for worker in among):
+        return None
+    return f"none of {len(among)} {_workers(len(among))} has dataset {spec.data.test} to evaluate with (data.test)"
 
 
 def admission(spec: JobSpec, world: World, built_in: Mapping[str, Dataset]) -> list[Violation]:
@@ -49,6 +60,8 @@ def admission(spec: JobSpec, world: World, built_in: Mapping[str, Dataset]) -> l
         if None not in reasons:
             told = "; ".join(f"{count} {_workers(count)}: {reason}" for reason, count in reasons.most_common(4))
             wrong.append(Violation("placement", f"none of {len(known)} workers fits ({told})"))
+        elif (reason := no_evaluator((worker for worker in known if misfit(worker, spec) is None), spec)) is not None:
+            wrong.append(Violation("placement", reason))
     return wrong
 
 
@@ -100,7 +113,10 @@ def _stays(name: NodeName, job: Job, world: World, rules: Rules, now_s: float) -
 
 
 def spares(job: Job, world: World, seated: frozenset[NodeName], rules: Rules, now_s: float) -> Iterator[NodeName]:
-    """Free workers that fit and hold no seat, best first: GPUs, then idle processors, then by name."""
+    """Free workers that fit and hold no seat, best first.
+
+    Those that can evaluate too, then GPUs, then idle processors, then by name.
+    """
     free = [
         worker
         for worker in world.workers.values()
@@ -112,8 +128,11 @@ def spares(job: Job, world: World, seated: frozenset[NodeName], rules: Rules, no
         and worker.is_live(now_s, rules.lease_s)
         and misfit(worker, job.spec) is None
     ]
-    free.sort(key=lambda worker: (-worker.gpus, round(worker.cpu_utilisation * 2), worker.name))
-    return iter([worker.name for worker in free])
+
+    def rank(worker: WorkerView) -> tuple[bool, int, int, NodeName]:
+        return not can_evaluate(worker, job.spec), -worker.gpus, round(worker.cpu_utilisation * 2), worker.name
+
+    return iter([worker.name for worker in sorted(free, key=rank)])
 
 
 def choose_aggregator(

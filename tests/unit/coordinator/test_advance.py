@@ -12,7 +12,7 @@ from services.coordinator.domain import reports
 from services.coordinator.domain.advance import advance
 from services.coordinator.domain.explain import waiting_for
 from services.coordinator.domain.job import Stage, Tier
-from services.coordinator.domain.seen import AggregatorView, Failure, SliceScore
+from services.coordinator.domain.seen import AggregatorView, Dataset, Failure, SliceScore
 from services.coordinator.domain.wishes import cancel, pause, resume
 from tests.unit.coordinator.jobs import (
     AGGREGATED,
@@ -40,6 +40,19 @@ def test_a_job_starts_when_all_its_seats_are_filled():
 def test_a_job_waits_for_the_workers_it_needs():
     job = new_job()
     assert advance(job, seen(), world("a", "b"), RULES, at(60)).job is job
+
+
+def test_a_job_waits_for_somebody_who_can_evaluate_and_fails_with_the_reason():
+    job = new_job(aggregation={"deadline": 10})
+    only = {NodeName(name): worker(name, datasets={"digits": Dataset(64, 10)}) for name in "abc"}
+    network = replace(world("a", "b", "c"), workers=only)
+    assert advance(job, seen(), network, RULES, at(9)).job is job
+    ended = advance(job, seen(), network, RULES, at(10 * RULES.attempts)).job
+    assert ended.error == (
+        "none of 3 workers has dataset digits-test to evaluate with (data.test), and no other came within 30 s"
+    )
+    joined = replace(network, workers={**only, NodeName("d"): worker("d")})
+    assert advance(job, seen(), joined, RULES, at(9)).job.seats == ("d", "a", "b")
 
 
 def test_a_job_starts_with_its_minimum_after_a_short_wait():

@@ -9,7 +9,18 @@ from services.coordinator.domain.assignments import Work, assignments, rests
 from services.coordinator.domain.explain import waiting_for
 from services.coordinator.domain.job import Stage
 from services.coordinator.domain.seen import Activity, Failure
-from tests.unit.coordinator.jobs import RULES, accepted, collecting, new_job, scores, seen, update, world
+from tests.unit.coordinator.jobs import (
+    DIGITS,
+    RULES,
+    accepted,
+    collecting,
+    new_job,
+    scores,
+    seen,
+    update,
+    worker,
+    world,
+)
 
 
 def given(job, observed, network, now_s=1000.0):
@@ -57,6 +68,44 @@ def test_slices_of_a_lost_worker_go_to_a_live_one_and_done_ones_to_nobody():
     orders = given(job, seen(scores={0: scores(1)[0]}), world("a", "b", "c", b=900.0))
     assert set(orders) == {"a", "c"}
     assert sorted(index for order in orders.values() for index in order.slices) == [1, 2]
+
+
+def _training_only(network, *names):
+    only = {NodeName(name): worker(name, datasets={"digits": DIGITS["digits"]}) for name in names}
+    return replace(network, workers={**network.workers, **only})
+
+
+def test_slices_go_only_to_those_who_have_the_test_data():
+    job = replace(collecting("a", "b", "c"), stage=Stage.TESTING)
+    orders = given(job, seen(), _training_only(world("a", "b", "c"), "a"))
+    assert {name: (order.work, order.slices) for name, order in orders.items()} == {
+        "a": (Work.HOLD, ()),
+        "b": (Work.EVALUATE, (0, 1)),
+        "c": (Work.EVALUATE, (2,)),
+    }
+
+
+def test_when_nobody_can_evaluate_the_status_says_so():
+    job = replace(collecting("a", "b"), stage=Stage.TESTING)
+    network = _training_only(world("a", "b", b=900.0), "a")
+    assert {name: order.work for name, order in given(job, seen(), network).items()} == {"a": Work.HOLD}
+    assert waiting_for(job, seen(), network, RULES, 1000.0) == (
+        "evaluation: 0 of 2 slices of digits-test done: none of the 2 with a seat is here and has dataset digits-test "
+        "(data.test)"
+    )
+    fresh = waiting_for(new_job(), seen(), _training_only(world(), "a", "b", "c"), RULES, 1000.0)
+    assert fresh == ("workers: 3 of 3 ready; none of 3 workers has dataset digits-test to evaluate with (data.test)")
+
+
+def test_whoever_is_not_known_yet_is_asked_to_evaluate_a_few_times_while_nobody_else_is_there():
+    job = replace(collecting("a", "b"), stage=Stage.TESTING)
+    unknown = {NodeName("a"): worker("a", datasets={}, is_known=False)}
+    network = replace(world(), workers=unknown)
+    assert given(job, seen(), network)["a"].slices == (0, 1)
+    failed = tuple(Failure(NodeName("a"), "has none", is_permanent=False) for _ in range(RULES.tries))
+    assert given(job, seen(failures={SeatIndex(0): failed}), network)["a"].work is Work.HOLD
+    known = replace(network, workers={**unknown, NodeName("b"): worker("b")})
+    assert {name: order.slices for name, order in given(job, seen(), known).items()} == {"a": (), "b": (0, 1)}
 
 
 def test_an_ended_job_asks_nothing_of_anybody():

@@ -25,6 +25,26 @@ def test_a_worker_without_the_data_does_not_fit():
     assert "digits" in (misfit(worker("a", datasets={}), parse_job(document())) or "")
 
 
+TRAIN_ONLY = {"digits": DIGITS["digits"]}
+
+
+def test_a_worker_without_the_test_data_trains_but_those_that_can_evaluate_come_first():
+    assert misfit(worker("a", datasets=TRAIN_ONLY), parse_job(document())) is None
+    everybody = world("a", "b", "c", "d")
+    workers = {**everybody.workers, NodeName("a"): worker("a", gpus=8, datasets=TRAIN_ONLY)}
+    assert fill_seats(new_job(), replace(everybody, workers=workers), RULES, 1000.0) == ("b", "c", "d")
+    two = {name: workers[name] for name in map(NodeName, "ab")}
+    assert fill_seats(new_job(), replace(everybody, workers=two), RULES, 1000.0) == ("b", "a", None)
+
+
+def test_a_job_that_nobody_can_evaluate_is_refused_with_the_reason():
+    workers = {NodeName(name): worker(name, datasets=TRAIN_ONLY) for name in "ab"}
+    (violation,) = admission(parse_job(document()), replace(world(), workers=workers), DIGITS)
+    assert violation.path == "placement"
+    assert violation.message == "none of 2 workers has dataset digits-test to evaluate with (data.test)"
+    assert admission(parse_job(document(data={"train": "digits"})), replace(world(), workers=workers), DIGITS) == []
+
+
 def test_a_job_no_worker_fits_is_refused_with_the_reasons_counted():
     spec = parse_job(document(placement={"workers": 1, "require_gpu": True}))
     (violation,) = admission(spec, world("a", "b"), DIGITS)
