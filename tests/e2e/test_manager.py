@@ -12,12 +12,18 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 
+from cortex.integration.joining import job_of
+from cortex.integration.settings import ManagerSettings, load_manager_settings
 from cortex_common.security.node_tokens import NodeToken
+from services.worker.trainer.examples import DataCache
+from services.worker.trainer.loader import LoaderData, LoaderExamples
 from tests.architecture.sources import ROOT
 from tests.e2e.conftest import Shell
+from tests.e2e.recomputed import digests
 from tests.links import Link, over
-from tests.waiting import eventually
+from tests.waiting import eventually, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -28,6 +34,7 @@ DATA = """
 import asyncio, json, torch
 from torch.utils.data import DataLoader, TensorDataset
 
+torch.manual_seed({seed})
 labels = torch.arange(640) % 10
 width = {width}
 inputs = torch.nn.functional.one_hot(labels, 10).float().repeat(1, 79)[:, :width] + 0.1 * torch.randn(640, width)
@@ -61,11 +68,13 @@ def websocket_address(network: Shell) -> str:
 class Program:
     """A program in a folder of its own, beside the README's config.yaml; variables change what differs."""
 
-    def __init__(self, network: Shell, name: str, source: str, *, width: int = 784, **variables: Any) -> None:
+    def __init__(
+        self, network: Shell, name: str, source: str, *, width: int = 784, seed: int = 0, **variables: Any
+    ) -> None:
         self.folder = network.folder / name
         self.folder.mkdir(exist_ok=True)
         (self.folder / "config.yaml").write_text(CONFIG)
-        (self.folder / "program.py").write_text(DATA.format(width=width) + source)
+        (self.folder / "program.py").write_text(DATA.format(width=width, seed=seed) + source)
         given = {
             "CORTEX_DIR": network.layout.root,
             "CORTEX_NETWORK__WEBSOCKET_URL": f"ws://{websocket_address(network)}",
@@ -118,15 +127,68 @@ def test_two_programs_and_two_workers_train_one_job_and_each_counts_once(network
         "CORTEX_TRAINING__HIDDEN_DIMS": "[16]",
         "CORTEX_TRAINING__NODES": 4,
         "CORTEX_TRAINING__MIN_NODES": 4,
+        "OMP_NUM_THREADS": 1,
     }
+    seeds = {"site-a": 1, "site-b": 2}
     programs = [
-        Program(network, name, RUN, width=64, CORTEX_NETWORK__NODE_ID=name, **shared) for name in ("site-a", "site-b")
+        Program(network, name, RUN, width=64, seed=seed, CORTEX_NETWORK__NODE_ID=name, **shared)
+        for name, seed in seeds.items()
     ]
     said = [json.loads(program.end()[0].splitlines()[-1]) for program in programs]
     assert said[0]["job"] == said[1]["job"]
     status = network.json("status", said[0]["job"])
     assert [report["accepted"] for report in status["history"]] == [4, 4, 4]
     assert [report["participants"] for report in status["history"]] == [4, 4, 4]
+    seats = seats_of(network, said[0]["job"])
+    assert sorted(seats) == ["eu-1", "site-a", "site-b", "us-1"]
+    given = {"CORTEX_NETWORK__NODE_ID": "any", "CORTEX_TRAINING__MAX_EPOCHS": 3, **shared}
+    settings = load_manager_settings(
+        programs[0].folder / "config.yaml", {key: str(value) for key, value in given.items()}
+    )
+    job = job_of(settings)
+    own = {name: loader_of(64, seed, settings) for name, seed in seeds.items()}
+    digits = DataCache(job, network.folder / "cache" / "cortex", None).training_part(0, 4, torch.device("cpu"))
+    expected = digests(job, [own.get(name, digits) for name in seats])
+    assert [report["model_sha256"] for report in status["history"]] == expected
+
+
+def seats_of(network: Shell, job_id: str) -> list[str]:
+    """Who held which seat, in every round."""
+    lines = [json.loads(line) for line in network.run("logs", job_id, "--json").stdout.splitlines()]
+    opened = [line["message"] for line in lines if line["name"] == "round_opened" and line["round"]]
+    (names,) = {message.partition(" with ")[2].partition(" at ")[0] for message in opened}
+    return names.split(", ")
+
+
+def loader_of(width: int, seed: int, settings: ManagerSettings) -> LoaderExamples:
+    """A program's data, as its trainer sees them."""
+    made: dict[str, Any] = {}
+    with torch.random.fork_rng():
+        exec(DATA.format(width=width, seed=seed), made)
+    return LoaderData(made["dataloader"], settings.training.model).training_part(0, 1, torch.device("cpu"))
+
+
+def test_a_program_trains_in_a_job_that_others_evaluate(network: Shell):
+    path = network.job(2, {"workers: 2, min_workers: 2": "workers: 3, min_workers: 3"})
+    job_id = network.json("submit", path)["job_id"]
+    until(lambda: network.json("status", job_id)["waiting_for"].startswith("workers: 2 of 3 ready"), 60)
+    token = network.run("node", "token", "--gateway", "--name", "trains-only", "--region", "local").stdout.strip()
+    given = {
+        # No operator's connection: it cannot submit a job of its own.
+        "CORTEX_DIR": network.folder / "nowhere",
+        "CORTEX_NETWORK__TOKEN": token,
+        "CORTEX_NETWORK__NODE_ID": "trains-only",
+        "CORTEX_TRAINING__DATASET": "digits",
+        "CORTEX_TRAINING__INPUT_DIM": 64,
+    }
+    out, log = Program(network, "trains-only", RUN, width=64, **given).end()
+    said = json.loads(out.splitlines()[-1])
+    assert (said["job"], said["accepted"]) == (job_id, [3, 3])
+    assert "evaluating" not in log
+    assert "work_failed" not in log
+    history = network.json("status", job_id)["history"]
+    assert sorted(seats_of(network, job_id)) == ["eu-1", "trains-only", "us-1"]
+    assert all(report["test_accuracy"] > 0.2 for report in history)
 
 
 def test_a_node_that_is_not_let_in_says_why(network: Shell):
