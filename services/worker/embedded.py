@@ -10,13 +10,14 @@ from typing import Any
 from cortex_common.clock import SystemClock
 from cortex_common.data import DatasetInfo
 from cortex_common.errors import CortexError, UnavailableError
-from cortex_common.ids import JobId, RoundNumber, Sha256Hex
+from cortex_common.ids import JobId, KeyId, RoundNumber, Sha256Hex
 from cortex_common.job.spec import ModelSpec
 from cortex_common.job.status import JobStatus
 from cortex_common.network.bridge import TenzroBridge
 from cortex_common.network.messages import Assignments, JobStatusMessage, JobStatusRequest
 from cortex_common.network.work import Assignment
 from cortex_common.security.encryption import EncryptionManager
+from cortex_common.security.objects import WrappedKey
 from cortex_common.security.sealing import SealingKey
 from cortex_common.tensors import Arena, Manifest
 from cortex_common.transfer import pull_model
@@ -63,6 +64,7 @@ class EmbeddedWorker:
         self._task: asyncio.Task[None] | None = None
         self._running: RunningWorker | None = None
         self._assigned: dict[JobId, Assignment] = {}
+        self._keys: dict[JobId, dict[KeyId, WrappedKey]] = {}
         self._changed = asyncio.Event()
 
     @property
@@ -139,7 +141,8 @@ class EmbeddedWorker:
             held[:] = [(manifest, Arena.zeros(manifest))]
             return held[0][1]
 
-        encryption = EncryptionManager(self._sealing.unwrap(job_id, assignment.data_key))
+        keys = self._keys[job_id].values()
+        encryption = EncryptionManager(*(self._sealing.unwrap(job_id, key) for key in keys))
         channel = self._bridge.to(assignment.aggregator_address)
         await pull_model(channel, job_id, Sha256Hex(sha256), "", encryption, allocate, RoundNumber(round_number))
         manifest, arena = held[0]
@@ -160,6 +163,9 @@ class EmbeddedWorker:
     def _assign(self, message: Assignments) -> None:
         for each in message.assignments:
             self._assigned[each.job_id] = each
+            # A version may rest under a key that was replaced since: all that this node was given may be needed.
+            known = self._keys.setdefault(each.job_id, {})
+            known |= {key.key_id: key for key in (*each.older_keys, each.data_key)}
         self._changed.set()
 
     async def _first_of(self, waiting: Any) -> None:

@@ -247,7 +247,7 @@ def _sent(assignment: coordinator_pb2.Assignment, member: bytes) -> coordinator_
 
 
 def _keys(assignment: coordinator_pb2.Assignment) -> list[common_pb2.DataKey]:
-    return [assignment.data_key, *assignment.sealed.key]
+    return [assignment.data_key, *assignment.older_keys, *assignment.sealed.key]
 
 
 @asynccontextmanager

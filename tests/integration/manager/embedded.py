@@ -1,0 +1,37 @@
+"""Workers inside a program, on data of their own, through a gateway in front of a scripted coordinator."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from cortex_common.job.spec import JobSpec
+from cortex_common.security.sealing import SealingKey
+from services.worker.embedded import EmbeddedWorker
+from tests.integration.worker.harness import Network
+
+
+def loader_for(spec: JobSpec, examples: int = 320) -> DataLoader[Any]:
+    """Data that fit the job: the label shows in the input."""
+    labels = torch.arange(examples) % spec.model.output_dim
+    inputs = torch.nn.functional.one_hot(labels, spec.model.input_dim).float()
+    return DataLoader(TensorDataset(inputs, labels), batch_size=32)
+
+
+@asynccontextmanager
+async def embedded(
+    network: Network, name: str, spec: JobSpec, access: Mapping[str, Any], sealing: SealingKey | None = None
+) -> AsyncIterator[EmbeddedWorker]:
+    """One that is connected, with the same state directory whenever it has the same name."""
+    facts = {"name": name, "state_dir": network.folder / name, "cache_dir": network.folder / "cache", **access}
+    key = sealing or SealingKey("cortex")
+    worker = EmbeddedWorker(facts, loader_for(spec), spec.model, spec.data.train, key, serves_metrics=False)
+    try:
+        await worker.start()
+        yield worker
+    finally:
+        await worker.close()
