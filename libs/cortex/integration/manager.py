@@ -95,7 +95,8 @@ class CortexManager:
         configure_logging(settings.network.node_id, settings.monitoring.log_level, json=False)
         if not settings.security.enable_encryption:
             raise InvalidArgumentError(
-                "security.enable_encryption: false given; this network takes sealed updates only; allowed: true"
+                "security.enable_encryption: false given; networks of this version take sealed updates only and have "
+                "no setting that allows others (docs/manager.md says why); allowed: true"
             )
         access = Access(settings, self._key("cortex"))
         await access.check(lambda reason: _log.warning("network_away", reason=reason))

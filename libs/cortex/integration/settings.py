@@ -174,7 +174,9 @@ class TrainingSection(Section):
 class SecuritySection(Section):
     """Encryption of everything that leaves this node."""
 
-    enable_encryption: bool = Field(True, description="False is refused: networks take sealed updates only.")
+    enable_encryption: bool = Field(
+        True, description="False is refused: networks of this version take sealed updates only, see above."
+    )
     encryption_key: Annotated[SecretStr, AfterValidator(_key)] | None = Field(
         None,
         description="This node's private sealing key (X25519, 32 bytes as base64). If null, one is generated at the "

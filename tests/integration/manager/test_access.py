@@ -117,8 +117,10 @@ async def test_a_network_without_a_token_says_how_to_get_one(tls_of, tmp_path: P
 async def test_encryption_cannot_be_switched_off(tmp_path: Path) -> None:
     settings_of(tmp_path)
     manager = CortexManager(tmp_path / "config.yaml", {"CORTEX_SECURITY__ENABLE_ENCRYPTION": "false"})
-    with pytest.raises(InvalidArgumentError, match=r"enable_encryption: false given; .* sealed updates only"):
+    with pytest.raises(InvalidArgumentError, match=r"enable_encryption: false given; .* sealed updates only") as caught:
         await manager.initialize()
+    assert "no setting that allows others" in caught.value.message
+    assert caught.value.message.endswith("allowed: true")
 
 
 async def test_a_key_is_made_once_with_mode_0600_and_a_given_one_is_used(tmp_path: Path) -> None:
