@@ -12,6 +12,7 @@ from hypothesis import settings
 from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.ids import NodeName
 from cortex_common.security.authority import Authority
+from tests.areas import expanded
 from tests.fakes import ManualClock
 
 # Tests say nothing about wall time: the machine may be busy.
@@ -24,6 +25,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 NETWORK = "cortex"
 HOSTS = ("localhost", "127.0.0.1", "::1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The file of an area stands for its tests."""
+    config.args[:] = expanded(config.args, config.invocation_params.dir)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,1 @@
+"""Tests of jobs, rounds, placement, the stores behind them: see tests/areas.py."""

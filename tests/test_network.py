@@ -1,0 +1,1 @@
+"""Tests of discovery, gateway, messages, WebSocket, calls over mutual TLS: see tests/areas.py."""

@@ -1,0 +1,1 @@
+"""Tests of keys, authorisation, tampering, fuzzing, revocation, rotation: see tests/areas.py."""
