@@ -79,6 +79,12 @@ class Api:
             "the job stands still", lambda: (s := self.status(job_id))["status"] == "paused" and s
         )
 
+    def live(self, role: str) -> dict[str, str]:
+        """Nodes of that role that are there, and the region of each."""
+        regions = self.get("/api/v1/network/status")["regions"].items()
+        nodes = [(region, node) for region, status in regions for node in status["nodes"] if node["role"] == role]
+        return {node["name"]: region for region, node in nodes if node["health"] == "live"}
+
     def cancel(self, job_id: str) -> None:
         """End it."""
         self._post(job_id, "cancel")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from api import Api
 DEPLOY = Path(__file__).parents[1]
 PROJECT = "cortex-e2e"
 # Certificates are renewed at half of it: again and again, whatever else is going on.
-LEAF_LIFE_S = 300
+LEAF_LIFE_S = 180
 PORTS = ("HTTP", "COORDINATOR", "DISCOVERY", "ENROLMENT", "WEBSOCKET", "TENSORBOARD", "PROMETHEUS")
 
 
@@ -103,6 +104,8 @@ def running(folder: Path) -> Iterator[Compose]:
     environment |= {"CORTEX_LEAF_LIFE_S": str(LEAF_LIFE_S)}
     subprocess.run([DEPLOY / "secrets.sh"], check=True, env={**os.environ, **environment})
     compose = Compose(folder, environment)
+    # Whoever is told to end removes what was started, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     down = ("--profile", "*", "down", "--volumes", "--timeout", "5")
     compose.run(*down)
     try:

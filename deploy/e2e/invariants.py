@@ -11,24 +11,17 @@ from api import Api, job
 ENDLESS = 100_000
 
 
-class Undisturbed:
-    """The digests of the model after each round of a job that nobody disturbed, made as far as they are asked for."""
+class Disturbances:
+    """One and the same job, disturbed again and again in different ways, and once by nobody."""
 
     def __init__(self, api: Callable[[], Api], **changes: Any) -> None:
         self._api = api
         self._changes = changes
-        self._digests: list[str] = []
-
-    def digests(self, rounds: int) -> list[str]:
-        """Of that many rounds."""
-        if len(self._digests) < rounds:
-            done = self._api().completed(self._api().submit(job(rounds, **self._changes)))
-            self._digests = [entry["model_sha256"] for entry in done["history"]]
-        return self._digests[:rounds]
+        self._longest: list[str] = []
 
     @contextmanager
     def disturbed(self) -> Iterator[str]:
-        """The same job, going on until this is left; then it must have gone as if nobody had disturbed it."""
+        """The job, going on until this is left; as far as the ones before went, its rounds must be theirs."""
         job_id = self._api().submit(job(ENDLESS, **self._changes))
         try:
             yield job_id
@@ -36,14 +29,28 @@ class Undisturbed:
             stopped = self._api().held(job_id)
         finally:
             self._api().cancel(job_id)
-        print(f"job {job_id}: {len(stopped['history'])} rounds, goodput {stopped['goodput']:.2f}")
-        assert_nothing_was_lost(stopped, self.digests(len(stopped["history"])))
+        digests = counted_once(stopped)
+        print(f"job {job_id}: {len(digests)} rounds, goodput {stopped['goodput']:.2f}")
+        self._compare(digests)
+
+    def undisturbed(self) -> dict[str, Any]:
+        """The job of as many rounds as any had, left alone: all those rounds must have given the same models."""
+        assert self._longest, "no job has been disturbed yet"
+        done = self._api().completed(self._api().submit(job(len(self._longest), **self._changes)))
+        self._compare(counted_once(done))
+        return done
+
+    def _compare(self, digests: Sequence[str]) -> None:
+        both = min(len(digests), len(self._longest))
+        assert list(digests[:both]) == self._longest[:both]
+        self._longest = max(self._longest, list(digests), key=len)
 
 
-def assert_nothing_was_lost(status: dict[str, Any], digests: Sequence[str], workers: int = 4) -> None:
-    """Each round once, each with every worker's update once, and after each the model of an undisturbed run."""
+def counted_once(status: dict[str, Any], workers: int = 4) -> list[str]:
+    """Digests of the model after each round; each round was counted once, with every worker's update once."""
     history = status["history"]
     assert [entry["round"] for entry in history] == list(range(1, len(history) + 1))
     assert {entry["accepted"] for entry in history} == {workers}
-    assert [entry["model_sha256"] for entry in history] == list(digests)
+    digests = [str(entry["model_sha256"]) for entry in history]
     assert status["model"]["sha256"] == digests[-1]
+    return digests

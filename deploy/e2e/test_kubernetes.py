@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from api import Api, job, until
-from invariants import Undisturbed
+from invariants import Disturbances
 
 K8S = Path(__file__).parents[1] / "k8s"
 WORKLOADS = (
@@ -96,14 +96,15 @@ def uids() -> dict[str, str]:
 
 
 def test_a_rolling_update_of_every_service_during_a_job_loses_nothing(applied: Api) -> None:
-    undisturbed = Undisturbed(lambda: applied, topology="flat")
+    drill = Disturbances(lambda: applied, topology="flat")
     before = uids()
-    with undisturbed.disturbed() as job_id:
+    with drill.disturbed() as job_id:
         for workload in WORKLOADS:
             print(f"round {applied.gets_further(job_id)}: {workload}")
             restarted(workload)
         applied.gets_further(job_id)
         assert not set(before.values()) & set(uids().values())
+    drill.undisturbed()
     done = applied.completed(applied.submit(job(10, topology="flat")))
     assert done["metrics"]["test_accuracy"] > 0.9
 
