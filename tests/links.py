@@ -47,6 +47,22 @@ class Link:
         return end + self.delay_s + stall
 
 
+@dataclass
+class CountedLink(Link):
+    """A link that knows what has gone up, and stops there once more than `hold_bytes` have."""
+
+    up_bytes: int = 0
+    hold_bytes: int | None = None
+
+    async def carry(self, size: int, direction: str) -> float:
+        """Take a turn; on the way up, not any more when enough has gone."""
+        if direction == "up":
+            if self.hold_bytes is not None and self.up_bytes > self.hold_bytes:
+                await asyncio.Event().wait()
+            self.up_bytes += size
+        return await super().carry(size, direction)
+
+
 @asynccontextmanager
 async def over(link: Link, target: Callable[[], tuple[str, int]]) -> AsyncIterator[str]:
     """An address through which `target` is reached over the link."""

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import grpc.aio
 
 from cortex_common.clock import Clock
-from cortex_common.errors import CortexError, InvalidArgumentError
+from cortex_common.errors import CortexError, InvalidArgumentError, OverloadedError
 from cortex_common.ids import NodeName, Sha256Hex
 from cortex_common.job.site_policy import update_bytes
 from cortex_common.logging import get_logger
@@ -25,16 +26,19 @@ from cortex_common.network.work import (
     SliceScore,
     Trained,
 )
-from cortex_common.security.encryption import EncryptionManager
+from cortex_common.security.encryption import EncryptionManager, ObjectHeader
 from cortex_common.security.sealing import SealingKey
 from cortex_common.tensors import Manifest
 from cortex_common.transfer import PushResult, pull_model, push_update
 from cortex_common.transfer.pacing import Paces
+from cortex_common.transfer.push import EncodeChunk
+from cortex_common.transfer.retrying import on_thread
 from cortex_common.transfer.warming import CodecWarmer
 from services.worker import metrics
 from services.worker.client import newest_channel
 from services.worker.domain import Held, Outcome
-from services.worker.failures import FeedbackLostError, TrainerEndedError, WorkFailedError
+from services.worker.failures import FeedbackLostError, TrainerEndedError, UpdateLostError, WorkFailedError
+from services.worker.kept_update import Outbox
 from services.worker.outgoing import Outgoing
 from services.worker.shards import open_shards
 from services.worker.trainer_line import Answer
@@ -106,13 +110,15 @@ class Execution:
     _doing = "starting"
 
     async def _initialise(self) -> Outcome:
+        if (sent := await self._resume()) is not None:
+            return sent
         with self._phase("building the model", "initialise"):
             manifest = await self._prepare(with_data=False)
             self._bench.allocate(manifest)
             self._bench.lesson = None
             await self._bench.ask("initialise", {})
-        pushed = await self._push(manifest, weight=1.0)
-        return self._trained(pushed, {"steps": 0, "examples": 0, "seconds": 0.0, "metrics": {}})
+        answer = {"steps": 0, "examples": 0, "seconds": 0.0, "metrics": {}}
+        return self._trained(await self._push(manifest, answer, weight=1.0), answer)
 
     async def _train(self) -> Outcome:
         assignment = self._current()
@@ -122,10 +128,12 @@ class Execution:
             # The round is tried again: the same work would give the same numbers.
             await self._pull()
             answer = known[1]
+        elif (sent := await self._resume()) is not None:
+            return sent
         else:
             answer = await self._learn(lesson)
         assert self._bench.manifest is not None  # noqa: S101  set by the pull
-        pushed = await self._push(self._bench.manifest, weight=float(answer["partition_examples"]))
+        pushed = await self._push(self._bench.manifest, answer, weight=float(answer["partition_examples"]))
         return self._trained(pushed, answer)
 
     async def _learn(self, lesson: Lesson) -> Answer:
@@ -217,20 +225,48 @@ class Execution:
         metrics.BYTES_DOWN.inc(result.bytes_down)
         return result.bytes_down
 
-    async def _push(self, manifest: Manifest, *, weight: float) -> PushResult:
+    async def _resume(self) -> Trained | None:
+        """Go on with the upload in which this node was killed; None if there is none, and the work has to be done."""
+        assignment = self._current()
+        if self._bench.updates is None:
+            return None
+        box = Outbox(self._bench.updates, assignment.job_id)
+        kept, codec = await on_thread(box.load), codec_of(assignment)
+        header = kept.header_for(assignment, (codec.codec, codec.options_json)) if kept is not None else None
+        if kept is None or header is None:
+            return None
+        _log.info("upload_resumed", job_id=assignment.job_id, round=assignment.round, seat=assignment.seat)
+        encryption = self._encryption(assignment)
+        try:
+            payload = kept.encoder(encryption)
+            if header != kept.header:
+                kept = await on_thread(partial(box.keep, header, kept.answer, payload, encryption))
+                payload = kept.encoder(encryption)
+            await self._reserve(assignment)
+            return self._trained(await self._upload(header, payload, encryption), kept.answer)
+        except (UpdateLostError, OSError) as error:
+            _log.warning("kept_update_not_readable", job_id=assignment.job_id, reason=str(error))
+            await on_thread(box.forget)
+            return None
+        except CortexError:
+            # Refused; asked for again, the work is done again.
+            await on_thread(box.forget)
+            raise
+
+    async def _push(self, manifest: Manifest, answer: Answer, *, weight: float) -> PushResult:
         """Send the update. A worker whose disk is full or damaged sends it without error feedback, and goes on."""
         assignment = self._current()
         if assignment.base_sha256 and assignment.spec.compression.feeds_back:
             # Once more for an earlier update that cannot be read: without it this one can still be kept.
             for _ in range(2):
                 try:
-                    return await self._send(manifest, weight, feeds_back=True)
+                    return await self._send(manifest, answer, weight, feeds_back=True)
                 except FeedbackLostError as error:
                     facts = {"job_id": assignment.job_id, "round": assignment.round, "seat": assignment.seat}
                     _log.warning("error_feedback_lost", reason=error.message, **facts)
-        return await self._send(manifest, weight, feeds_back=False)
+        return await self._send(manifest, answer, weight, feeds_back=False)
 
-    async def _send(self, manifest: Manifest, weight: float, *, feeds_back: bool) -> PushResult:
+    async def _send(self, manifest: Manifest, answer: Answer, weight: float, *, feeds_back: bool) -> PushResult:
         """Send the update as an object of its own, to where its aggregator is at each attempt."""
         assignment = self._current()
         codec = codec_of(assignment)
@@ -243,25 +279,47 @@ class Execution:
         encoder = DeltaEncoder(self._bench, codec, seed_of(assignment), is_first=is_first, feedback=feedback)
         await self._reserve(assignment)
         try:
-            with self._phase("uploading", "push"):
-                started_s = self._around.clock.monotonic_s()
-                pushed = await push_update(
-                    self._channel,
-                    header,
-                    encoder.encode,
-                    encryption,
-                    lambda done, total: self._tell("uploading", done / total, {}),
-                    clock=self._around.clock,
-                    pace=self._around.paces.up,
-                )
-                self._exchange_s += self._around.clock.monotonic_s() - started_s
+            payload = await self._kept(header, answer, encoder.encode, encryption)
+            return await self._upload(header, payload, encryption)
         finally:
             if feedback is not None:
                 feedback.close()
+
+    async def _kept(
+        self, header: ObjectHeader, answer: Answer, encode: EncodeChunk, encryption: EncryptionManager
+    ) -> EncodeChunk:
+        """Keep the update before its first byte is sent, where that is done; gives its payloads."""
+        if self._bench.updates is None:
+            return encode
+        box = Outbox(self._bench.updates, self._current().job_id)
+        try:
+            kept = await on_thread(partial(box.keep, header, answer, encode, encryption))
+        except (OverloadedError, OSError) as error:
+            _log.warning("update_not_kept", job_id=header.job_id, round=header.round, reason=str(error))
+            return encode
+        return kept.encoder(encryption)
+
+    async def _upload(self, header: ObjectHeader, encode: EncodeChunk, encryption: EncryptionManager) -> PushResult:
+        """Send an object until it is accepted."""
+        assignment = self._current()
+        with self._phase("uploading", "push"):
+            started_s = self._around.clock.monotonic_s()
+            pushed = await push_update(
+                self._channel,
+                header,
+                encode,
+                encryption,
+                lambda done, total: self._tell("uploading", done / total, {}),
+                clock=self._around.clock,
+                pace=self._around.paces.up,
+            )
+            self._exchange_s += self._around.clock.monotonic_s() - started_s
         metrics.BYTES_UP.inc(pushed.bytes_up)
         if self._around.outgoing is not None:
             count = self._around.outgoing.settle
             await asyncio.to_thread(count, assignment.job_id, update_bytes(assignment.spec), pushed.bytes_up)
+        if self._bench.updates is not None:
+            await on_thread(Outbox(self._bench.updates, assignment.job_id).forget)
         return pushed
 
     def _encryption(self, assignment: Assignment) -> EncryptionManager:

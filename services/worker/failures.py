@@ -21,6 +21,10 @@ class FeedbackLostError(CortexError):
     """An update kept cannot be read, or this one not be kept: it must be made anew, as another object."""
 
 
+class UpdateLostError(CortexError):
+    """An update that was on its way cannot be read any more: it must be trained anew."""
+
+
 class WorkCancelledError(CortexError):
     """Nobody wants the result any more."""
 

@@ -109,7 +109,10 @@ async def run(
             work = [
                 tasks.create_task(supervisor.run()),
                 tasks.create_task(_keep_line(bridge, supervisor, gate)),
-                tasks.create_task(sweep_daily(settings.state_dir / "residuals", clock)),
+                *(
+                    tasks.create_task(sweep_daily(settings.state_dir / kept, clock))
+                    for kept in ("residuals", "updates")
+                ),
                 tasks.create_task(membership.keep()),
             ]
             announcing = tasks.create_task(bridge.announce_forever(node, stop))

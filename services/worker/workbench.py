@@ -82,6 +82,14 @@ class Workbench:
         return self._settings.state_dir / "residuals"
 
     @property
+    def updates(self) -> Path | None:
+        """Where an update is kept until it is accepted, to go on with it after a restart, a folder a job.
+
+        Nowhere unless behind a gateway: the line is slow there, and the process often a person's own program.
+        """
+        return self._settings.state_dir / "updates" if self._settings.gateway_url is not None else None
+
+    @property
     def max_data_bytes(self) -> int:
         """Most that opened shards may take."""
         return self._settings.max_data_bytes

@@ -17,12 +17,13 @@ import torch
 from cortex.integration.joining import job_of
 from cortex.integration.settings import ManagerSettings, load_manager_settings
 from cortex_common.security.node_tokens import NodeToken
+from cortex_common.tensors import DEFAULT_CHUNK_ELEMENTS
 from services.worker.trainer.examples import DataCache
 from services.worker.trainer.loader import LoaderData, LoaderExamples
 from tests.architecture.sources import ROOT
 from tests.e2e.conftest import Shell
-from tests.e2e.recomputed import digests
-from tests.links import Link, over
+from tests.links import CountedLink, over
+from tests.recomputed import digests
 from tests.waiting import eventually, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -56,7 +57,9 @@ from tests.doctests import run_examples
 given = {"dataloader": dataloader, "inputs": inputs, "labels": labels}
 print(asyncio.run(run_examples(CortexManager, given)))
 """
-WIDE_BYTES = 4 * (785 * 512 + 513 * 256 + 257 * 10)
+CHUNK_BYTES = 4 * DEFAULT_CHUNK_ELEMENTS
+WIDE = "[1024, 1024]"
+WIDE_BYTES = 4 * (785 * 1024 + 1025 * 1024 + 1025 * 10)
 
 
 def websocket_address(network: Shell) -> str:
@@ -198,31 +201,29 @@ def test_a_node_that_is_not_let_in_says_why(network: Shell):
     assert "not known here" in err
 
 
-class CountedLink(Link):
-    """A link that knows what has gone up."""
-
-    up_bytes = 0
-
-    async def carry(self, size: int, direction: str) -> float:
-        if direction == "up":
-            self.up_bytes += size
-        return await super().carry(size, direction)
-
-
 async def test_a_program_killed_in_the_middle_of_an_upload_goes_on_and_counts_once(network: Shell):
-    link = CountedLink(bytes_per_s=1.5e6)
     host, port = websocket_address(network).split(":")
-    async with over(link, lambda: (host, int(port))) as address:
-        given = {"CORTEX_NETWORK__WEBSOCKET_URL": f"ws://{address}", "CORTEX_NETWORK__NODE_ID": "mortal"}
-        given |= {"CORTEX_TRAINING__SEED": 7}
-        first = Program(network, "mortal", RUN, **given)
-        # Past the first version: the first round's update is on its way.
-        await eventually(lambda: link.up_bytes > WIDE_BYTES + 250_000, 60)
+    given = {"CORTEX_NETWORK__NODE_ID": "mortal", "CORTEX_TRAINING__SEED": 7, "CORTEX_TRAINING__HIDDEN_DIMS": WIDE}
+    given |= {"CORTEX_TRAINING__MAX_EPOCHS": 3, "OMP_NUM_THREADS": 1}
+    # Past the first version and the first chunk: the first round's update is on its way, and stands.
+    first_link = CountedLink(bytes_per_s=6e6, hold_bytes=WIDE_BYTES + CHUNK_BYTES + 500_000)
+    async with over(first_link, lambda: (host, int(port))) as address:
+        first = Program(network, "mortal", RUN, CORTEX_NETWORK__WEBSOCKET_URL=f"ws://{address}", **given)
+        await eventually(lambda: first_link.up_bytes > (first_link.hold_bytes or 0), 60)
         os.kill(first.process.pid, signal.SIGKILL)
         first.process.communicate()
-        before = await asyncio.to_thread(network.json, "jobs")
-        assert before[0]["status"] != "completed"
-        second = Program(network, "mortal", RUN, **given)
-        out, _ = await asyncio.to_thread(second.end)
+    before = await asyncio.to_thread(network.json, "jobs")
+    assert before[0]["status"] != "completed"
+    link = CountedLink(bytes_per_s=6e6)
+    async with over(link, lambda: (host, int(port))) as address:
+        second = Program(network, "mortal", RUN, CORTEX_NETWORK__WEBSOCKET_URL=f"ws://{address}", **given)
+        out, log = await asyncio.to_thread(second.end)
     said = json.loads(out.splitlines()[-1])
     assert (said["job"], said["accepted"]) == (before[0]["job_id"], [1, 1, 1])
+    assert log.count("upload_resumed") == 1, log
+    # Of the first round only what was missing went up, and then two rounds.
+    history = (await asyncio.to_thread(network.json, "status", said["job"]))["history"]
+    first_bytes, *others_bytes = [report["bytes_up"] for report in history]
+    assert 0 < link.up_bytes - sum(others_bytes) < first_bytes - CHUNK_BYTES // 2
+    settings = load_manager_settings(first.folder / "config.yaml", {key: str(value) for key, value in given.items()})
+    assert [report["model_sha256"] for report in history] == digests(job_of(settings), [loader_of(784, 0, settings)])

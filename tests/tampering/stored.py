@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from cortex_common.clock import SystemClock
+from cortex_common.codec import WeightCompressor
 from cortex_common.errors import CorruptError, NotFoundError
 from cortex_common.identity import Identity, Role, TlsFiles
+from cortex_common.ids import JobId
 from cortex_common.security.audit import AuditLog, Entry, check_log, read_log
 from cortex_common.security.encryption import ObjectHeader, ObjectKind
 from cortex_common.security.keyring import FileKeyring, RestingKey
@@ -31,6 +33,7 @@ from services.aggregator.store import DirectoryRoundStore, StoredRound
 from services.aggregator.versions import SealedPart, Version, VersionStore, _to_facts
 from services.discovery.identities import Identities, Issued, Revocation, Ticket
 from services.discovery.identity_store import FileIdentityStore
+from services.worker.kept_update import Outbox
 from services.worker.residuals import Kept, ResidualStore, kept_header
 from tests.tampering.damage import Pieces, Subject
 from tests.tampering.objects import (
@@ -205,6 +208,39 @@ def residual_stored(root: Path) -> Subject:
     )
 
 
+def outbox_pieces(root: Path, job: str = JOB, number: int = 2, seed: int = 1) -> Pieces:
+    """What a worker keeps of an update until it is accepted: header and figures, then each sealed chunk."""
+    header, arena = header_of(ObjectKind.UPDATE, job, number), arena_of(seed)
+    codec = WeightCompressor.from_wire(header.codec, header.codec_options)
+    box = Outbox(root, JobId(job))
+    kept = box.keep(header, {"steps": number}, lambda part: codec.encode(arena.values[part.start : part.stop]), CRYPT)
+    data = kept.path.read_bytes()
+    box.forget()
+    return tuple(data[begin:end] for begin, end in pairwise((0, *kept.ends)))
+
+
+def outbox_stored(root: Path) -> Subject:
+    """An update on its way, read by a worker that starts and goes on with it."""
+    path = root / JOB / "sealed.update"
+
+    def read(pieces: Sequence[bytes]) -> Any:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"".join(pieces))
+        kept = Outbox(root, JobId(JOB)).load()
+        if kept is None:
+            raise NotFoundError("nothing is kept")
+        payload = kept.encoder(CRYPT)
+        return kept.header, kept.answer, [bytes(payload(part)) for part in PARTS]
+
+    return Subject(
+        "update on its way",
+        outbox_pieces(root),
+        outbox_pieces(root, number=1, seed=2),
+        outbox_pieces(root, OTHER_JOB, seed=3),
+        read,
+    )
+
+
 def log_pieces(root: Path, who: str) -> Pieces:
     """An audit log, a line each."""
     log = AuditLog(root)
@@ -336,6 +372,7 @@ def everything_stored(root: Path, tls: TlsFiles) -> list[Subject]:
         version_stored,
         spool_stored,
         residual_stored,
+        outbox_stored,
         lambda folder: audit_stored(folder, tls),
         round_log_stored,
         fence_stored,

@@ -16,9 +16,10 @@ from tests.integration.worker.harness import Network
 
 
 def loader_for(spec: JobSpec, examples: int = 320) -> DataLoader[Any]:
-    """Data that fit the job: the label shows in the input."""
+    """Data that fit the job, the same every time: the label shows in the input."""
     labels = torch.arange(examples) % spec.model.output_dim
-    inputs = torch.nn.functional.one_hot(labels, spec.model.input_dim).float()
+    noise = torch.randn(examples, spec.model.input_dim, generator=torch.Generator().manual_seed(1))
+    inputs = torch.nn.functional.one_hot(labels, spec.model.input_dim).float() + 0.1 * noise
     return DataLoader(TensorDataset(inputs, labels), batch_size=32)
 
 
