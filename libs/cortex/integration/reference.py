@@ -32,7 +32,8 @@ def with_table(document: str) -> str:
 
 
 def _rows(section: type[BaseModel], prefix: str) -> Iterator[str]:
-    schema = section.model_json_schema()["properties"]
+    # What settings become, not all the ways to write them.
+    schema = section.model_json_schema(mode="serialization")["properties"]
     for name, field in section.model_fields.items():
         inner = _section_of(field)
         if inner is None or type(None) in get_args(field.annotation):

@@ -18,9 +18,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, St
 from cortex_common.errors import InvalidArgumentError
 from cortex_common.identity import Identity, Role
 from cortex_common.ids import NodeName
+from cortex_common.job.quantities import NUMBER
 from cortex_common.job.spec import (
     DeviceName,
+    Dropout,
     EarlyStoppingSpec,
+    Finite,
     ModelSpec,
     NonNegative,
     OptimizerName,
@@ -82,7 +85,7 @@ class NetworkSection(Section):
     retry_attempts: Annotated[int, Field(ge=1, le=10_000)] = Field(
         3, description="How often to try to connect before giving up; also after a connection was lost."
     )
-    connection_timeout: Annotated[Positive, Field(le=3600)] = Field(
+    connection_timeout: Annotated[float, Field(gt=0, le=3600), NUMBER] = Field(
         30.0, description="Seconds each attempt may take until the network has welcomed this node."
     )
     token: SecretStr | None = Field(
@@ -100,7 +103,7 @@ class EarlyStoppingSection(Section):
     metric: Literal["train_loss", "train_accuracy"] = Field("train_loss", description="What must get better.")
     patience: Count = Field(3, description="Rounds without improvement that are borne.")
     min_delta: NonNegative = Field(0.0, description="Smaller changes are no improvement.")
-    target: float | None = Field(None, description="Ends the training as soon as the metric has reached it.")
+    target: Finite | None = Field(None, description="Ends the training as soon as the metric has reached it.")
 
 
 class TrainingSection(Section):
@@ -111,7 +114,7 @@ class TrainingSection(Section):
         (), description="Widths of the hidden layers."
     )
     output_dim: Dimension = Field(description="Classes.")
-    dropout_rate: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout between hidden layers.")
+    dropout_rate: Dropout = Field(0.0, description="Dropout between hidden layers.")
     batch_size: Count = Field(32, description="Of workers in the same job; this node takes the DataLoader's batches.")
     learning_rate: Positive = Field(0.001, description="Of the optimizer.")
     optimizer: OptimizerName = Field("adam", description="A torch.optim name.")

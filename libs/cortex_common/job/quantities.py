@@ -1,19 +1,37 @@
-"""Durations and sizes as people write them in job files."""
+"""Numbers, durations and sizes as people write them in job files."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Real
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTkmgt]?[iI]?[bB]?)")
 _PREFIXES = "KMGT"
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?)(bit|B)/s", re.IGNORECASE)
-_LONGEST_S = 100 * 365.25 * 86400.0
+LONGEST_S = 100 * 365.25 * 86400.0
 _LARGEST_BYTES = (1 << 62) - 1
 _LEAST_BYTES_PER_S = 125_000.0
+
+
+def parse_number(value: object) -> object:
+    """A number, or text that is one: YAML reads 1e-3 as text. Left alone, true would be 1.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        return float(value)
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return value
+    raise ValueError("allowed: a number")
 
 
 def parse_duration_s(value: object) -> float:
@@ -23,14 +41,14 @@ def parse_duration_s(value: object) -> float:
         ValueError: anything else.
     """
     # Comparing needs no conversion: a whole number may be larger than any float.
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LONGEST_S:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LONGEST_S:
         return float(value)
     if isinstance(value, str) and value:
         match = _DURATION.fullmatch(value.strip())
         if match and any(match.groups()):
             hours, minutes, seconds = (float(part or 0) for part in match.groups())
             total_s = hours * 3600 + minutes * 60 + seconds
-            if total_s <= _LONGEST_S:
+            if total_s <= LONGEST_S:
                 return total_s
     raise ValueError("allowed: seconds as a number, or text such as 90s, 5m, 1h30m; at most 100 years")
 
@@ -69,6 +87,32 @@ def parse_rate_bytes_per_s(value: object) -> float:
     raise ValueError("allowed: text such as 10Mbit/s, 1.5Gbit/s or 2MB/s, at least 1Mbit/s")
 
 
-Seconds = Annotated[float, BeforeValidator(parse_duration_s)]
-SizeBytes = Annotated[int, BeforeValidator(parse_size_bytes)]
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Reads a number as people write it. Stands after the bounds: they would be missing from schemas if it came first.
+
+    Attributes:
+        parse: From what was written to the number; raises ValueError.
+        text: What it looks like as text, for the schema of what may be given; what is told is a number.
+    """
+
+    parse: Callable[[object], object]
+    text: re.Pattern[str]
+
+    def __get_pydantic_core_schema__(self, source: type[object], handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Parse before anything else looks at it."""
+        return core_schema.no_info_before_validator_function(self.parse, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The number with its bounds, or text."""
+        number = handler(schema)
+        if handler.mode == "serialization":
+            return number
+        return {"anyOf": [number, {"type": "string", "pattern": rf"^\s*({self.text.pattern})\s*$"}]}
+
+
+NUMBER = Written(parse_number, _NUMBER)
+DURATION = Written(parse_duration_s, _DURATION)
+Seconds = Annotated[float, Field(ge=0, le=LONGEST_S), DURATION]
+SizeBytes = Annotated[int, Field(ge=0, le=_LARGEST_BYTES), Written(parse_size_bytes, _SIZE)]
 Rate = Annotated[float | None, BeforeValidator(lambda value: None if value is None else parse_rate_bytes_per_s(value))]

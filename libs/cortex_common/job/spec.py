@@ -23,7 +23,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from cortex_common.errors import Violation
 from cortex_common.job.codec_options import CODEC_OPTIONS, CodecName, codec_violations
-from cortex_common.job.quantities import Seconds, SizeBytes
+from cortex_common.job.quantities import DURATION, LONGEST_S, NUMBER, Seconds, SizeBytes
 from cortex_common.job.strategies import StrategyName, option_violations
 
 _WARM_UP_DENSITY = 0.25
@@ -33,6 +33,18 @@ Options = dict[str, Scalar | list[Scalar]]
 
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
+
+
+def _truth(value: object) -> object:
+    # Left alone, 0 would be false.
+    if not isinstance(value, bool):
+        raise ValueError("allowed: False")
+    return value
+
+
+def _switch(value: object) -> object:
+    # YAML reads a bare on or off as true or false.
+    return ("off", "on")[value] if isinstance(value, bool) else value
 
 
 def _device(value: str) -> str:
@@ -50,8 +62,10 @@ def _file_to_start_from(value: str) -> str:
 Count = Annotated[StrictInt, Field(ge=1, le=1_000_000_000)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
 Dimension = Annotated[StrictInt, Field(ge=1, le=10_000_000)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False), NUMBER]
+Dropout = Annotated[float, Field(ge=0, lt=1), NUMBER]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), NUMBER]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), NUMBER]
 # torch.optim without the two that need a closure or sparse gradients; listed because validation runs without torch.
 OptimizerName = Annotated[
     Literal[
@@ -62,6 +76,8 @@ OptimizerName = Annotated[
 ]  # fmt: skip
 
 
+Disabled = Annotated[Literal[False], BeforeValidator(_truth)]
+Switch = Literal["auto", "on", "off"]
 DeviceName = Annotated[StrictStr, AfterValidator(_device)]
 
 
@@ -78,7 +94,7 @@ class ModelSpec(Section):
     input_dim: Dimension
     hidden_dims: Annotated[tuple[Dimension, ...], Field(max_length=1000)] = ()
     output_dim: Dimension
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Dropout = 0.0
     init_from: Annotated[StrictStr, AfterValidator(_file_to_start_from)] | None = None
     freeze: tuple[StrictStr, ...] = ()
 
@@ -142,7 +158,7 @@ class EarlyStoppingSpec(Section):
     metric: Literal["test_accuracy", "test_loss", "train_loss", "train_accuracy"] = "test_accuracy"
     patience: Count = 3
     min_delta: NonNegative = 0.0
-    target: float | None = None
+    target: Finite | None = None
 
 
 class CheckpointSpec(Section):
@@ -227,8 +243,8 @@ class AggregationSpec(Section):
     strategy: StrategyName = "fedavg"
     options: Annotated[Options, AfterValidator(_options_of_the_strategy)] = {}
     topology: Literal["flat", "regional"] = "flat"
-    quorum: Annotated[float, Field(gt=0, le=1)] = 1.0
-    deadline: Annotated[Seconds, Field(gt=0)] = 300.0
+    quorum: Annotated[float, Field(gt=0, le=1), NUMBER] = 1.0
+    deadline: Annotated[float, Field(gt=0, le=LONGEST_S), DURATION] = 300.0
     grace: Seconds = 5.0
 
 
@@ -260,17 +276,9 @@ class CompressionSpec(Section):
     codec: CodecName = "none"
     options: Annotated[Options, AfterValidator(_options_of_the_codec)] = {}
     error_feedback: StrictBool | None = None
-    lz4: Literal["auto", "on", "off"] = "auto"
+    lz4: Annotated[Switch, BeforeValidator(_switch, json_schema_input_type=Switch | bool)] = "auto"
     warm_up_rounds: Annotated[StrictInt, Field(ge=0, le=1000)] = 0
     download: DownloadSpec = DownloadSpec()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _yaml_switch(cls, data: object) -> object:
-        """YAML reads a bare on/off as a boolean."""
-        if isinstance(data, dict) and isinstance(data.get("lz4"), bool):
-            return data | {"lz4": "on" if data["lz4"] else "off"}
-        return data
 
     @model_validator(mode="after")
     def _only_topk_warms_up(self) -> Self:
@@ -296,7 +304,7 @@ class CompressionSpec(Section):
 class SecureAggregationSpec(Section):
     """Sums without anybody seeing a single update."""
 
-    enabled: Literal[False] = False
+    enabled: Disabled = False
     threshold: Literal["auto"] | Count = "auto"
     ring_bits: Literal["auto", 8, 16, 32] = "auto"
     mode: Literal["active", "semi-honest"] = "active"
@@ -305,11 +313,11 @@ class SecureAggregationSpec(Section):
 class DifferentialPrivacySpec(Section):
     """Noise with an accounted budget."""
 
-    enabled: Literal[False] = False
+    enabled: Disabled = False
     unit: Literal["client", "example"] = "client"
     clip_norm: Positive = 1.0
     noise_multiplier: Positive = 1.0
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1.0e-5
+    delta: Annotated[float, Field(gt=0, lt=1), NUMBER] = 1.0e-5
     epsilon_budget: Positive | None = None
 
 

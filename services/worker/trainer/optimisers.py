@@ -47,6 +47,10 @@ def build_optimizer(model: nn.Module, training: TrainingSpec) -> torch.optim.Opt
             f"training.optimizer_options: {', '.join(unknown)} given; {training.optimizer} allows: "
             f"{', '.join(sorted(allowed))}"
         )
+    if booleans := sorted(key for key, value in given.items() if isinstance(value, bool) and _is_number(cls, key)):
+        raise InvalidArgumentError(
+            f"training.optimizer_options.{booleans[0]}: {given[booleans[0]]} given; allowed: a number"
+        )
     if "weight_decay" in inspect.signature(cls).parameters:
         given.setdefault("weight_decay", training.weight_decay)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -62,6 +66,12 @@ def build_optimizer(model: nn.Module, training: TrainingSpec) -> torch.optim.Opt
 
 def _options_of(cls: Callable[..., torch.optim.Optimizer]) -> set[str]:
     return set(inspect.signature(cls).parameters) - {"self", "params", "lr", "fused", "foreach"}
+
+
+def _is_number(cls: Callable[..., torch.optim.Optimizer], option: str) -> bool:
+    """Whether an option is a number, by its default; left alone, momentum: true would be 1."""
+    parameter = inspect.signature(cls).parameters.get(option)
+    return parameter is not None and type(parameter.default) in (int, float)
 
 
 def _has_fused(cls: Callable[..., torch.optim.Optimizer]) -> bool:

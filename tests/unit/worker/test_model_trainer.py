@@ -246,6 +246,10 @@ def test_options_reach_the_optimiser(bench: Callable[..., Bench]) -> None:
         ({"optimizer_options": {"momentum": 0.9}}, "momentum given; adam allows: amsgrad, betas"),
         ({"optimizer_options": {"betas": [2, 3]}}, "adam refuses its options: Invalid beta"),
         ({"optimizer": "sgd", "optimizer_options": {"nesterov": True}}, "Nesterov"),
+        (
+            {"optimizer": "sgd", "optimizer_options": {"momentum": True}},
+            r"optimizer_options\.momentum: True given; allowed: a number",
+        ),
     ],
 )
 def test_options_an_optimiser_does_not_take_are_named(
