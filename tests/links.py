@@ -63,6 +63,46 @@ class CountedLink(Link):
         return await super().carry(size, direction)
 
 
+class CutLink(Link):
+    """A link that can be cut; `broke` is set once a connection has felt it."""
+
+    is_cut = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.broke = asyncio.Event()
+
+    async def carry(self, size: int, direction: str) -> float:
+        if self.is_cut:
+            self.broke.set()
+            raise ConnectionResetError
+        return await super().carry(size, direction)
+
+    async def cut(self) -> None:
+        """Cut it, until a connection has felt it."""
+        self.broke.clear()
+        self.is_cut = True
+        await self.broke.wait()
+        self.is_cut = False
+
+
+class Progress:
+    """How many chunks of a transfer are through, to be waited for."""
+
+    def __init__(self) -> None:
+        self._done = 0
+        self._changed = asyncio.Event()
+
+    def __call__(self, done: int, _: int) -> None:
+        self._done = done
+        self._changed.set()
+
+    async def reached(self, chunks: int) -> None:
+        while self._done < chunks:
+            self._changed.clear()
+            await self._changed.wait()
+
+
 @asynccontextmanager
 async def over(link: Link, target: Callable[[], tuple[str, int]]) -> AsyncIterator[str]:
     """An address through which `target` is reached over the link."""

@@ -15,8 +15,7 @@ from cortex_common.tensors import DEFAULT_CHUNK_ELEMENTS, Manifest, TensorKind
 from cortex_common.transfer import push_update
 from tests.integration.aggregator.harness import Cluster, arena_of, encoder, running_cluster
 from tests.integration.aggregator.test_downloads import Holder
-from tests.integration.aggregator.test_forwarding import CutLink
-from tests.links import over
+from tests.links import CutLink, Progress, over
 
 MANIFEST = Manifest.of([("w", (20, 1024, 256), TensorKind.TRAINABLE)])
 OBJECT = 4 * MANIFEST.elements
@@ -38,39 +37,22 @@ async def test_a_cut_costs_at_most_a_window(cluster: Cluster, direction: str) ->
     first = await cluster.first_version(arena_of(0, MANIFEST), MANIFEST)
     host, port = cluster.address.rsplit(":", 1)
     link = CutLink(bytes_per_s=6e6)
-    progress = asyncio.Condition()
-    done = 0
-
-    async def note(chunks: int) -> None:
-        nonlocal done
-        async with progress:
-            done = chunks
-            progress.notify_all()
-
+    progress = Progress()
     async with over(link, lambda: (host, int(port))) as address:
-        tasks: set[asyncio.Task[None]] = set()
-
-        def on_progress(chunks: int, _: int) -> None:
-            tasks.add(asyncio.create_task(note(chunks)))
-
         if direction == "down":
-            moving = asyncio.create_task(Holder(cluster, manifest=MANIFEST).pull(first, address, 1, on_progress))
+            moving = asyncio.create_task(Holder(cluster, manifest=MANIFEST).pull(first, address, 1, progress))
         else:
-            moving = asyncio.create_task(upload(cluster, first, address, on_progress))
+            moving = asyncio.create_task(upload(cluster, first, address, progress))
         for cut in range(1, CUTS + 1):
-            async with progress:
-                await progress.wait_for(lambda cut=cut: done >= 3 * cut)
-            link.broke.clear()
-            link.is_cut = True
-            await link.broke.wait()
-            link.is_cut = False
+            await progress.reached(3 * cut)
+            await link.cut()
         await moving
     # TLS, HTTP/2, handshakes and acknowledgements come to less than 2 % of it.
     assert OBJECT < link.passed_bytes < 1.02 * OBJECT + CUTS * WINDOW
 
 
-async def upload(cluster: Cluster, base: str, address: str, on_progress: Callable[[int, int], None]) -> None:
+async def upload(cluster: Cluster, base: str, address: str, progress: Progress) -> None:
     await cluster.open(1, base)
     header, arena = cluster.header(1, base, manifest=MANIFEST), arena_of(2, MANIFEST)
     async with open_channel(address, cluster.tls_of(Role.WORKER, "w0"), Role.AGGREGATOR, bulk=True) as channel:
-        await push_update(channel, header, encoder(header, arena), cluster.encryption, on_progress)
+        await push_update(channel, header, encoder(header, arena), cluster.encryption, progress)

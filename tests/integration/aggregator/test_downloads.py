@@ -22,10 +22,10 @@ from cortex_common.transfer.pull import pull_frames, pull_request
 from cortex_common.transfer.push import Progress
 from tests.integration.aggregator.harness import JOB, MANIFEST, Cluster, arena_of, running_cluster
 from tests.integration.aggregator.test_ended_jobs import prune
-from tests.integration.aggregator.test_forwarding import CutLink, Tiers, tiers
+from tests.integration.aggregator.test_forwarding import Tiers, tiers
 
 __all__ = ["tiers"]
-from tests.links import over
+from tests.links import CutLink, over
 
 WHOLE = 4 * MANIFEST.elements
 

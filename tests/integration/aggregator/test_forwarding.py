@@ -22,7 +22,7 @@ from cortex_common.transfer import Receipt
 from tests.integration.aggregator.harness import JOB, Cluster, arena_of, running_cluster, settings_for
 from tests.integration.aggregator.test_uploads import until_received
 from tests.keys import wrapped
-from tests.links import Link, over
+from tests.links import CutLink, over
 
 TIER = JobId(f"{JOB}-t0")
 REGION = "aggregator-region"
@@ -104,22 +104,6 @@ async def test_a_root_that_has_not_reopened_the_round_is_told_and_forwarding_goe
     answer = await tiers.forward_at_last(receipt)
     assert answer.receipt.worker == REGION
     assert (await tiers.forward(receipt)).receipt.content_sha256 == answer.receipt.content_sha256
-
-
-class CutLink(Link):
-    """A link that can be cut; `broke` is set once a connection has felt it."""
-
-    is_cut = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.broke = asyncio.Event()
-
-    async def carry(self, size: int, direction: str) -> float:
-        if self.is_cut:
-            self.broke.set()
-            raise ConnectionResetError
-        return await super().carry(size, direction)
 
 
 def object_at_root(tiers: Tiers) -> str:

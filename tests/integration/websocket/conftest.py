@@ -15,19 +15,22 @@ import pytest_asyncio
 from websockets.asyncio.client import ClientConnection, connect
 
 from cortex_common.identity import Role, TlsFiles
+from cortex_common.job.wire import spec_to_proto
 from cortex_common.network import messages as m
 from cortex_common.network.protocol import Envelope, TenzroProtocol
 from cortex_common.network.websocket_link import GatewayAccess
-from cortex_common.pb.v1 import coordinator_pb2_grpc
+from cortex_common.pb.v1 import common_pb2, coordinator_pb2, coordinator_pb2_grpc
 from cortex_common.rpc.server import RpcSettings, serving
+from cortex_common.security.encryption import EncryptionManager
 from cortex_common.security.node_tokens import NodeToken
 from cortex_common.security.sealing import SealingKey
 from tests.integration.gateway.conftest import FakeJobs
 from tests.integration.worker.gateways import Nodes, node_network
-from tests.integration.worker.harness import ScriptedCoordinator
+from tests.integration.worker.harness import ScriptedCoordinator, digits_job
 
 TlsOf = Callable[[Role, str], TlsFiles]
 PRIVATE = SealingKey("cortex")
+KEY = EncryptionManager.new_data_key()
 
 
 @dataclass
@@ -49,6 +52,13 @@ class Gate:
         hello = m.Hello(name, "eu", "1")
         values = {"url": self.url, "token": await self.token(name), "hello": hello, "sealing_key": PRIVATE.public.hex()}
         return GatewayAccess(**(values | {"proxy": None} | changes))
+
+    async def introduce(self, name: str, aggregator: str) -> None:
+        """Have the gateway hear, by an assignment, which aggregator the node exchanges weights with."""
+        await self.coordinator.assign(name, assignment(aggregator))
+        async with self.raw(name) as raw:
+            while [each.aggregator_address for each in (await raw.expect(m.Assignments)).assignments] != [aggregator]:
+                pass
 
     @asynccontextmanager
     async def raw(self, name: str = "", *, attends: bool = True, **changes: Any) -> AsyncIterator[Raw]:
@@ -133,3 +143,20 @@ async def gate(tls_of: TlsOf, tmp_path_factory: pytest.TempPathFactory) -> Async
 
 def trusting(authority: Path) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=authority)
+
+
+def assignment(aggregator: str = "127.0.0.1:9") -> coordinator_pb2.Assignment:
+    """A round of a small job; by default no aggregator is there for it."""
+    return coordinator_pb2.Assignment(
+        assignment_id="a1",
+        job_id="job-1",
+        round=1,
+        seats=1,
+        fence=1,
+        job=spec_to_proto(digits_job()),
+        data_key=common_pb2.DataKey(key_id=KEY.key_id, epoch=KEY.epoch, key=KEY.key),
+        aggregator_address=aggregator,
+        aggregator="aggregator-1",
+        chunk_elements=1 << 18,
+        hold=coordinator_pb2.HoldWork(),
+    )

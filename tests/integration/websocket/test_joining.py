@@ -9,24 +9,20 @@ import pytest
 from cortex_common.clock import SystemClock
 from cortex_common.errors import ForbiddenError, UnauthenticatedError, UnavailableError
 from cortex_common.identity import Role
-from cortex_common.job.wire import spec_to_proto
 from cortex_common.network import messages as m
 from cortex_common.network.bridge import ReconnectPolicy, TenzroBridge
 from cortex_common.network.protocol import Envelope, TenzroProtocol
 from cortex_common.network.websocket_link import open_link
 from cortex_common.network.websocket_transport import WebSocketTransport
 from cortex_common.network.work import Place
-from cortex_common.pb.v1 import common_pb2, coordinator_pb2, discovery_pb2, discovery_pb2_grpc
+from cortex_common.pb.v1 import discovery_pb2, discovery_pb2_grpc
 from cortex_common.rpc.channel import open_channel
-from cortex_common.security.encryption import EncryptionManager
 from cortex_common.security.node_tokens import NodeToken
 from cortex_common.telemetry.hardware import Resources
-from tests.integration.websocket.conftest import PRIVATE, Gate, gate_of
+from tests.integration.websocket.conftest import KEY, PRIVATE, Gate, assignment, gate_of
 from tests.integration.worker.gateways import node_network
-from tests.integration.worker.harness import digits_job
 from tests.waiting import eventually
 
-KEY = EncryptionManager.new_data_key()
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -170,23 +166,6 @@ async def test_a_gateway_that_stops_says_so(tls_of, tmp_path) -> None:
         assert await raw.closed() == (1001, "the gateway stops")
         with pytest.raises(UnavailableError, match="cannot be reached"):
             await open_link(await gate.access("ws1"), attends=True)
-
-
-def assignment() -> coordinator_pb2.Assignment:
-    """A round of a small job; no aggregator is there for it."""
-    return coordinator_pb2.Assignment(
-        assignment_id="a1",
-        job_id="job-1",
-        round=1,
-        seats=1,
-        fence=1,
-        job=spec_to_proto(digits_job()),
-        data_key=common_pb2.DataKey(key_id=KEY.key_id, epoch=KEY.epoch, key=KEY.key),
-        aggregator_address="127.0.0.1:9",
-        aggregator="aggregator-1",
-        chunk_elements=1 << 18,
-        hold=coordinator_pb2.HoldWork(),
-    )
 
 
 def _place() -> Place:
