@@ -80,7 +80,7 @@ class GatewaySettings(ServiceSettings):
         websocket_port: Where nodes connect (WebSocket, with the same certificate as HTTP); 0 takes a free one.
         max_node_connections: Of all nodes together; each has one or two, a third while it sends and fetches at once.
         node_join_s: Time for a node to answer a CHALLENGE.
-        node_patience_s: A node that takes nothing it asked for during so long is cut off.
+        node_patience_s: A node that takes longer for a message, either way, or to answer a ping is cut off.
     """
 
     port: int = Field(default=8080, ge=0, le=65535)

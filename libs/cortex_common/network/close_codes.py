@@ -33,7 +33,7 @@ class Close(IntEnum):
     FORBIDDEN = 4403
     """The token is for another node."""
     TOO_SLOW = 4408
-    """No JOIN in time, or the node does not read what it asked for."""
+    """No JOIN in time; or the node did not take a message, finish one it began, or answer a ping."""
     REPLACED = 4409
     """A newer connection of this node took its place."""
     VERSION = 4426

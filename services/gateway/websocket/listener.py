@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from websockets.asyncio.server import ServerConnection, serve
+from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 
 from cortex_common.errors import PreconditionError
@@ -17,13 +18,9 @@ from cortex_common.rpc.server import MAX_MESSAGE_BYTES, join_address
 from cortex_common.telemetry.ops_server import listen
 from services.gateway.settings import GatewaySettings
 from services.gateway.websocket.session import Gate, serve_node
-from services.gateway.websocket.socket import NodeSocket
+from services.gateway.websocket.socket import CLOSE_S, NodeConnection, NodeSocket
 
 PATHS = ("/", "/ws")
-_PING_EVERY_S = 20.0
-# A slow link may have a minute of weights before it.
-_PONG_S = 60.0
-_CLOSE_S = 5.0
 _MAX_QUEUED = 2
 
 
@@ -45,8 +42,14 @@ async def websocket_server(settings: GatewaySettings, gate: Gate) -> AsyncIterat
     tls = _tls(settings)
     listener = listen(settings.host, settings.websocket_port)
 
+    served: set[ServerConnection] = set()
+
     async def handle(connection: ServerConnection) -> None:
-        await serve_node(NodeSocket(connection, settings.node_patience_s), gate)
+        served.add(connection)
+        try:
+            await serve_node(NodeSocket(connection, settings.node_patience_s), gate)
+        finally:
+            served.discard(connection)
 
     def check(connection: ServerConnection, request: Request) -> Response | None:
         if request.path.partition("?")[0] not in PATHS:
@@ -64,9 +67,10 @@ async def websocket_server(settings: GatewaySettings, gate: Gate) -> AsyncIterat
         compression=None,
         server_header=None,
         open_timeout=settings.head_s,
-        ping_interval=_PING_EVERY_S,
-        ping_timeout=_PONG_S,
-        close_timeout=_CLOSE_S,
+        # Sessions ping, and say why they close.
+        ping_interval=None,
+        close_timeout=CLOSE_S,
+        create_connection=NodeConnection,
         max_size=MAX_MESSAGE_BYTES,
         max_queue=_MAX_QUEUED,
     )
@@ -76,8 +80,19 @@ async def websocket_server(settings: GatewaySettings, gate: Gate) -> AsyncIterat
         yield RunningWebSocket(port, f"{scheme}://{join_address(settings.host, port)}")
     finally:
         server.close(code=Close.GOING_AWAY, reason="the gateway stops")
-        await server.wait_closed()
+        await _until_closed(server, served)
         listener.close()
+
+
+async def _until_closed(server: Server, served: set[ServerConnection]) -> None:
+    """Wait for the nodes to hang up; for those that take nothing, not even the close, not for ever."""
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await server.wait_closed()
+    except TimeoutError:
+        for connection in served:
+            connection.transport.abort()
+        await server.wait_closed()
 
 
 def _tls(settings: GatewaySettings) -> ssl.SSLContext | None:

@@ -41,6 +41,8 @@ log = get_logger(__name__)
 LINE_PATIENCE_S = 30.0
 MAX_REQUESTS = 16
 """Requests of a connection that may be under way; more wait, and hold the node back."""
+MAX_TRANSFERS = 4
+"""Of a connection: one up, one down, and those that have just ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,7 @@ class Session:
         async with self._attending(), self._while_member():
             self._begin(self._read())
             self._begin(self._stay_admitted())
+            self._begin(self._socket.keep_alive(self._gate.clock))
             try:
                 ending = await self._ended
             finally:
@@ -351,6 +354,9 @@ class Session:
         if number in self._transfers:
             work.close()
             raise InvalidArgumentError(f"id: {number} given; a transfer of this id is under way")
+        if len(self._transfers) >= MAX_TRANSFERS:
+            work.close()
+            raise InvalidArgumentError(f"more than {MAX_TRANSFERS} transfers under way on this connection")
 
         async def told() -> None:
             try:

@@ -86,6 +86,9 @@ class Connection:
             raise ConnectionClosedOK(None, None)
         return self.frames.pop(0)
 
+    async def recv_streaming(self) -> AsyncIterator[str | bytes]:
+        yield await self.recv()
+
     async def send(self, data: str | bytes) -> None:
         if self.code is not None:
             raise ConnectionClosedOK(None, None)
