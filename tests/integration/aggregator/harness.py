@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc.aio
 import numpy as np
@@ -23,6 +24,9 @@ from cortex_common.transfer import PullResult, PushResult, Receipt, pull_model, 
 from services.aggregator.main import run
 from services.aggregator.settings import AggregatorSettings
 from tests.keys import wrapped
+
+if TYPE_CHECKING:
+    from tests.integration.aggregator.ways import ThroughGateway
 
 JOB = JobId("job-1")
 CHUNK = 1024
@@ -46,10 +50,15 @@ def arena_of(seed: int, manifest: Manifest = MANIFEST, scale: float = 1.0) -> Ar
 
 @dataclass
 class Cluster:
-    """Clients of one aggregator; `restart` brings up a new service over the same state."""
+    """Clients of one aggregator; `restart` brings up a new service over the same state.
+
+    Attributes:
+        way: Of the workers to it; by default gRPC, with certificates of their own.
+    """
 
     tls_of: Issue
     settings: AggregatorSettings
+    way: ThroughGateway | None = None
     key: DataKey = field(default_factory=EncryptionManager.new_data_key)
     fence: int = 1
     chunk_elements: int = CHUNK
@@ -74,6 +83,8 @@ class Cluster:
         self.address = self.running.address
         self.settings = self.settings.model_copy(update={"port": started.result().port})
         await self.meet()
+        if self.way is not None:
+            await self.way.lead_to(self.address)
 
     async def meet(self) -> None:
         """Ask the aggregator what to wrap keys to."""
@@ -93,7 +104,10 @@ class Cluster:
         await self.start()
 
     def channel(self, role: Role, name: str = "") -> grpc.aio.Channel:
-        channel = open_channel(self.address, self.tls_of(role, name), Role.AGGREGATOR, bulk=True)
+        if role is Role.WORKER and self.way is not None:
+            channel = self.way.channel(name)
+        else:
+            channel = open_channel(self.address, self.tls_of(role, name), Role.AGGREGATOR, bulk=True)
         self._channels.append(channel)
         return channel
 
@@ -159,7 +173,7 @@ class Cluster:
     async def push(self, header: ObjectHeader, arena: Arena, channel: grpc.aio.Channel | None = None) -> PushResult:
         encode = encoder(header, arena)
         channel = channel or self.channel(Role.WORKER, header.sender)
-        return await push_update(channel, header, encode, self.encryption)
+        return await push_update(lambda: channel, header, encode, self.encryption)
 
     async def seal(self, number: int, receipts: list[Receipt], attempt: int = 0) -> aggregator_pb2.SealRoundResponse:
         request = aggregator_pb2.SealRoundRequest(
@@ -232,8 +246,10 @@ def settings_for(tls: TlsFiles, state_dir: Path, **changes: object) -> Aggregato
 
 
 @asynccontextmanager
-async def running_cluster(tls_of: Issue, state_dir: Path, **changes: object) -> AsyncIterator[Cluster]:
-    cluster = Cluster(tls_of, settings_for(tls_of(Role.AGGREGATOR, "aggregator-1"), state_dir, **changes))
+async def running_cluster(
+    tls_of: Issue, state_dir: Path, way: ThroughGateway | None = None, **changes: object
+) -> AsyncIterator[Cluster]:
+    cluster = Cluster(tls_of, settings_for(tls_of(Role.AGGREGATOR, "aggregator-1"), state_dir, **changes), way=way)
     await cluster.start()
     try:
         yield cluster

@@ -1,17 +1,18 @@
-"""Uploads that are cut, repeated, damaged, hostile, or meet a full disk."""
+"""Uploads that are cut, repeated, damaged, hostile, or meet a full disk: over gRPC, and through a gateway."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import pytest_asyncio
 
 from cortex_common.errors import (
     ConflictError,
@@ -29,6 +30,28 @@ from cortex_common.tensors import Arena, ChunkRange, Manifest, TensorKind, chunk
 from cortex_common.transfer import PUSH_METHOD, ChunkFrame, HeaderFrame, TrailerFrame, frame_to_bytes, push_update
 from cortex_common.transfer.content import chunk_digest, content_digest
 from tests.integration.aggregator.harness import MANIFEST, Cluster, arena_of, encoder, running_cluster
+from tests.integration.aggregator.ways import ThroughGateway, through_gateway
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+TlsOf = Callable[..., TlsFiles]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["grpc", "websocket"])
+async def way(
+    request: pytest.FixtureRequest, tls_of: TlsOf, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[ThroughGateway | None]:
+    """Whatever an aggregator promises of uploads, it does for both transports."""
+    if request.param == "grpc":
+        yield None
+        return
+    async with through_gateway(tls_of, tmp_path_factory.mktemp("gateway")) as gateway:
+        yield gateway
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def cluster(way: ThroughGateway | None, tls_of: TlsOf, tmp_path: Path) -> AsyncIterator[Cluster]:
+    async with running_cluster(tls_of, tmp_path / "state", way) as running:
+        yield running
 
 
 class RawUpload:
@@ -75,7 +98,7 @@ async def until_received(cluster: Cluster, number: int, chunks: int) -> None:
                 return
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def opened(cluster: Cluster) -> tuple[Cluster, str]:
     """A cluster in round 1 with one seat, and its base."""
     sha256 = await cluster.first_version(arena_of(1))
@@ -271,8 +294,9 @@ async def test_a_refusal_in_the_middle_of_a_long_upload_reaches_the_sender(clust
     def poisoned(part: ChunkRange) -> bytes | bytearray:
         return np.full(1024, np.nan, np.float32).tobytes() + b"\0" if part.index == 30 else encode(part)
 
+    channel = cluster.channel(Role.WORKER, "w0")
     with pytest.raises(InvalidArgumentError, match=r"chunk 30 .*NaN"):
-        await push_update(cluster.channel(Role.WORKER, "w0"), header, poisoned, cluster.encryption)
+        await push_update(lambda: channel, header, poisoned, cluster.encryption)
 
 
 async def test_a_header_that_declares_a_terabyte_is_refused_before_anything_is_stored(cluster: Cluster) -> None:
@@ -310,8 +334,8 @@ async def test_a_seat_belongs_to_its_worker(opened: tuple[Cluster, str]) -> None
         await RawUpload(cluster, cluster.header(1, base, seat=3), "w3").begin()
 
 
-async def test_a_silent_upload_is_ended(tls_of: Callable[..., TlsFiles], tmp_path: Path) -> None:
-    async with running_cluster(tls_of, tmp_path / "state", stream_idle_s=0.05) as cluster:
+async def test_a_silent_upload_is_ended(way: ThroughGateway | None, tls_of: TlsOf, tmp_path: Path) -> None:
+    async with running_cluster(tls_of, tmp_path / "state", way, stream_idle_s=0.05) as cluster:
         await cluster.open(0)
         upload = RawUpload(cluster, cluster.header(0))
         await upload.begin()
@@ -340,9 +364,9 @@ async def test_a_full_disk_refuses_the_update_and_leaves_nothing(
 
 
 async def test_an_update_that_cannot_fit_is_refused_before_its_first_chunk(
-    tls_of: Callable[..., TlsFiles], tmp_path: Path
+    way: ThroughGateway | None, tls_of: TlsOf, tmp_path: Path
 ) -> None:
-    async with running_cluster(tls_of, tmp_path / "state", disk_reserve_bytes=1 << 60) as cluster:
+    async with running_cluster(tls_of, tmp_path / "state", way, disk_reserve_bytes=1 << 60) as cluster:
         await cluster.open(0)
         with pytest.raises(OverloadedError, match=r"state/spool/job-1/0-0: \d+ bytes are needed, \d+ are free"):
             await RawUpload(cluster, cluster.header(0)).begin()
