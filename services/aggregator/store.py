@@ -1,7 +1,8 @@
 """What an aggregator keeps about rounds and fences, on disk.
 
 spool/<job>/<round>-<attempt>/round.log and the seats' files; fences/<job>. No data key is ever written. A round.log
-holds the round's states as records, the last one counts: a change costs one sync.
+holds the round's states as records, the last one counts: a change costs one sync. Older states of both that are put
+back are refused (`security.marks`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any, Protocol
 from cortex_common.errors import CorruptError
 from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex
 from cortex_common.logging import get_logger
-from cortex_common.storage.checked import from_checked_json, to_checked_json
+from cortex_common.security.marks import HighWaterMarks, MarkedFile
+from cortex_common.storage.checked import from_checked_json
 from cortex_common.storage.durable import (
     directory_syncer,
     file_syncer,
@@ -29,7 +31,6 @@ from cortex_common.storage.durable import (
     set_aside,
     sync_directory,
     sync_together,
-    write_durably,
     write_fully,
 )
 from cortex_common.storage.records import last_record, record
@@ -90,14 +91,16 @@ class DirectoryRoundStore:
         self._fences = root / "fences"
         for directory in (self.spool, self._fences):
             make_directory(directory)
+        self._marks = HighWaterMarks(root)
         self._seen: dict[JobId, int] = {}
 
     def save(self, stored: StoredRound) -> None:
-        """Append to round.log and sync once."""
+        """Append to round.log and sync once; then raise its mark."""
         directory = self.directory(stored.terms.key)
         make_directory(directory.parent)
         directory.mkdir(exist_ok=True)
-        facts = {"phase": stored.phase.value, "reason": stored.reason, "terms": _terms_to_facts(stored.terms)}
+        plain = {"phase": stored.phase.value, "reason": stored.reason, "terms": _terms_to_facts(stored.terms)}
+        facts, version = self._marks.stamped(_name(directory), plain)
         data = record(json.dumps(facts, separators=(",", ":")).encode())
         path = directory / _LOG
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -105,10 +108,12 @@ class DirectoryRoundStore:
             _append(file, path, data)
         finally:
             os.close(file)
+        self._marks.raise_to(_name(directory), version)
 
     def erase(self, key: RoundKey) -> None:
         """Remove the round's folder. Not synced: nobody is told, and what a power cut brings back is retired again."""
         directory = self.directory(key)
+        self._marks.forget(_name(directory))
         with suppress(OSError):
             for path in directory.iterdir():
                 path.unlink()
@@ -118,21 +123,24 @@ class DirectoryRoundStore:
         """Remove the job's folder, also what was set aside."""
         directory = self.spool / job_id
         if directory.exists():
+            for each in directory.iterdir():
+                self._marks.forget(_name(each))
             shutil.rmtree(directory, ignore_errors=True)
             sync_directory(self.spool)
 
     def load(self) -> Iterator[StoredRound]:
         """The last of each round.log; what was never opened, and empty folders, are removed.
 
-        A round that cannot be read is set aside with its updates.
+        A round that cannot be read, or whose state is an older one, is set aside with its updates.
         """
         for directory in sorted(self.spool.glob("*/*")):
             if not _ROUND_FOLDER.fullmatch(directory.name):
                 continue
             try:
-                stored = _load_round(directory)
+                stored = _load_round(directory, self._marks)
             except CorruptError as error:
                 log.error("damaged_round_set_aside", path=str(set_aside(directory)), reason=error.message)
+                self._marks.forget(_name(directory))
                 continue
             if stored is None:
                 shutil.rmtree(directory, ignore_errors=True)
@@ -149,32 +157,41 @@ class DirectoryRoundStore:
     def fence(self, job_id: JobId) -> int:
         """Read once, then from memory."""
         if job_id not in self._seen:
-            path = self._fences / job_id
+            kept = self._fence(job_id)
             try:
-                self._seen[job_id] = _fence_of(path.read_bytes()) if path.exists() else 0
+                facts = kept.read(_fence_facts)
+                self._seen[job_id] = int(facts["fence"]) if facts else 0
             except (CorruptError, ValueError, KeyError, TypeError) as error:
-                raise CorruptError(f"{path} is not readable: {error}") from error
+                raise CorruptError(f"{kept.path} is not readable: {error}") from error
         return self._seen[job_id]
 
     def raise_fence(self, job_id: JobId, fence: int) -> None:
         """Write it in one step."""
         if fence > self.fence(job_id):
-            write_durably(self._fences / job_id, to_checked_json({"fence": fence}))
+            self._fence(job_id).write({"fence": fence})
             self._seen[job_id] = fence
 
     def forget_fence(self, job_id: JobId) -> None:
         """Remove its file. Not synced: an old fence that a power cut brings back is harmless."""
-        (self._fences / job_id).unlink(missing_ok=True)
+        self._fence(job_id).remove()
         self._seen.pop(job_id, None)
+
+    def _fence(self, job_id: JobId) -> MarkedFile:
+        return MarkedFile(self._fences / job_id, self._marks, f"fences/{job_id}")
 
     def spool_bytes(self) -> int:
         """Sum of all files' lengths."""
         return sum(path.stat().st_size for path in self.spool.rglob("seat-*.update"))
 
 
-def _fence_of(data: bytes) -> int:
+def _fence_facts(data: bytes) -> dict[str, Any]:
     """A fence as it was written; by versions before, as a bare number."""
-    return int(data) if data.isdigit() else int(from_checked_json(data)["fence"])
+    return {"fence": int(data)} if data.isdigit() else from_checked_json(data)
+
+
+def _name(directory: Path) -> str:
+    """What a round's log is called among the marks."""
+    return f"spool/{directory.parent.name}/{directory.name}"
 
 
 def _folder(key: RoundKey) -> str:
@@ -210,29 +227,40 @@ def _last_of(path: Path) -> bytes:
         os.close(file)
 
 
-def _load_round(directory: Path) -> StoredRound | None:
+def _load_round(directory: Path, marks: HighWaterMarks) -> StoredRound | None:
     """A round as it was last stored; None if its opening was never answered: not even the first record is whole."""
     path = directory / _LOG
     with reporting_unreadable(path):
         data = _last_of(path) if path.exists() else b""
     if data:
-        stored = _read_round(path, data)
+        stored = _read_round(path, data, marks)
         if (stored.terms.key.job_id, _folder(stored.terms.key)) != (directory.parent.name, directory.name):
             raise CorruptError(f"{path} is not readable: it describes {stored.terms.key}")
         return stored
+    _require_unanswered(path, marks)
     if next(spooled_seats(directory), None) is not None:
         raise CorruptError(f"{path} is not readable: there are updates, but no record")
     return None
 
 
-def _read_round(path: Path, data: bytes) -> StoredRound:
+def _require_unanswered(path: Path, marks: HighWaterMarks) -> None:
+    try:
+        marks.require_unknown(_name(path.parent))
+    except CorruptError as error:
+        raise CorruptError(f"{path} is not readable: {error.message}") from None
+
+
+def _read_round(path: Path, data: bytes, marks: HighWaterMarks) -> StoredRound:
     try:
         facts = json.loads(data)
+        marks.check(_name(path.parent), facts)
         raw = facts["terms"]
         key = RoundKey(JobId(raw["key"]["job_id"]), RoundNumber(raw["key"]["round"]), raw["key"]["attempt"])
         seats = {SeatIndex(seat): NodeName(worker) for seat, worker in raw["seats"]}
         upstream = Upstream(**raw["upstream"]) if raw.get("upstream") else None
         terms = RoundTerms(**{**raw, "key": key, "seats": seats, "upstream": upstream})
         return StoredRound(terms, Phase(facts["phase"]), facts["reason"])
+    except CorruptError as error:
+        raise CorruptError(f"{path} is not readable: {error.message}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptError(f"{path} is not readable: {error!r}") from error

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from cortex_common.errors import CorruptError, InvalidArgumentError
 from cortex_common.identity import Identity
 from cortex_common.security.issuing import write_files
-from cortex_common.storage.checked import from_checked_json, to_checked_json
+from cortex_common.security.marks import HighWaterMarks, MarkedFile
 from services.discovery.identities import Identities, Issued, NodeKey, Revocation, Ticket
 
 _FORMAT = 1
@@ -49,25 +49,23 @@ class MemoryIdentityStore:
 
 
 class FileIdentityStore:
-    """Keeps it in one JSON file, mode 0600."""
+    """Keeps it in one JSON file, mode 0600, of which no older one is taken."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._file = MarkedFile(path, HighWaterMarks(path.parent), path.name)
 
     def load(self) -> Identities:
         """What was kept last.
 
         Raises:
-            CorruptError: the file cannot be read: to go on without it would let in who was shut out.
+            CorruptError: the file is damaged, older or gone: to go on without it would let in who was shut out.
         """
         try:
-            return _state(from_checked_json(self._path.read_bytes()))
-        except FileNotFoundError:
-            return Identities()
+            facts = self._file.read()
+            return Identities() if facts is None else _state(facts)
         except (OSError, ValueError, KeyError, TypeError, CorruptError, InvalidArgumentError) as error:
-            raise CorruptError(
-                f"{self._path}, which says who is shut out, cannot be read ({error}); put back a copy from a backup"
-            ) from None
+            raise CorruptError(f"{self._path}, which says who is shut out, cannot be used: {error}") from None
 
     def save(self, state: Identities) -> None:
         """Replace the file.
@@ -75,8 +73,7 @@ class FileIdentityStore:
         Raises:
             OSError: it could not be written.
         """
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_files([(self._path, to_checked_json(_document(state)), 0o600)])
+        self._file.write(_document(state), lambda path, data: write_files([(path, data, 0o600)]))
 
 
 def _document(state: Identities) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -282,15 +283,16 @@ def audit_stored(root: Path, tls: TlsFiles) -> Subject:
 
 
 def round_log_stored(root: Path) -> Subject:
-    """The journal of a round: what reads is a state it was in, the newest unless its record is damaged."""
+    """The journal of a round: what reads is the newest state it was in, or nothing does."""
+    store = DirectoryRoundStore(root / "read")
 
     def pieces(job: str, number: int) -> Pieces:
         terms = RoundTerms(RoundKey(job, number, 0), 1, "0" * 64, {0: WORKER}, "none", "{}", "fedavg", "{}", CHUNK)
-        store, ends = DirectoryRoundStore(root / f"made-{job}-{number}"), [0]
+        ends, path = [0], store.directory(terms.key) / "round.log"
         for stored in states(terms):
             store.save(stored)
-            ends.append((store.directory(terms.key) / "round.log").stat().st_size)
-        data = (store.directory(terms.key) / "round.log").read_bytes()
+            ends.append(path.stat().st_size)
+        data = path.read_bytes()
         return tuple(data[begin:end] for begin, end in pairwise(ends))
 
     def states(terms: RoundTerms) -> Iterator[StoredRound]:
@@ -298,73 +300,79 @@ def round_log_stored(root: Path) -> Subject:
         yield StoredRound(replace(terms, fence=2), Phase.OPEN)
         yield StoredRound(replace(terms, fence=2), Phase.SEALED)
 
-    ours = RoundTerms(RoundKey(JOB, 2, 0), 1, "0" * 64, {0: WORKER}, "none", "{}", "fedavg", "{}", CHUNK)
-    store = DirectoryRoundStore(root / "read")
+    earlier, foreign, ours = pieces(JOB, 1), pieces(OTHER_JOB, 2), pieces(JOB, 2)
+    directory, marks = store.directory(RoundKey(JOB, 2, 0)), (root / "read" / "marks").read_bytes()
 
     def read(given: Sequence[bytes]) -> Any:
-        directory = store.directory(ours.key)
-        directory.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(store.spool)
+        directory.mkdir(parents=True)
         (directory / "round.log").write_bytes(b"".join(given))
-        found = list(store.load())
+        (root / "read" / "marks").write_bytes(marks)
+        found = list(DirectoryRoundStore(root / "read").load())
         if not found:
             raise NotFoundError("no such round")
         return found
 
-    earlier = tuple([stored] for stored in list(states(ours))[:-1])
-    return Subject("journal of a round", pieces(JOB, 2), pieces(JOB, 1), pieces(OTHER_JOB, 2), read, earlier)
+    return Subject("journal of a round", ours, earlier, foreign, read)
 
 
 def fence_stored(root: Path) -> Subject:
     """The highest fence of a job, which keeps a coordinator that was replaced out."""
+    store = DirectoryRoundStore(root)
 
-    def piece(fence: int) -> Pieces:
-        DirectoryRoundStore(root / str(fence)).raise_fence(JOB, fence)
-        return ((root / str(fence) / "fences" / JOB).read_bytes(),)
-
-    root.joinpath("read", "fences").mkdir(parents=True)
+    def piece(job: str, fence: int) -> Pieces:
+        store.raise_fence(job, fence)
+        return ((root / "fences" / job).read_bytes(),)
 
     def read(pieces: Sequence[bytes]) -> Any:
-        (root / "read" / "fences" / JOB).write_bytes(pieces[0])
-        return DirectoryRoundStore(root / "read").fence(JOB)
+        (root / "fences" / JOB).write_bytes(pieces[0])
+        return DirectoryRoundStore(root).fence(JOB)
 
-    # A single small number: an older one, put back whole, is what was there before.
-    return Subject("fence", piece(1234), piece(1233), piece(77), read, (1233, 77))
+    foreign, earlier = piece(OTHER_JOB, 1235), piece(JOB, 1233)
+    return Subject("fence", piece(JOB, 1234), earlier, foreign, read)
 
 
 def identities_stored(root: Path) -> Subject:
     """Who may belong to the network, and who is shut out."""
     worker, other = (Identity("cortex", Role.WORKER, name) for name in ("eu-1", "eu-2"))
 
-    def state(at_s: float) -> Identities:
+    def piece(at_s: float, folder: str = "read") -> Pieces:
         ticket = Ticket("ab12", "cd" * 32, other, "eu", at_s + 100, at_s)
         issued = {worker: (Issued(0xABCDEF, at_s, at_s + 1),)}
-        return Identities({"ab12": ticket}, issued, {worker: "eu"}, {worker: Revocation(at_s, "lost", "ann")})
-
-    states = [state(1e9), state(9e8), state(8e8)]
-
-    def piece(index: int) -> Pieces:
-        FileIdentityStore(root / "identities.json").save(states[index])
-        return ((root / "identities.json").read_bytes(),)
+        state = Identities({"ab12": ticket}, issued, {worker: "eu"}, {worker: Revocation(at_s, "lost", "ann")})
+        FileIdentityStore(root / folder / "identities.json").save(state)
+        return ((root / folder / "identities.json").read_bytes(),)
 
     def read(pieces: Sequence[bytes]) -> Any:
-        (root / "identities.json").write_bytes(pieces[0])
-        return FileIdentityStore(root / "identities.json").load()
+        (root / "read" / "identities.json").write_bytes(pieces[0])
+        return FileIdentityStore(root / "read" / "identities.json").load()
 
-    return Subject("identities", piece(0), piece(1), piece(2), read, tuple(states[1:]))
+    foreign = [piece(at_s, "another-network") for at_s in (7e8, 8e8, 11e8)][-1]
+    earlier = piece(9e8)
+    return Subject("identities", piece(1e9), earlier, foreign, read)
 
 
 def key_stored(root: Path) -> Subject:
-    """A data key as it rests in the coordinator's database."""
-    keyring = FileKeyring(root / "keyring.json", SystemClock())
+    """A data key as it rests in the coordinator's database, and the file of key-encryption keys that it is under."""
 
-    def pieces(job: str) -> Pieces:
-        resting = keyring.wrap(KEYS.get(job, KEYS[JOB]).key, job.encode())
-        return resting.kek_id.encode(), resting.wrapped
+    def pieces(job: str = JOB, folder: Path = root) -> Pieces:
+        """The file as it is now; a row under the current key of ours."""
+        resting = ring(root).wrap(KEYS[job].key, job.encode())
+        return (folder / "keyring.json").read_bytes(), resting.kek_id.encode(), resting.wrapped
+
+    def ring(folder: Path) -> FileKeyring:
+        return FileKeyring(folder / "keyring.json", SystemClock())
 
     def read(given: Sequence[bytes]) -> Any:
-        return keyring.unwrap(RestingKey(given[0].decode(errors="replace"), given[1]), JOB.encode())
+        (root / "keyring.json").write_bytes(given[0])
+        return ring(root).unwrap(RestingKey(given[1].decode(errors="replace"), given[2]), JOB.encode())
 
-    return Subject("data key as stored", pieces(JOB), pieces("job-0"), pieces(OTHER_JOB), read)
+    earlier, before = pieces(), ring(root).current
+    ring(root).rotate()
+    ring(root).erase(before)
+    ring(root / "another")
+    foreign = pieces(OTHER_JOB, root / "another")
+    return Subject("data key and key-encryption keys as stored", pieces(), earlier, foreign, read)
 
 
 def everything_stored(root: Path, tls: TlsFiles) -> list[Subject]:

@@ -16,6 +16,7 @@ from cortex_common.codec import WeightCompressor
 from cortex_common.errors import CorruptError, InvalidArgumentError, PreconditionError
 from cortex_common.identity import Identity, Role
 from cortex_common.security.encryption import EncryptionManager, ObjectHeader, ObjectKind
+from cortex_common.security.marks import HighWaterMarks
 from cortex_common.storage import DirectoryBlobStore
 from cortex_common.tensors import Arena, Manifest, TensorKind, chunk_count, chunk_ranges, model_sha256
 from cortex_common.transfer import Receipt
@@ -23,7 +24,7 @@ from services.aggregator import domain
 from services.aggregator.batches import BatchProcessor, FoldPlan, FoldTargets
 from services.aggregator.domain import Contribution, RoundKey, RoundTerms
 from services.aggregator.spool import SeatSpool
-from services.aggregator.store import DirectoryRoundStore, StoredRound
+from services.aggregator.store import DirectoryRoundStore, StoredRound, _load_round
 from services.aggregator.strategies import create_strategy
 from services.aggregator.versions import Version, VersionStore
 
@@ -272,15 +273,78 @@ def test_a_torn_state_of_a_round_leaves_the_one_before(tmp_path: Path) -> None:
     store = DirectoryRoundStore(tmp_path)
     path = store.directory(ROUND) / "round.log"
     store.save(StoredRound(TERMS, domain.Phase.OPEN))
-    first = path.stat().st_size
+    first, unmarked = path.stat().st_size, (tmp_path / "marks").read_bytes()
     store.save(StoredRound(TERMS, domain.Phase.SEALED))
     assert [each.phase for each in store.load()] == [domain.Phase.SEALED]
+    # The mark follows once the state is on the disk: a torn one has none.
+    (tmp_path / "marks").write_bytes(unmarked)
     os.truncate(path, path.stat().st_size - 1)
+    store = DirectoryRoundStore(tmp_path)
     assert [each.phase for each in store.load()] == [domain.Phase.OPEN]
     store.save(StoredRound(TERMS, domain.Phase.SEALED))
     assert [each.phase for each in store.load()] == [domain.Phase.SEALED]
+    (tmp_path / "marks").unlink()
     os.truncate(path, first - 1)
-    assert list(store.load()) == []
+    assert list(DirectoryRoundStore(tmp_path).load()) == []
+
+
+def test_a_state_of_a_round_that_was_on_the_disk_is_never_taken_back(tmp_path: Path) -> None:
+    store = DirectoryRoundStore(tmp_path)
+    path = store.directory(ROUND) / "round.log"
+    store.save(StoredRound(TERMS, domain.Phase.OPEN))
+    older = path.read_bytes()
+    store.save(StoredRound(TERMS, domain.Phase.SEALED))
+    path.write_bytes(older)
+    with pytest.raises(CorruptError, match="it is an older one put back: version 1, but 2 was written here"):
+        _load_round(path.parent, HighWaterMarks(tmp_path))
+    assert list(DirectoryRoundStore(tmp_path).load()) == []
+    assert path.parent.with_name("1-0.damaged").is_dir()
+    # The round is opened again, and that counts: also after one more start.
+    again = DirectoryRoundStore(tmp_path)
+    again.save(StoredRound(TERMS, domain.Phase.OPEN))
+    assert [each.phase for each in DirectoryRoundStore(tmp_path).load()] == [domain.Phase.OPEN]
+
+
+def test_a_round_whose_log_is_gone_is_no_round_that_was_never_opened(tmp_path: Path) -> None:
+    store = DirectoryRoundStore(tmp_path)
+    store.save(StoredRound(TERMS, domain.Phase.OPEN))
+    (store.directory(ROUND) / "round.log").write_bytes(b"")
+    with pytest.raises(CorruptError, match="it is gone, but version 1 was written here"):
+        _load_round(store.directory(ROUND), HighWaterMarks(tmp_path))
+    assert list(DirectoryRoundStore(tmp_path).load()) == []
+    assert store.directory(ROUND).with_name("1-0.damaged").is_dir()
+
+
+def test_a_round_erased_and_opened_again_counts(tmp_path: Path) -> None:
+    store = DirectoryRoundStore(tmp_path)
+    store.save(StoredRound(TERMS, domain.Phase.OPEN))
+    stale = (tmp_path / "marks").read_bytes()
+    store.erase(ROUND)
+    store.save(StoredRound(TERMS, domain.Phase.ABORTED, "why"))
+    # A power cut took both changes of the marks.
+    (tmp_path / "marks").write_bytes(stale)
+    assert list(DirectoryRoundStore(tmp_path).load()) == [StoredRound(TERMS, domain.Phase.ABORTED, "why")]
+
+
+def test_an_older_fence_is_not_taken(tmp_path: Path) -> None:
+    store, path = DirectoryRoundStore(tmp_path), tmp_path / "fences" / "job-1"
+    store.raise_fence("job-1", 4)
+    older = path.read_bytes()
+    store.raise_fence("job-1", 5)
+    for bad in (older, b"4", b"9"):
+        path.write_bytes(bad)
+        with pytest.raises(CorruptError, match=rf"{path} is not readable: it is an older one put back"):
+            DirectoryRoundStore(tmp_path).fence("job-1")
+    path.unlink()
+    with pytest.raises(CorruptError, match="it is gone"):
+        DirectoryRoundStore(tmp_path).fence("job-1")
+    # An operator who means it.
+    path.write_bytes(older)
+    (tmp_path / "marks").unlink()
+    store = DirectoryRoundStore(tmp_path)
+    assert store.fence("job-1") == 4
+    store.forget_fence("job-1")
+    assert DirectoryRoundStore(tmp_path).fence("job-1") == 0
 
 
 def version_of(round_number: int, blob: str, digest: str) -> Version:
