@@ -86,6 +86,7 @@ def seal_dataset(
     folder: Path,
     now: datetime,
     on_shard: Callable[[int], None] = lambda _: None,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> tuple[Described, DataKey]:
     """Write the sealed shards of a data set and its signed manifest; gives the manifest and the key, which is nowhere.
 
@@ -97,6 +98,7 @@ def seal_dataset(
         folder: A new one, or one that is empty.
         now: For the manifest.
         on_shard: Told of each that is written.
+        chunk_bytes: A shard is sealed in chunks of so many bytes.
 
     Raises:
         AlreadyExistsError: there is something in the folder.
@@ -106,7 +108,7 @@ def seal_dataset(
         raise AlreadyExistsError(f"{folder} is not empty; allowed: a new folder for each data set")
     make_directory(folder)
     key = EncryptionManager.new_data_key(_EPOCH)
-    draft = _draft(name, dataset, parts, signer, key, now)
+    draft = _draft(name, dataset, parts, signer, key, now).model_copy(update={"chunk_bytes": chunk_bytes})
     shards = []
     for index, part in enumerate(parts):
         plain = shard_to_bytes(_stored(dataset, part), dataset.labels[part])
