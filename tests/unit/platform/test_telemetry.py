@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from cortex_common.clock import SystemClock
-from cortex_common.identity import Role, TlsFiles
+from cortex_common.identity import Identity, Role, TlsFiles
+from cortex_common.ids import NodeName
+from cortex_common.security.authority import Authority
+from cortex_common.security.certificates import certificate_of
 from cortex_common.telemetry.collectors import publish_node
 from cortex_common.telemetry.metrics import REGISTRY, counter, gauge, publish_build_info
 from cortex_common.telemetry.resources import Gpu, Resources, probe_resources
 from cortex_common.telemetry.wire import resources_from_proto, resources_to_proto
+from tests.conftest import HOSTS
+from tests.fakes import ManualClock
 
 
 def test_a_machine_without_gpu_is_measured(tmp_path: Path) -> None:
@@ -42,16 +46,29 @@ def test_a_metric_is_made_once() -> None:
         gauge("cortex_test_things_total", "Things.")
 
 
-def test_the_node_and_its_certificate_are_published(tls_of: Callable[[Role, str], TlsFiles], tmp_path: Path) -> None:
+def published(registry: CollectorRegistry) -> dict[str, float]:
+    lines = generate_latest(registry).decode().splitlines()
+    return {line.split(" ")[0]: float(line.split(" ")[1]) for line in lines if not line.startswith("#")}
+
+
+def test_the_node_and_its_certificate_are_published(authority: Authority, tmp_path: Path) -> None:
     registry = CollectorRegistry()
-    tls = tls_of(Role.WORKER, "w1")
+    tls = authority.issue(Identity("cortex", Role.WORKER, NodeName("w1")), HOSTS, tmp_path)
     for _ in range(2):
         publish_node(tls, tmp_path, SystemClock(), registry)
-    samples = {line.split(" ")[0]: float(line.split(" ")[1]) for line in generate_latest(registry).decode().splitlines()
-               if not line.startswith("#")}  # fmt: skip
-    assert samples["cortex_certificate_expires_seconds"] == pytest.approx(24 * 3600, abs=3600)
+    samples = published(registry)
+    assert samples["cortex_certificate_expires_seconds"] == pytest.approx(24 * 3600, abs=60)
     assert samples["cortex_node_memory_bytes"] > 0
     assert samples["cortex_node_network_sent_bytes_total"] >= 0
+
+
+def test_how_long_the_certificate_holds_is_told_to_the_moment(authority: Authority, tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    tls = authority.issue(Identity("cortex", Role.WORKER, NodeName("w1")), HOSTS, tmp_path)
+    ends_s = certificate_of(tls).not_after.timestamp()
+    for left_s in (43200.5, 0.25, -1.0):
+        publish_node(tls, tmp_path, ManualClock(wall_s=ends_s - left_s), registry)
+        assert published(registry)["cortex_certificate_expires_seconds"] == pytest.approx(left_s, abs=1e-3)
 
 
 def test_a_certificate_that_cannot_be_read_counts_as_expired(tmp_path: Path) -> None:
