@@ -1,6 +1,6 @@
 """`make fuzz`: every decoder on a million inputs each, mutated, made by hypothesis, or guided by coverage (atheris).
 
-python -m tests.fuzz [NAME …] [--inputs N] [--seed N] [--engine mutation|hypothesis|atheris]
+python -m tests.fuzz [NAME …] [--inputs N] [--seconds S] [--seed N] [--engine mutation|hypothesis|atheris]
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"out of {', '.join(TARGETS)}; all by default")
     parser.add_argument("--inputs", type=int, default=1_000_000, help="for each decoder")
+    parser.add_argument("--seconds", type=int, default=0, help="for each decoder at most; 0: no limit; not hypothesis")
     parser.add_argument("--seed", type=int, default=0, help="0: another one each time")
     parser.add_argument("--engine", choices=["mutation", "hypothesis", "atheris"], default="mutation")
     given = parser.parse_args()
     if unknown := set(given.names) - set(TARGETS):
         parser.error(f"no decoder is called {', '.join(sorted(unknown))}; there are: {', '.join(TARGETS)}")
+    if given.seconds and given.engine == "hypothesis":
+        parser.error("--seconds is not for hypothesis; allowed: --inputs")
     engine = {"mutation": mutated, "hypothesis": by_hypothesis, "atheris": by_atheris}[given.engine]
     seed = given.seed or int.from_bytes(os.urandom(4))
     print(f"{given.engine}, {given.inputs} inputs each, seed {seed}", flush=True)
-    return max([engine(name, given.inputs, seed) for name in given.names or TARGETS])
+    return max([engine(name, given.inputs, seed, given.seconds) for name in given.names or TARGETS])
 
 
-def mutated(name: str, inputs: int, seed: int) -> int:
+def mutated(name: str, inputs: int, seed: int, seconds: int) -> int:
     """Seeds and corpus, changed at random."""
     try:
-        ran = run(name, TARGETS[name], inputs, seed)
+        ran = run(name, TARGETS[name], inputs, seed, seconds or float("inf"))
     except FoundError as finding:
         return told(name, finding)
     if ran.grown_bytes > MORE_MEMORY_BYTES // 2:
@@ -42,7 +45,7 @@ def mutated(name: str, inputs: int, seed: int) -> int:
     return passed(name, ran)
 
 
-def by_hypothesis(name: str, inputs: int, seed: int) -> int:
+def by_hypothesis(name: str, inputs: int, seed: int, _seconds: int) -> int:
     """Bytes as hypothesis makes them, which also makes a finding small."""
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
@@ -75,7 +78,7 @@ def by_hypothesis(name: str, inputs: int, seed: int) -> int:
     return passed(name, ran)
 
 
-def by_atheris(name: str, inputs: int, seed: int) -> int:
+def by_atheris(name: str, inputs: int, seed: int, seconds: int) -> int:
     """Inputs that reach new code are kept and changed further; a decoder a process, since libFuzzer ends with it."""
     pid = os.fork()
     if pid:
@@ -96,7 +99,8 @@ def by_atheris(name: str, inputs: int, seed: int) -> int:
     def one(data: bytes) -> None:
         check_one(target, data, Ran())
 
-    limits = [f"-runs={inputs}", f"-seed={seed}", "-timeout=5", "-rss_limit_mb=4096", "-max_len=65536", "-verbosity=0"]
+    limits = [f"-runs={inputs}", f"-max_total_time={seconds}", f"-seed={seed}", "-timeout=5", "-rss_limit_mb=4096"]
+    limits += ["-max_len=65536", "-verbosity=0", "-print_final_stats=1"]
     folders = [str(grown), *([str(CORPUS / name)] if (CORPUS / name).is_dir() else [])]
     atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={grown}/", *folders], one)
     atheris.Fuzz()
