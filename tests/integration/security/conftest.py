@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
-import grpc.aio
 import pytest
 import pytest_asyncio
 
@@ -65,11 +64,11 @@ class Guarded:
         """Where a service keeps what it must not forget."""
         return self.folder / role.value
 
-    def unchecked(self, server: Role, tls: TlsFiles | None) -> grpc.aio.Channel:
+    def unchecked(self, server: Role, tls: TlsFiles | None) -> grpc.Channel:
         """A channel of somebody who does not look at their own certificate first."""
         key, chain = (tls.key.read_bytes(), tls.certificate.read_bytes()) if tls else (None, None)
         credentials = grpc.ssl_channel_credentials(self.authority.bundle, key, chain)
-        return grpc.aio.secure_channel(self.servers[server], credentials, channel_options(server))
+        return grpc.secure_channel(self.servers[server], credentials, channel_options(server))
 
     async def revoke(self, role: Role, name: str) -> None:
         """Shut a node out."""
