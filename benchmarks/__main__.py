@@ -114,20 +114,19 @@ def training(
 def memory(
     parameters: Sizes = "1M,10M,50M",
     codecs: Codecs = "none,int8",
-    workers: Annotated[str, typer.Option("--workers", "-n", help="Numbers of simulated workers.")] = "4,16",
+    workers: Annotated[str, typer.Option("--workers", "-n", help="Numbers of simulated workers.")] = "4,16,64",
     rounds: Rounds = 2,
     repeat: Repeat = 1,
     out: Out = results.RESULTS,
 ) -> None:
     """Peak memory of an aggregator under simulated workers."""
-    machine, entries = describe(), []
+    store = PartialResults(out / "memory.json", memory_cost.MEMORY_KEY)
     for size, codec, count in product(_sizes(parameters), codecs.split(","), _numbers(workers)):
-        workload = Workload(size, codec, Kind.EXCHANGE, count, rounds)
+        machine, workload = describe(), Workload(size, codec, Kind.EXCHANGE, count, rounds)
         costs = [memory_cost.measure(workload) for _ in range(repeat)]
         for cost in costs:
             _say(f"{workload.label}: peak {cost.peak_bytes / 1e6:.0f} MB", [each.seconds for each in cost.rounds])
-        entries.append({**asdict(workload), "uploaders": "simulated", "runs": [asdict(cost) for cost in costs]})
-        results.save("memory", machine, entries, out)
+        store.put({**asdict(workload), "uploaders": "simulated", "runs": [asdict(cost) for cost in costs]}, machine)
 
 
 @app.command()

@@ -14,6 +14,8 @@ from benchmarks.processes import Usage, peak_bytes, usage_of
 from benchmarks.uploaders import RoundCost, uploaders
 from benchmarks.workloads import Workload
 
+MEMORY_KEY = ("parameters", "codec", "workers")
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryCost:

@@ -151,8 +151,9 @@ def _start(entries: Sequence[Entry]) -> str:
     return "\n".join([*head, "|---|---|---|", *(_row(cells) for cells in rows)])
 
 
-_TABLES = {"rounds": _rounds, "memory": _memory, "start": _start}
+_TABLES = {"rounds": _rounds, "start": _start}
 _PARTIAL = {
+    "memory": _memory,
     "peers": comparison_tables.peers,
     "training": comparison_tables.training,
     "links": comparison_tables.links,

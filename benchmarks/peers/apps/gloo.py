@@ -5,6 +5,8 @@ Start-up, and the evaluation of the model after each round, are not counted.
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -121,7 +123,10 @@ def main() -> None:
     task: Any = Task.load()
     work = allreduce if task.algorithm == "allreduce" else train
     work(task, dist.get_rank())
+    dist.barrier()
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # PyTorch's own end aborts now and then: a thread of Gloo's is still there
 
 
 if __name__ == "__main__":
