@@ -15,7 +15,7 @@ from benchmarks.workloads import size_label
 
 HOME = Path(__file__).resolve().parent
 RESULTS = HOME / "results"
-README = HOME / "README.md"
+README, FRONT = HOME / "README.md", HOME.parent / "README.md"
 _BEGIN, _END = "<!-- results: begin -->", "<!-- results: end -->"
 _START_TARGET_S = 20.0
 
@@ -31,8 +31,12 @@ def save(kind: str, machine: Entry, entries: Sequence[Entry], out: Path = RESULT
     return path
 
 
-def write_tables(results: Path = RESULTS, readme: Path = README) -> str:
-    """Put the tables of all results into the README, between its markers; gives them too."""
+def write_tables(results: Path = RESULTS, readme: Path = README, front: Path = FRONT) -> str:
+    """Put the tables of all results into the README, and what was to be reached into the project's: between markers.
+
+    Returns:
+        The tables of the former.
+    """
     documents = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
     found = {kind: document["results"] for kind, document in documents.items() if "results" in document}
     parts = [targets.table(found)]
@@ -46,10 +50,18 @@ def write_tables(results: Path = RESULTS, readme: Path = README) -> str:
         head = "### Codecs\n\n" + codecs.table(speeds["codecs"], speeds["memcpy"], speeds["torch"])
         parts.append(f"{head}\n\n{_machine_line(speeds)}")
     tables = "\n\n".join(part for part in parts if part)
-    before, _, rest = readme.read_text().partition(_BEGIN)
-    after = rest.partition(_END)[2]
-    readme.write_text(f"{before}{_BEGIN}\n\n{tables}\n\n{_END}{after}")
+    _replace(readme, tables)
+    if parts[0] and found.get("peers"):
+        lines = [*parts[0].splitlines()[2:], "", comparison_tables.machine_line(found["peers"])]
+        _replace(front, "\n".join(lines))
     return tables
+
+
+def _replace(page: Path, text: str) -> None:
+    """Put a text between the markers of a page."""
+    before, _, rest = page.read_text().partition(_BEGIN)
+    after = rest.partition(_END)[2]
+    page.write_text(f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}")
 
 
 def _drawn(document: Entry, draw: Any) -> str:

@@ -23,6 +23,8 @@ from cortex_common.errors import CorruptError
 from cortex_common.ids import SeatIndex
 from cortex_common.security.encryption import TAG_BYTES, ObjectHeader
 from cortex_common.storage.durable import (
+    EARLY_BYTES,
+    begin_sync,
     directory_syncer,
     file_syncer,
     reporting_full,
@@ -119,6 +121,8 @@ class SeatSpool:
         self._write(start, len(sealed).to_bytes(_PREFIX_BYTES, "big"), sealed)
         self.digests.append(chunk_digest(sealed))
         self._offsets.append(start + _PREFIX_BYTES + len(sealed))
+        if self._offsets[-1] // EARLY_BYTES != start // EARLY_BYTES:
+            begin_sync(self._file)
         if self._offsets[-1] // _SYNC_EVERY_BYTES != start // _SYNC_EVERY_BYTES:
             with reporting_full(self._directory, self.size_bytes):
                 sync_file(self._file, self._path)

@@ -11,6 +11,8 @@ from typing import Protocol, Self
 
 from cortex_common.errors import InvalidArgumentError, NotFoundError
 from cortex_common.storage.durable import (
+    EARLY_BYTES,
+    begin_sync,
     directory_syncer,
     make_directory,
     reporting_full,
@@ -187,6 +189,7 @@ class _FileWriter:
         self._file: int | None = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         self._visible = False
         self._synced = False
+        self._unsent_bytes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -203,6 +206,10 @@ class _FileWriter:
         self._synced = False
         with reporting_full(self._path.parent, len(data)):
             write_fully(self._file, data)
+        self._unsent_bytes += len(data)
+        if self._unsent_bytes >= EARLY_BYTES:
+            begin_sync(self._file)
+            self._unsent_bytes = 0
 
     def commit(self, *, sync: bool = True) -> None:
         if sync and not self._synced:

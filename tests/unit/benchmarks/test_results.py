@@ -77,7 +77,11 @@ def test_tables_and_pictures_are_made_of_what_there_is(tmp_path: Path) -> None:
         store.put(_null(system, "none", 1.0), describe())
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- results: begin -->\nold\n<!-- results: end -->\nafter\n")
-    write_tables(tmp_path, readme)
+    front = tmp_path / "front.md"
+    front.write_text("# Cortex\n<!-- results: begin -->\nold\n<!-- results: end -->\n")
+    write_tables(tmp_path, readme, front)
+    assert "old" not in front.read_text()
+    assert "of a Gloo all-reduce" in front.read_text()
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
@@ -106,8 +110,8 @@ def test_everybody_trains_with_the_same_settings(tmp_path: Path) -> None:
     task = TrainingTask(tmp_path, Algorithm.DILOCO)
     job, fields = task.job(), json.loads(json.dumps(task.peer_fields()))
     assert job["training"]["local_steps"] == fields["every"] == 100
-    assert (job["training"]["batch_size"], job["training"]["learning_rate"]) == (32, 1e-3)
-    assert (fields["batch_size"], fields["learning_rate"]) == (32, 1e-3)
+    assert (job["training"]["batch_size"], job["training"]["learning_rate"]) == (32, 4e-4)
+    assert (fields["batch_size"], fields["learning_rate"]) == (32, 4e-4)
     assert job["training"]["rounds"] == fields["rounds"]
 
 
