@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
+import sqlite3
 import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +21,11 @@ import pytest
 from cortex import Client
 from cortex.local.detached import stop_network
 from cortex.local.network import CertificateLives, LocalNetwork, read_network
-from cortex_common.errors import PreconditionError
+from cortex_common.errors import CortexError, PreconditionError, UnavailableError
 from cortex_common.identity import Role, TlsFiles
 from cortex_common.security.certificates import certificate_of
 from tests.e2e.conftest import WIDE, Shell
+from tests.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(360)]
 
@@ -159,3 +163,88 @@ def test_a_job_goes_on_while_every_certificate_and_key_is_replaced_three_times(n
     sequence = [event["sequence"] for name, event in told["events"] if name == "event"]
     assert sequence == [event.sequence for event in told["sdk"]] == list(range(1, len(sequence) + 1))
     assert {"round_retried", "seat_given_on"}.isdisjoint(event.name for event in told["sdk"])
+
+
+# 0.77 s each: more than three starts of a coordinator take.
+KILLED_ROUNDS = 24
+
+
+@dataclass
+class Coordinator:
+    """The coordinator of a network with a job at work: its keys at rest, and its deaths."""
+
+    network: Shell
+    client: Client
+    job_id: str
+
+    @property
+    def keks(self) -> list[str]:
+        """Key-encryption keys there are, oldest first."""
+        document = json.loads((self.network.layout.state("coordinator") / "keyring.json").read_bytes())
+        return sorted(document["keys"])
+
+    @property
+    def keks_in_use(self) -> set[str]:
+        """Those that a data key rests under."""
+        with closing(self._database("mode=ro")) as connection:
+            rows = connection.execute("SELECT DISTINCT kek_id FROM data_key WHERE length(wrapped) > 0")
+            return {kek_id for (kek_id,) in rows}
+
+    def held(self) -> sqlite3.Connection:
+        """Nothing is written to its database until this is closed."""
+        connection = self._database("mode=rw")
+        connection.execute("BEGIN IMMEDIATE")
+        return connection
+
+    def die(self) -> None:
+        """kill -9; the next one is at work, and a round further, when this returns."""
+        before = self.network.processes()["coordinator"]
+        os.kill(before, signal.SIGKILL)
+        until(lambda: self.network.processes().get("coordinator", before) != before, 30)
+        until(lambda: self._round() >= 0, 30)
+        reached = self._round()
+        until(lambda: self._round() > reached, 30)
+
+    def _round(self) -> int:
+        with suppress(UnavailableError):
+            return self.client.status(self.job_id).round
+        return -1
+
+    def _database(self, mode: str) -> sqlite3.Connection:
+        path = self.network.layout.state("coordinator") / "coordinator.db"
+        return sqlite3.connect(f"file:{path}?{mode}", uri=True, isolation_level=None, timeout=10)
+
+
+def test_a_coordinator_that_dies_around_a_rotation_of_its_key_goes_on_with_the_job(network: Shell):
+    """kill -9 before it, between the new key and what it is for, and after it."""
+    calm = network.json("submit", network.job(KILLED_ROUNDS, WIDE), "--wait")
+    network.slow_down()
+    watcher = network.start("submit", network.job(KILLED_ROUNDS, WIDE), "--wait", "--json")
+    assert watcher.stderr is not None
+    job_id = watcher.stderr.readline().split()[-1]
+    with Client(directory=network.layout.root) as client, ThreadPoolExecutor() as threads:
+        coordinator = Coordinator(network, client, job_id)
+        until(lambda: client.status(job_id).round >= 1)
+        first = coordinator.keks
+        coordinator.die()
+        assert coordinator.keks == first
+
+        with closing(coordinator.held()):
+            rotating = threads.submit(client.rotate_key_encryption_key)
+            until(lambda: len(coordinator.keks) == 2)
+            assert coordinator.keks_in_use == set(first)
+            os.kill(network.processes()["coordinator"], signal.SIGKILL)
+        with suppress(CortexError):
+            rotating.result(timeout=60)
+        # What was broken off goes on by itself, and the key of before is destroyed.
+        until(lambda: coordinator.keks_in_use == set(coordinator.keks) and set(first).isdisjoint(coordinator.keks), 60)
+
+        made, _ = client.rotate_key_encryption_key()
+        coordinator.die()
+        assert coordinator.keks == [made]
+        assert coordinator.keks_in_use == {made}
+
+    status = ended(watcher)
+    assert [entry["round"] for entry in status["history"]] == list(range(1, KILLED_ROUNDS + 1))
+    assert all(entry["accepted"] == 2 for entry in status["history"])
+    assert status["model"]["sha256"] == calm["model"]["sha256"]
