@@ -78,7 +78,7 @@ def _tokens(folder: Path) -> Mapping[str, bytes]:
     if not own.exists():
         own.touch(mode=0o600)
         own.write_text(TokenStore(store).create("operator", ["admin"]) + "\n")
-    return {each.name: each.read_bytes() for each in sorted(folder.glob("tokens.json*"))}
+    return {file.name: file.read_bytes() for file in (store, store.with_name(f"{store.name}.pepper"))}
 
 
 def _password(file: Path) -> bytes:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 from cortex_common.buckets import Allowance, Buckets
 from cortex_common.clock import Clock
-from cortex_common.errors import OverloadedError, UnauthenticatedError
+from cortex_common.errors import OverloadedError, UnauthenticatedError, UnavailableError
+from cortex_common.logging import get_logger
 from cortex_common.security.tokens import PREFIX, Principal, TokenStore
 from services.gateway import metrics
 from services.gateway.oidc import OidcVerifier
+
+log = get_logger(__name__)
 
 _SAVE_USE_EVERY_S = 10.0
 
@@ -34,6 +37,7 @@ class Access:
         self._limits = limits
         self._requests = Buckets(limits.requests)
         self._failures = Buckets(limits.failures)
+        self._unsaved = ""
 
     async def principal(self, token: str | None, peer: str) -> Principal:
         """Whose token this is, counted against what they may ask.
@@ -67,7 +71,17 @@ class Access:
         """Write down when tokens were last used, now and then, for ever."""
         while True:
             await self._clock.sleep(_SAVE_USE_EVERY_S)
+            await self.save_use()
+
+    async def save_use(self) -> None:
+        """Write down when tokens were last used; nothing else depends on it (a Kubernetes Secret is read-only)."""
+        try:
             await asyncio.to_thread(self._tokens.save_use)
+            self._unsaved = ""
+        except (OSError, UnavailableError) as error:
+            if str(error) != self._unsaved:
+                self._unsaved = str(error)
+                log.warning("token_use_not_saved", reason=self._unsaved)
 
     async def _verified(self, token: str | None) -> Principal:
         if token is None:

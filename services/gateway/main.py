@@ -137,18 +137,19 @@ async def _surroundings(
             bulk=await dial(to, Role.COORDINATOR, bulk=True),
         )
         tokens = TokenStore(settings.token_file, clock)
+        access = _access(settings, tokens, clock)
         yield Surroundings(
             jobs=JobClient(channels, f"coordinator at {to}"),
             nodes=NodeClient(await dial(settings.discovery, Role.DISCOVERY), f"discovery at {settings.discovery}"),
             tokens=tokens,
-            access=_access(settings, tokens, clock),
+            access=access,
             auditor=auditor,
             clock=clock,
             streams=Streams(settings.max_event_streams),
             watch_patience_s=settings.watch_patience_s,
             stopping=stop,
         )
-        await asyncio.to_thread(tokens.save_use)
+        await access.save_use()
 
 
 async def _probe_forever(surroundings: Surroundings, peers: Peers) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,3 +108,16 @@ def test_each_pod_of_many_has_a_certificate_of_its_own_name(overlay: str) -> Non
         environment = {each["name"]: each for each in spec["containers"][0]["env"]}
         assert environment["CORTEX_NAME"]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
         assert environment["CORTEX_CERTIFICATE"]["value"] == "/identity/tls.crt"
+
+
+def test_secrets_are_made_for_every_identity_and_making_them_again_keeps_the_tokens(tmp_path: Path) -> None:
+    def made() -> dict[str, dict[str, str]]:
+        command = [sys.executable, str(DEPLOY / "k8s" / "make_secrets.py"), "--folder", str(tmp_path / "secrets")]
+        done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
+        return {each["metadata"]["name"]: each["data"] for each in json.loads(done.stdout)["items"]}
+
+    before, after = made(), made()
+    assert set(before) == {f"cortex-identity-{name}" for name in SERVICES} | {"cortex-tokens", "cortex-database"}
+    assert set(before["cortex-tokens"]) == {"tokens.json", "tokens.json.pepper"}
+    for name in ("cortex-tokens", "cortex-database"):
+        assert after[name] == before[name]

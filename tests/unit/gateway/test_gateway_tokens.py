@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import pytest
 
+from cortex_common.buckets import Allowance
 from cortex_common.errors import (
     ForbiddenError,
     InvalidArgumentError,
@@ -18,6 +19,7 @@ from cortex_common.errors import (
 )
 from cortex_common.security.audit import check_log, read_log
 from cortex_common.security.tokens import Principal, Scope, TokenStore
+from services.gateway.access import Access, Limits
 
 
 @pytest.fixture
@@ -177,3 +179,19 @@ def test_changes_of_tokens_are_in_an_audit_log_without_the_tokens(store):
     kept = b"".join(path.read_bytes() for path in store.audit_directory.parent.rglob("*") if path.is_file())
     assert token.encode() not in kept
     assert token.split("_", 2)[2].encode() not in kept
+
+
+async def test_where_the_last_use_cannot_be_written_tokens_still_count(store, tmp_path, clock):
+    """As in Kubernetes, where the token file is a Secret: a read-only folder."""
+    token = store.create("alice", ["read"])
+    (tmp_path / "state" / "tokens.json.used.new").mkdir()
+    access = Access(store, None, Limits(Allowance(10, 10), Allowance(1, 1)), clock)
+    await access.principal(token, "peer")
+    with pytest.raises(OSError, match=r"used\.new"):
+        store.save_use()
+    assert (await access.principal(token, "peer")).name == "alice"
+    await access.save_use()
+    (tmp_path / "state" / "tokens.json.used.new").rmdir()
+    await access.principal(token, "peer")
+    await access.save_use()
+    assert set(store.last_used()) == {token.split("_")[1]}
