@@ -32,13 +32,15 @@ from cortex_common.transfer.pacing import Paces
 from services.worker import metrics
 from services.worker.connecting import policy_of, transport_of
 from services.worker.execution import Surroundings
+from services.worker.fork_server import IS_POSSIBLE, ForkServer
 from services.worker.gate import Gate
 from services.worker.outgoing import Outgoing
 from services.worker.own import OwnParts
 from services.worker.residuals import sweep_daily
 from services.worker.settings import WorkerSettings
+from services.worker.slots import StartTrainer
 from services.worker.supervisor import Supervisor
-from services.worker.trainer_process import TrainerProcess
+from services.worker.trainer_process import TrainerProcess, fork_server
 
 _log = get_logger(__name__)
 _GOODBYE_S = 1.5
@@ -89,7 +91,8 @@ async def run(
     gate = Gate(settings.site_policy, settings.network, outgoing, clock)
     counted = outgoing if settings.site_policy else None
     surroundings = Surroundings(settings.network, NodeName(settings.name), bridge, clock, sealing, counted, paces)
-    start_trainer = own.start_trainer if own else partial(TrainerProcess.start, settings.threads, settings.device)
+    forks = fork_server(settings.threads, settings.device)
+    start_trainer = own.start_trainer if own else _start_trainer(settings, forks)
     supervisor = Supervisor(settings, surroundings, bridge, start_trainer, gate.refusals)
     _route(bridge, supervisor)
     membership = _membership(settings, clock)
@@ -127,7 +130,14 @@ async def run(
             for task in (announcing, *work):
                 task.cancel()
     finally:
+        await forks.close()
         await bridge.close()
+
+
+def _start_trainer(settings: WorkerSettings, forks: ForkServer) -> StartTrainer:
+    if settings.fork_trainers and IS_POSSIBLE:
+        return partial(TrainerProcess.fork, forks)
+    return partial(TrainerProcess.start, settings.threads, settings.device)
 
 
 async def _keep_line(bridge: TenzroBridge, supervisor: Supervisor, gate: Gate) -> None:

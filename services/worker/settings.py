@@ -37,6 +37,7 @@ class WorkerSettings(ServiceSettings):
         discovery: host:port to announce this node to.
         slots: Jobs at a time; each has its own trainer process.
         threads: Of each trainer. Results depend on it in the last bits: the same on all workers of a network.
+        fork_trainers: Make each trainer a copy of one process that has imported torch, instead of a new one (Linux).
         device: What `training.device: auto` means here: auto | cpu | cuda | cuda:N.
         cache_dir: Where fetched datasets are; shared by all workers of a machine.
         catalogue: This node's own datasets (see cortex_common.data.files).
@@ -60,6 +61,7 @@ class WorkerSettings(ServiceSettings):
     gateway_attempts: int | None = Field(default=None, ge=1)
     slots: int = Field(default=1, ge=1, le=64)
     threads: int = Field(default=1, ge=1, le=1024)
+    fork_trainers: bool = True
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     cache_dir: Path = Field(default_factory=default_cache_dir)
     catalogue: Path | None = None

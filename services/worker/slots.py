@@ -47,11 +47,11 @@ class TrainerSlot:
         task, self._starting = self._starting, None
         if task is None:
             return
-        try:
-            child = await task
-        except TrainerEndedError:
-            return
-        await child.stop()
+        # One that is still being started is not waited for.
+        task.cancel()
+        await asyncio.wait((task,))
+        if not task.cancelled() and task.exception() is None:
+            await task.result().stop()
 
     async def _current(self) -> Trainer | None:
         if self._starting is None:

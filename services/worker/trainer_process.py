@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
-from collections import deque
 from pathlib import Path
 
 import cortex_common
@@ -16,12 +15,12 @@ import services
 from cortex_common.logging import get_logger
 from services.worker import metrics
 from services.worker.failures import TrainerEndedError
+from services.worker.fork_server import ForkedProcess, ForkServer
+from services.worker.output_tail import OutputTail
 from services.worker.trainer_line import Trainer
 
 _log = get_logger(__name__)
 
-_STDERR_LINES = 12
-_MAX_LINE = 400
 _PASSED_ON = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "XDG_CACHE_HOME"),
     *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES", "FASHION_MNIST_DIR", "SYSTEMROOT"),
@@ -31,12 +30,12 @@ _PASSED_ON = (
 class TrainerProcess(Trainer):
     """A trainer in a process of its own."""
 
-    def __init__(self, process: Process, connection: socket.socket) -> None:
-        """Wrap a started process; use `start`."""
+    def __init__(self, process: Process | ForkedProcess, connection: socket.socket) -> None:
+        """Wrap a started process; use `start` or `fork`."""
         super().__init__(connection)
         self._process = process
-        self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
-        self._output = asyncio.create_task(self._read_output())
+        assert process.stdout is not None  # noqa: S101  asked for at the start
+        self._output = OutputTail(process.stdout, process.pid)
 
     @classmethod
     async def start(cls, threads: int, device: str) -> TrainerProcess:
@@ -46,12 +45,9 @@ class TrainerProcess(Trainer):
             TrainerEndedError: the operating system refuses.
         """
         own, its = socket.socketpair()
-        command = (sys.executable, "-P", "-m", "services.worker.trainer", "--socket", str(its.fileno()))
-        options = ("--threads", str(threads), "--device", device)
         try:
             process = await asyncio.create_subprocess_exec(
-                *command,
-                *options,
+                *(sys.executable, *_command(threads, device), "--socket", str(its.fileno())),
                 pass_fds=[its.fileno()],
                 stdin=DEVNULL,
                 stdout=PIPE,
@@ -61,8 +57,32 @@ class TrainerProcess(Trainer):
         except OSError as error:
             own.close()
             raise TrainerEndedError(f"the trainer cannot be started: {error}") from error
+        except asyncio.CancelledError:
+            own.close()
+            raise
         finally:
             its.close()
+        return cls._started(process, own)
+
+    @classmethod
+    async def fork(cls, server: ForkServer) -> TrainerProcess:
+        """Start one as a copy of a process that has imported all that a trainer needs.
+
+        Raises:
+            TrainerEndedError: there is none to be had; says why.
+        """
+        own, its = socket.socketpair()
+        try:
+            process = await server.fork(its)
+        except BaseException:
+            own.close()
+            raise
+        finally:
+            its.close()
+        return cls._started(process, own)
+
+    @classmethod
+    def _started(cls, process: Process | ForkedProcess, own: socket.socket) -> TrainerProcess:
         own.setblocking(False)
         metrics.TRAINERS_STARTED.inc()
         return cls(process, own)
@@ -78,24 +98,22 @@ class TrainerProcess(Trainer):
 
     async def _epitaph(self) -> str:
         code = await self._process.wait()
-        await asyncio.wait((self._output,), timeout=1)
-        self._output.cancel()
-        how = f"signal {-code} ({_signal_name(-code)})" if code < 0 else f"exit code {code}"
-        last = self._fatal or " | ".join(list(self._stderr)[-5:])
-        reason = f"the trainer process ended by {how}" + (f": {last}" if last else "")
+        last = self._fatal or await self._output.finish()
+        reason = f"the trainer process ended by {_how(code)}" + (f": {last}" if last else "")
         if not self._is_stopping:
             metrics.TRAINERS_CRASHED.inc()
             _log.warning("trainer_ended", pid=self.pid, reason=reason)
         return reason
 
-    async def _read_output(self) -> None:
-        stream = self._process.stdout
-        assert stream is not None  # noqa: S101  asked for at the start
-        while line := await _line(stream):
-            text = line.decode(errors="replace").rstrip()[:_MAX_LINE]
-            if text:
-                self._stderr.append(text)
-                _log.debug("trainer_output", pid=self.pid, line=text)
+
+def fork_server(threads: int, device: str) -> ForkServer:
+    """A server of trainers; not started yet."""
+    return ForkServer((*_command(threads, device), "--fork-server"), _environment(threads))
+
+
+def _command(threads: int, device: str) -> tuple[str, ...]:
+    """Arguments of Python."""
+    return ("-P", "-m", "services.worker.trainer", "--threads", str(threads), "--device", device)
 
 
 def _environment(threads: int) -> dict[str, str]:
@@ -110,18 +128,18 @@ def _environment(threads: int) -> dict[str, str]:
         | {
             "PYTHONPATH": os.pathsep.join(path for path in dict.fromkeys(paths) if path),
             "PYTHONUNBUFFERED": "1",
+            # Whether there is a GPU is asked of NVML: CUDA, once begun, does not survive a fork.
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
             # Without it cuBLAS is not deterministic.
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         }
     )
 
 
-async def _line(stream: asyncio.StreamReader) -> bytes:
-    """The next line, or as much of an endless one as the reader holds."""
-    try:
-        return await stream.readline()
-    except ValueError:
-        return b"(a very long line)\n"
+def _how(code: int | None) -> str:
+    if code is None:
+        return "a cause that nobody knows: the process it was forked from is gone"
+    return f"signal {-code} ({_signal_name(-code)})" if code < 0 else f"exit code {code}"
 
 
 def _signal_name(number: int) -> str:

@@ -1,4 +1,4 @@
-"""`python -m services.worker.trainer --socket FD`: the child's entry point."""
+"""`python -m services.worker.trainer`: a trainer, or the fork server that trainers are copied from."""
 
 from __future__ import annotations
 
@@ -16,19 +16,31 @@ import torch
 
 from cortex_common.clock import SystemClock
 from services.worker.link import ChildLink
+from services.worker.trainer.forks import serve_forks
 from services.worker.trainer.session import Session
 
 
 def main() -> int:
     """Serve the worker at the other end of the socket until it is gone."""
     parser = argparse.ArgumentParser(prog="services.worker.trainer", description=__doc__)
-    parser.add_argument("--socket", type=int, required=True, help="descriptor of the connected Unix socket")
+    line = parser.add_mutually_exclusive_group(required=True)
+    line.add_argument("--socket", type=int, help="descriptor of the connected Unix socket")
+    line.add_argument("--fork-server", type=int, help="descriptor of the line on which trainers are asked for")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     _behave()
-    _make_deterministic(arguments.threads)
-    link = ChildLink(socket.socket(fileno=arguments.socket))
+    # Imports half of torch, as does the first optimiser: in the server, so that its copies need not.
+    torch.use_deterministic_algorithms(True)
+    if arguments.fork_server is None:
+        connection: socket.socket | None = socket.socket(fileno=arguments.socket)
+    else:
+        _import_the_rest()
+        connection = serve_forks(socket.socket(fileno=arguments.fork_server))
+    if connection is None:
+        return 0
+    _take_threads(arguments.threads)
+    link = ChildLink(connection)
     sys.excepthook = _tell_then_die(link)
     link.send({"ready": True, "torch": torch.__version__})
     if not link.has_message():
@@ -44,10 +56,14 @@ def _behave() -> None:
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
 
 
-def _make_deterministic(threads: int) -> None:
+def _take_threads(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.set_num_interop_threads(1)
-    torch.use_deterministic_algorithms(True)
+
+
+def _import_the_rest() -> None:
+    """Make an optimiser, but take no step: autograd may start threads, and those do not survive a fork."""
+    torch.optim.Adam(torch.nn.Linear(2, 2).parameters(), fused=True)
 
 
 def _warm_up() -> None:
