@@ -46,6 +46,8 @@ RPC_TIMEOUT_S = 15.0
 # A service that is started again answers within seconds; a stream is worth waiting for longer.
 CALL_PATIENCE_S = 10.0
 WATCH_PATIENCE_S = 300.0
+# As long as sealing anew all that is stored of a large job.
+_SEAL_S = 3600.0
 
 
 class Client:
@@ -328,7 +330,7 @@ class Client:
             PreconditionError: it has ended, and `reseal` is not set.
         """
         request = coordinator_pb2.RotateDataKeyRequest(job_id=job_id, reseal=reseal)
-        answer = self._call(lambda: self._keys.RotateDataKey(request, timeout=WATCH_PATIENCE_S), Role.COORDINATOR)
+        answer = self._call(lambda: self._keys.RotateDataKey(request, timeout=_SEAL_S), Role.COORDINATOR)
         return answer.resealed
 
     def rotate_key_encryption_key(self) -> tuple[str, int]:
@@ -338,9 +340,7 @@ class Client:
             PreconditionError: where the keys are cannot be written.
         """
         request = coordinator_pb2.RotateKeyEncryptionKeyRequest()
-        answer = self._call(
-            lambda: self._keys.RotateKeyEncryptionKey(request, timeout=WATCH_PATIENCE_S), Role.COORDINATOR
-        )
+        answer = self._call(lambda: self._keys.RotateKeyEncryptionKey(request, timeout=_SEAL_S), Role.COORDINATOR)
         return answer.kek_id, answer.rewrapped
 
     def add_dataset(

@@ -11,7 +11,7 @@ from tests.architecture.sources import ROOT, calls, imports, sources
 
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "jsonpickle", "marshal", "shelve"}
 UNSAFE_CALLS = {"torch.load", "torch.save", "torch.jit.load", "eval", "exec"}
-CIPHERS = (
+CIPHERS = {
     "AESGCM",
     "AESGCMSIV",
     "ChaCha20Poly1305",
@@ -22,6 +22,16 @@ CIPHERS = (
     "AESOCB3",
     "AESSIV",
     "aes_key_wrap",
+}
+# Whoever imports from these could make one under another name.
+CIPHER_MODULES = (
+    "cryptography.hazmat.primitives.ciphers",
+    "cryptography.hazmat.primitives.hpke",
+    "cryptography.hazmat.primitives.keywrap",
+    "cryptography.hazmat.decrepit",
+    "cryptography.fernet",
+    "Crypto",
+    "nacl",
 )
 
 
@@ -52,9 +62,31 @@ def test_arrays_are_read_without_pickle() -> None:
     assert where(reads_arrays_loosely) == set()
 
 
+def makes_ciphers(tree: ast.Module) -> bool:
+    """Whether it calls one by its name, or imports one by whatever name."""
+    named = {name.rsplit(".", 1)[-1] for name in (*calls(tree), *imports(tree))}
+    return bool(named & CIPHERS) or any(name.startswith(CIPHER_MODULES) for name in imports(tree))
+
+
 def test_ciphers_are_made_in_one_module() -> None:
-    makers = where(lambda tree: any(name.rsplit(".", 1)[-1] in CIPHERS for name in calls(tree)))
-    assert makers == {"libs/cortex_common/security/encryption.py"}
+    assert where(makes_ciphers) == {"libs/cortex_common/security/encryption.py"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from cryptography.hazmat.primitives.ciphers.aead import AESGCM as Seal\nSeal(key)",
+        "from cryptography.hazmat.primitives.ciphers import aead\ngetattr(aead, name)(key)",
+        "import cryptography.hazmat.primitives.hpke as wrapping",
+        "from cryptography.hazmat.primitives import ciphers",
+        "from cryptography.hazmat.decrepit.ciphers.algorithms import ARC4",
+        "from cryptography.fernet import Fernet",
+        "from Crypto.Cipher import AES",
+        "aead.ChaCha20Poly1305(key)",
+    ],
+)
+def test_a_cipher_under_another_name_is_seen(code: str) -> None:
+    assert makes_ciphers(ast.parse(code))
 
 
 def test_one_module_catches_everything() -> None:

@@ -132,6 +132,9 @@ def test_a_revoked_worker_is_out_within_seconds_and_the_job_goes_on_with_another
         assert {name for name, each in rounds.items() if ROUNDS in each} == set(rounds) - {lost}
         [given_on] = [event for event in client.events(job_id) if event.name == "seat_given_on"]
         assert before <= given_on.round <= after
+        # The key that the worker had was closed with the round it was shut out of.
+        [left] = [epoch for epoch in client.keys(job_id) if epoch.reason == f"worker {lost} left"]
+        assert before < left.from_round <= after + 1
         # With the lease given above only the revocation can be the cause. Discovery tells of it in two ways, that the
         # worker is shut out and that it is gone, and the event names the one that came first.
         assert f"takes over from {lost} (" in given_on.message

@@ -144,8 +144,18 @@ ROUTINE = frozenset(
     )
 )
 
-# Answers that take as long as folding or forwarding a model: only a coordinator may ask, and says how long it waits.
-PATIENT = frozenset({f"/{_PACKAGE}.RoundService/SealRound", f"/{_PACKAGE}.RoundService/ForwardRound"})
+# Answers that take as long as folding, forwarding or sealing anew what there is: only coordinators and operators may
+# ask, and say how long they wait.
+PATIENT = frozenset(
+    f"/{_PACKAGE}.{method}"
+    for method in (
+        "RoundService/SealRound",
+        "RoundService/ForwardRound",
+        "RoundService/ResealJob",
+        "KeyService/RotateDataKey",
+        "KeyService/RotateKeyEncryptionKey",
+    )
+)
 
 # Full method name, as gRPC passes it, to the roles that may call it.
 ALLOWED: Mapping[str, frozenset[Role]] = MappingProxyType(

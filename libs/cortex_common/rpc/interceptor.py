@@ -41,7 +41,8 @@ class CallLimits:
 
     Attributes:
         caller: What each caller may take.
-        unary_s: How long a call with one answer may take, whatever its own deadline is; None: as long as it says.
+        unary_s: How long a call with one request and one answer may take, whatever its own deadline is, and how long
+            one with many requests and one answer may wait for the next request; None: as long as the caller says.
         write_s: How long a caller may take nothing of a stream that waits for it.
     """
 
@@ -219,9 +220,12 @@ def _wrapped(handler: _Handler, limits: CallLimits, guard: _Guard) -> _Handler:
         behaviour = _stream_behaviour(handler.stream_stream or handler.unary_stream, limits, guard)
         streams = (grpc.unary_stream_rpc_method_handler, grpc.stream_stream_rpc_method_handler)
         make = streams[handler.request_streaming]
+    elif handler.request_streaming:
+        behaviour = _upload_behaviour(handler.stream_unary, limits.unary_s, guard)
+        make = grpc.stream_unary_rpc_method_handler
     else:
-        behaviour = _unary_behaviour(handler.stream_unary or handler.unary_unary, limits.unary_s, guard)
-        make = (grpc.unary_unary_rpc_method_handler, grpc.stream_unary_rpc_method_handler)[handler.request_streaming]
+        behaviour = _unary_behaviour(handler.unary_unary, limits.unary_s, guard)
+        make = grpc.unary_unary_rpc_method_handler
     return make(behaviour, *codecs)
 
 
@@ -231,6 +235,26 @@ def _unary_behaviour(inner: Any, within_s: float | None, guard: _Guard) -> Any:
             return await inner(request, context)
 
     return behaviour
+
+
+def _upload_behaviour(inner: Any, within_s: float | None, guard: _Guard) -> Any:
+    """However much is sent, as long as something comes."""
+
+    async def behaviour(requests: Any, context: _Context) -> Any:
+        async with guard(requests, context):
+            return await inner(_in_time(aiter(requests), within_s), context)
+
+    return behaviour
+
+
+async def _in_time(requests: AsyncIterator[Any], within_s: float | None) -> AsyncIterator[Any]:
+    while True:
+        async with _within(within_s, "the caller sent nothing for"):
+            try:
+                request = await anext(requests)
+            except StopAsyncIteration:
+                return
+        yield request
 
 
 def _stream_behaviour(inner: Any, limits: CallLimits, guard: _Guard) -> Any:

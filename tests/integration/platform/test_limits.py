@@ -18,12 +18,13 @@ from cortex_common.buckets import Allowance
 from cortex_common.clock import SystemClock
 from cortex_common.errors import CortexError, OverloadedError, UnavailableError
 from cortex_common.identity import Role, TlsFiles
-from cortex_common.pb.v1 import discovery_pb2, discovery_pb2_grpc
+from cortex_common.pb.v1 import discovery_pb2, discovery_pb2_grpc, identity_pb2, identity_pb2_grpc
 from cortex_common.rpc.channel import channel_options, open_channel
 from cortex_common.rpc.errors import calling
 from cortex_common.rpc.fairness import CallerLimits
 from cortex_common.rpc.interceptor import CallLimits
 from cortex_common.rpc.tls import client_credentials, current_material
+from cortex_common.security.authority import Authority
 from tests.integration.platform.conftest import Served, ServeExample
 from tests.waiting import eventually
 
@@ -165,6 +166,69 @@ async def test_a_call_takes_no_longer_than_the_server_allows(serve_example: Serv
                 await channel.unary_unary("/grpc.reflection.v1.ServerReflection/Never")(b"", **options)
 
 
+def counting(server: grpc.aio.Server) -> None:
+    """Serve an upload that is answered with how many messages came."""
+
+    async def count(requests: AsyncIterator[bytes], context: Any) -> bytes:
+        return b"%d" % len([each async for each in requests])
+
+    handlers = {"Count": grpc.stream_unary_rpc_method_handler(count)}
+    service = "grpc.reflection.v1.ServerReflection"
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+
+async def test_an_upload_may_last_as_long_as_something_comes_and_is_given_up_when_nothing_does(
+    serve_example: ServeExample, tls_of: TlsOf
+) -> None:
+    async def pieces(count: int, *, ends: bool) -> AsyncIterator[bytes]:
+        for _ in range(count):
+            yield b"x"
+            await CLOCK.sleep(0.1)
+        if not ends:
+            await asyncio.Event().wait()
+
+    async with (
+        serve_example(extra=[counting], limits=CallLimits(unary_s=0.5)) as served,
+        open_channel(served.address, tls_of(Role.WORKER, "w1"), Role.DISCOVERY) as channel,
+    ):
+        upload = channel.stream_unary("/grpc.reflection.v1.ServerReflection/Count")
+        assert await upload(pieces(10, ends=True)) == b"10", "twice as long as one answer may take"
+        with (
+            pytest.raises(UnavailableError, match=r"the caller sent nothing for more than 0.5 s"),
+            calling("discovery"),
+        ):
+            await upload(pieces(1, ends=False))
+
+
+@pytest.mark.parametrize(
+    ("role", "service", "method"),
+    [
+        (Role.COORDINATOR, "RoundService", "SealRound"),
+        (Role.COORDINATOR, "RoundService", "ForwardRound"),
+        (Role.COORDINATOR, "RoundService", "ResealJob"),
+        (Role.OPERATOR, "KeyService", "RotateDataKey"),
+        (Role.OPERATOR, "KeyService", "RotateKeyEncryptionKey"),
+    ],
+)
+async def test_what_takes_as_long_as_there_are_weights_or_keys_is_waited_for(
+    serve_example: ServeExample, tls_of: TlsOf, role: Role, service: str, method: str
+) -> None:
+    async def slow(request: bytes, context: Any) -> bytes:
+        await CLOCK.sleep(0.4)
+        return b"done"
+
+    def attach(server: grpc.aio.Server) -> None:
+        handlers = {method: grpc.unary_unary_rpc_method_handler(slow)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(f"cortex.v1.{service}", handlers),))
+
+    async with (
+        serve_example(extra=[attach], limits=CallLimits(unary_s=0.1)) as served,
+        open_channel(served.address, tls_of(role, "patient"), Role.DISCOVERY) as channel,
+    ):
+        with calling("discovery"):
+            assert await channel.unary_unary(f"/cortex.v1.{service}/{method}")(b"") == b"done"
+
+
 async def test_one_caller_cannot_take_all_calls(serve_example: ServeExample, tls_of: TlsOf) -> None:
     async with (
         serve_example(limits=limits(open_calls=2)) as served,
@@ -207,6 +271,34 @@ async def test_one_caller_cannot_call_without_end(serve_example: ServeExample, t
             await beat(greedy)
         assert caught.value.retry_after_s == 2
         await beat(modest)
+
+
+async def test_one_address_without_a_certificate_cannot_call_without_end(
+    serve_example: ServeExample, authority: Authority
+) -> None:
+    class Enrolment(identity_pb2_grpc.EnrollmentServiceServicer):
+        async def GetRoots(self, request: Any, context: Any) -> Any:  # noqa: N802
+            return identity_pb2.GetRootsResponse()
+
+    def attach(server: grpc.aio.Server) -> None:
+        identity_pb2_grpc.add_EnrollmentServiceServicer_to_server(Enrolment(), server)
+
+    allowed = limits(strangers=Allowance(per_s=0.5, burst=3))
+    options = channel_options(Role.DISCOVERY)
+    credentials = grpc.ssl_channel_credentials(authority.bundle)
+    async with (
+        serve_example(extra=[attach], limits=allowed, is_mutual=False) as served,
+        grpc.aio.secure_channel(served.address, credentials, options) as channel,
+    ):
+        stub = identity_pb2_grpc.EnrollmentServiceStub(channel)
+        for _ in range(3):
+            await stub.GetRoots(identity_pb2.GetRootsRequest())
+        with (
+            pytest.raises(OverloadedError, match=r"too many calls come from ipv4:127\.0\.0\.1") as caught,
+            calling("discovery"),
+        ):
+            await stub.GetRoots(identity_pb2.GetRootsRequest())
+        assert caught.value.retry_after_s == 2
 
 
 async def test_more_streams_than_a_connection_may_have_wait_at_the_caller(
