@@ -114,6 +114,10 @@ class GuardingInterceptor(grpc.aio.ServerInterceptor):
             _report(method, context, error)
             status = rich_status(error)
             await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
+        except NotImplementedError:
+            # A method of a standard service that its library does not serve: any node may ask, and it is no bug.
+            code = grpc.StatusCode.UNIMPLEMENTED
+            await context.abort(code, f"{method} is not served here")
         except Exception:  # noqa: BLE001 - the one place where our bugs become INTERNAL
             code = grpc.StatusCode.INTERNAL
             _log.exception("rpc_failed", method=method, peer=context.peer())

@@ -106,7 +106,8 @@ class S3BlobStore:
         folder = self._path(prefix) if prefix else self._root
         with _reporting(folder):
             found = self._files.find(folder)
-        yield from sorted(path.removeprefix(f"{self._root}/") for path in found)
+        # Some servers list a folder that has become empty as an object of its name.
+        yield from sorted(path.removeprefix(f"{self._root}/") for path in found if path.startswith(f"{folder}/"))
 
     def set_aside(self, name: str) -> str:
         """Copy an object to its other name, then remove it."""

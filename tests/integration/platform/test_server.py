@@ -85,6 +85,14 @@ async def test_an_unknown_method_is_told_so(worker: grpc.aio.Channel) -> None:
         await call(b"")
 
 
+async def test_a_method_that_a_library_does_not_serve_is_no_bug_of_ours(worker: grpc.aio.Channel) -> None:
+    call = worker.unary_unary("/grpc.health.v1.Health/List")
+    before = counted("List", "INTERNAL", "grpc.health.v1.Health")
+    with pytest.raises(CortexError, match="discovery does not know this call"), calling("discovery"):
+        await call(b"")
+    assert counted("List", "INTERNAL", "grpc.health.v1.Health") == before
+
+
 async def test_calls_are_counted_by_code(worker: grpc.aio.Channel) -> None:
     codes = {"": "OK", "mistaken": "INVALID_ARGUMENT", "buggy": "INTERNAL", "aborting": "ALREADY_EXISTS"}
     before = {code: counted("Heartbeat", code) for code in codes.values()}

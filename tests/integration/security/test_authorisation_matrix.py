@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.ids import NodeName
 from cortex_common.pb.v1 import identity_pb2
-from cortex_common.rpc.authorisation import ALLOWED, ANYBODY, OPEN_SERVICES, allowed_roles
+from cortex_common.rpc.authorisation import ALLOWED, ANYBODY, OPEN_SERVICES, PRIVILEGED, allowed_roles
 from cortex_common.rpc.channel import open_sync_channel
 from cortex_common.security.audit import check_log, read_log
 from cortex_common.security.authority import Authority
@@ -257,3 +257,19 @@ async def test_the_refusals_are_in_the_audit_logs(guarded: Guarded, rpcs: list[R
             }:
                 await CLOCK.sleep(0.02)
         assert check_log(log).problems == []
+
+
+async def test_every_privileged_call_that_is_let_in_is_in_the_audit_logs(guarded: Guarded, rpcs: list[Rpc]) -> None:
+    caller = guarded.certificate(Role.OPERATOR, "bold")
+    for server in SERVERS:
+        mine = {rpc for rpc in rpcs if rpc.server is server and Role.OPERATOR in allowed_roles(rpc.method)}
+        privileged = {rpc.method for rpc in mine if rpc.method in PRIVILEGED}
+        assert privileged
+        with guarded.unchecked(server, caller) as channel:
+            codes = {rpc.method: (await call(channel, rpc)).code.name for rpc in mine}
+        # Each record is on the disk before its call is answered: there is nothing to wait for.
+        log = read_log(guarded.state(server) / "audit")
+        records = [each for each in log if each.get("who", "").endswith("/operator/bold")]
+        assert {each["what"]: (each["decision"], each["code"]) for each in records} == {
+            method: ("allowed", codes[method]) for method in privileged
+        }

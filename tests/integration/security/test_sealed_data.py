@@ -100,8 +100,8 @@ async def place(tls_of: TlsOf, tmp_path_factory: pytest.TempPathFactory) -> Asyn
         cortex.coordinator_settings = {"tries": 1, "lease_s": 60.0, "gather_s": 60.0}
         for service in ("discovery", "aggregator", "coordinator"):
             await cortex.start(service)
-        for name in ("w1", "w2"):
-            where = {"coordinator": cortex.coordinator, "discovery": cortex.discovery}
+        for name, region in (("w1", "eu"), ("w2", "us")):
+            where = {"coordinator": cortex.coordinator, "discovery": cortex.discovery, "region": region}
             await stack.enter_async_context(working(name, root / "state", **where, **files(tls_of(Role.WORKER, name))))
         made = Place(cortex, root, told, key)
         assert await made.add() == ["aggregator-1"]
@@ -119,7 +119,15 @@ def sealed_by_command(root: Path, name: str, source: str) -> tuple[Described, by
 def files_with(folder: Path, *needles: bytes) -> list[Path]:
     """Files below a folder that hold one of these."""
     found = [path for path in folder.rglob("*") if path.is_file()]
-    return [path for path in found if any(needle in path.read_bytes() for needle in needles)]
+    return [path for path in found if any(needle in _content(path) for needle in needles)]
+
+
+def _content(path: Path) -> bytes:
+    """Of a file; of one that a service has just removed, nothing."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def opened_memory() -> list[str]:
@@ -227,3 +235,24 @@ async def test_its_key_outlives_key_encryption_keys_and_restarts_until_it_is_rem
 async def test_a_job_cannot_have_more_workers_than_there_are_shards(place: Place) -> None:
     with pytest.raises(InvalidArgumentError, match=r"placement.workers: 3 given; sealed:marked@\w+ has 2 shards"):
         await place.train(place.told.reference, placement={"workers": 3})
+
+
+async def test_where_every_region_has_its_aggregator_a_job_learns_the_same(place: Place) -> None:
+    """One that comes later has none of the shards until the data set is added again."""
+    await place.cortex.start("aggregator-us", region="us")
+    async with asyncio.timeout(20):
+        while len(await asyncio.to_thread(place.addresses)) < 2:  # noqa: ASYNC110 - it has to be asked for
+            await asyncio.sleep(0.05)
+    folder = place.root / "state" / "aggregator-us" / "shards"
+    assert not list(folder.glob("*.shard"))
+    assert await place.add() == ["aggregator-1", "aggregator-us"]
+    regional = {"aggregation": {"topology": "regional", "quorum": 1.0}}
+    plain, sealed = await place.train("digits", **regional), await place.train(place.told.reference, **regional)
+    assert (plain.status, sealed.status) == (JobPhase.COMPLETED, JobPhase.COMPLETED), (plain.error, sealed.error)
+    assert sealed.model
+    assert plain.model
+    assert sealed.model.sha256 == plain.model.sha256
+    assert sealed.history[-1].bytes_between_regions > 0, "through both aggregators"
+    assert {path.stem for path in folder.glob("*.shard")} == {shard.sha256 for shard in place.told.manifest.shards}
+    seen = CANARY, DIGITS.apply(IMAGE[None]).tobytes()
+    assert [path.name for path in files_with(place.root, *seen)] == ["planted"]

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import uuid
+from datetime import UTC, datetime
 
 import pytest
 
+from cortex_common.data import Partition, load, partition
 from cortex_common.errors import CorruptError, InvalidArgumentError, NotFoundError, UnavailableError
+from cortex_common.security.shards import header_of, seal_dataset, sealed_size, shard_file
+from cortex_common.security.signing import SigningKey
 from cortex_common.storage.remote import S3Access, S3BlobStore
+from cortex_common.transfer import ChunkFrame, HeaderFrame, TrailerFrame, frame_to_bytes
+from cortex_common.transfer.content import chunk_digest, content_digest
+from services.aggregator.shards import Room, ShardStore
 from tests.conformance.blob_store import BlobStoreConformance
 from tests.integration.stores.servers import free_port
 
@@ -78,6 +85,38 @@ def test_addresses_of_other_things_are_refused(url):
 def test_a_missing_key_file_is_named(tmp_path):
     with pytest.raises(NotFoundError, match="nowhere"):
         S3BlobStore("s3://b/x", S3Access(key_file=tmp_path / "nowhere"))
+
+
+async def test_sealed_shards_are_kept_there_and_found_again_until_they_are_dropped(store, tmp_path):
+    digits = load("digits", tmp_path)
+    parts, key = partition(digits.labels, Partition(), 2), SigningKey.create(tmp_path / "ann.key")
+    told, _ = seal_dataset("ward", digits, parts, key, tmp_path / "sealed", datetime.now(UTC))
+    shards = ShardStore(store, Room(None, 0))
+    for index in (0, 1):
+        assert await shards.put(_sent(tmp_path / "sealed" / shard_file(index), header_of(told.manifest, index)))
+    assert not await shards.put(_sent(tmp_path / "sealed" / shard_file(0), header_of(told.manifest, 0)))
+
+    again = ShardStore(store, Room(None, 0))
+    for index, facts in enumerate(told.manifest.shards):
+        part = again.part(facts.sha256)
+        reader = again.open(part)
+        chunks = b"".join(bytes(reader.read(chunk)) for chunk in range(part.header.chunks))
+        reader.close()
+        assert chunks == (tmp_path / "sealed" / shard_file(index)).read_bytes()
+    assert again.drop([shard.sha256 for shard in told.manifest.shards]) == 2
+    assert list(store.names("")) == []
+
+
+async def _sent(path, header):
+    """A shard as an operator brings it."""
+    yield frame_to_bytes(HeaderFrame(header))
+    content, digests = path.read_bytes(), []
+    for index in range(header.chunks):
+        size = sealed_size(header, index)
+        sealed, content = content[:size], content[size:]
+        digests.append(chunk_digest(sealed))
+        yield frame_to_bytes(ChunkFrame(index, sealed))
+    yield frame_to_bytes(TrailerFrame(header.chunks, content_digest(digests)))
 
 
 def _keys(folder):
