@@ -68,6 +68,7 @@ class SitePolicy(Section):
         signatures: How many must have signed.
         allowed_orgs: Organisations a job may be signed for.
         allowed_datasets: Those that jobs may read; a sealed one by its whole reference.
+        allowed_init_from: Files a job may start from, as it names them: they are read here and sent out.
         data_signers: Sealed data must be signed by one of them; none: by whoever it says.
         custom_code: Whether jobs may bring networks that are not built into Cortex.
         min_group: Fewest updates that a sum may be made of.
@@ -83,6 +84,7 @@ class SitePolicy(Section):
     signatures: Count = 1
     allowed_orgs: tuple[Text, ...] = ()
     allowed_datasets: tuple[Text, ...] | None = None
+    allowed_init_from: tuple[Text, ...] | None = None
     data_signers: tuple[DataSigner, ...] = ()
     custom_code: StrictBool = False
     min_group: Count | None = None
@@ -137,6 +139,10 @@ def refusals(policy: SitePolicy, spec: JobSpec, seats: int) -> list[Refusal]:
         if names:
             allowed = ", ".join(policy.allowed_datasets) or "none"
             found.append(Refusal("allowed_datasets", f"{' and '.join(names)} wanted; allowed: {allowed}"))
+    source, files = spec.model.init_from, policy.allowed_init_from
+    if files is not None and source is not None and source not in files:
+        allowed = ", ".join(files) or "none"
+        found.append(Refusal("allowed_init_from", f"model.init_from {source} wanted; allowed: {allowed}"))
     return found
 
 

@@ -14,6 +14,10 @@ SIGNERS = f"""
 allowed_signers = [{{name = "ann", key = "{KEY_A}", orgs = ["north"]}}, {{name = "bob", key = "{KEY_B}"}}]
 """
 
+LAYERS = {"input_dim": 64, "hidden_dims": [32], "output_dim": 10}
+START = LAYERS | {"init_from": "/m/a.safetensors"}
+ELSEWHERE = LAYERS | {"init_from": "/m/../private/b.safetensors"}
+
 
 def policy(text: str) -> SitePolicy:
     return SitePolicy.parse(text, "site-policy.toml")
@@ -44,6 +48,8 @@ def test_a_policy_without_rules_takes_every_job():
         ("min_group = 3", {"placement": {"workers": 3}}, {"placement": {"workers": 3, "min_workers": 2}}),
         ("min_group = 3", {"placement": {"workers": 4}}, {"placement": {"workers": 4}, "aggregation": {"quorum": 0.5}}),
         ('allowed_datasets = ["digits"]', {}, {"data": {"train": "digits", "test": "digits-test"}}),
+        ('allowed_init_from = ["/m/a.safetensors"]', {"model": START}, {"model": ELSEWHERE}),
+        ("allowed_init_from = []", {}, {"model": START}),
         ("require_secure_aggregation = false", {}, None),
         ("require_secure_aggregation = true", None, {}),
         ("require_differential_privacy = {max_epsilon = 8}", None, {}),
