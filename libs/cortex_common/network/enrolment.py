@@ -128,27 +128,32 @@ async def renew(tls: TlsFiles, discovery: str, clock: Clock) -> None:
 
 
 async def keep_certificate(tls: TlsFiles, discovery: str, clock: Clock) -> None:
-    """Renew at half of the certificate's life, again and again, for ever; failures are tried again."""
+    """Renew at half of the certificate's life, again and again, for ever; failures are tried again.
+
+    Files that cannot be read or written for a while end nothing: what was read before is good until it expires.
+    """
     failures, reason = 0, ""
     share = random.uniform(*_RENEW_AT)  # noqa: S311 - spreads load, guards nothing
     while True:
-        leaf = certificate_of(tls)
-        wait_s = leaf.seconds_left(clock.wall_s()) - leaf.life_s * (1 - share)
-        if failures:
-            wait_s = max(wait_s, min(2.0 ** min(failures, 10), leaf.life_s / 20, _LONGEST_PAUSE_S))
-        if wait_s > 0:
-            # Not one long sleep: the certificate may be replaced by hand, and clocks may be set.
-            await clock.sleep(min(wait_s, _LONGEST_PAUSE_S))
-            if wait_s > _LONGEST_PAUSE_S:
-                continue
+        pause_s = min(2.0 ** min(failures, 10), _LONGEST_PAUSE_S) if failures else 0.0
         try:
+            leaf = certificate_of(tls)
+            wait_s = leaf.seconds_left(clock.wall_s()) - leaf.life_s * (1 - share)
+            wait_s, pause_s = max(wait_s, min(pause_s, leaf.life_s / 20)), 0.0
+            if wait_s > 0:
+                # Not one long sleep: the certificate may be replaced by hand, and clocks may be set.
+                await clock.sleep(min(wait_s, _LONGEST_PAUSE_S))
+                if wait_s > _LONGEST_PAUSE_S:
+                    continue
             await renew(tls, discovery, clock)
-        except CortexError as error:
+        except (CortexError, OSError) as error:
             failures += 1
             RENEWALS.labels("failed").inc()
-            if error.message != reason:
-                reason = error.message
+            if str(error) != reason:
+                reason = str(error)
                 _log.warning("certificate_not_renewed", reason=reason)
+            # Only what cannot be read has not been waited for above.
+            await clock.sleep(pause_s)
         else:
             failures, reason = 0, ""
             share = random.uniform(*_RENEW_AT)  # noqa: S311 - spreads load, guards nothing
