@@ -215,15 +215,15 @@ class JobKeys:
         return made, await self.rewrap(fence)
 
     async def keep_young(self, age_s: float, fence: int) -> None:
-        """Replace the key-encryption key whenever it is so old, for ever."""
+        """Replace the key-encryption key whenever it is so old, for ever; who holds the keys may be away meanwhile."""
         while True:
-            current = await asyncio.to_thread(lambda: self._keyring.current)
-            left_s = age_s - (self._clock.wall_s() - (made_s(current) or 0.0))
-            if left_s <= 0:
-                try:
+            try:
+                current = await asyncio.to_thread(lambda: self._keyring.current)
+                left_s = age_s - (self._clock.wall_s() - (made_s(current) or 0.0))
+                if left_s <= 0:
                     await self.rotate_kek(f"{age_s - left_s:.0f} s old", fence)
-                except (UnavailableError, PreconditionError) as error:
-                    log.warning("key_encryption_key_not_rotated", reason=error.message)
+            except (UnavailableError, NotFoundError, PreconditionError) as error:
+                log.warning("key_encryption_key_not_rotated", reason=error.message)
             await self._clock.sleep(min(_LOOK_EVERY_S, max(age_s / 4, 0.1)))
 
     def _moved(self, page: Sequence[OwnedKey]) -> list[tuple[OwnedKey, RestingKey]]:

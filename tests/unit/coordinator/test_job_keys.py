@@ -173,6 +173,41 @@ async def test_a_key_encryption_key_is_replaced_when_it_is_old(bench):
     await bench.again().load(job.id)
 
 
+@pytest.mark.parametrize("error", [UnavailableError, NotFoundError])
+async def test_a_holder_of_keys_that_is_away_for_a_while_ends_nothing(bench, error):
+    class Blinking(FileKeyring):
+        away = True
+
+        @property
+        def current(self):
+            if self.away:
+                raise error("token 'x' does not answer")
+            return super().current
+
+    first = bench.ring.current
+    bench.ring.__class__ = Blinking
+    keeping = asyncio.create_task(bench.keys.keep_young(100.0, bench.fence))
+    for _ in range(5):
+        await until_asleep(bench.clock, keeping)
+        await bench.clock.advance(25.0)
+    bench.ring.away = False
+    await until_asleep(bench.clock, keeping)
+    await bench.clock.advance(25.0)
+    await until_asleep(bench.clock, keeping)
+    assert bench.ring.current != first
+    keeping.cancel()
+    await asyncio.wait((keeping,))
+
+
+async def until_asleep(clock, task):
+    """Return once a task sleeps; raise what it ended with, if it did."""
+    asleep = asyncio.create_task(clock.until_sleeping())
+    await asyncio.wait((asleep, task), return_when=asyncio.FIRST_COMPLETED)
+    asleep.cancel()
+    if task.done():
+        task.result()
+
+
 async def test_a_holder_of_keys_that_is_away_makes_no_job_without_a_key(bench):
     class Away(FileKeyring):
         def wrap(self, secret, context):
