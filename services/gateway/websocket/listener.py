@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
+from websockets.protocol import State
 
 from cortex_common.errors import PreconditionError
 from cortex_common.network.close_codes import Close
@@ -22,6 +23,7 @@ from services.gateway.websocket.socket import CLOSE_S, NodeConnection, NodeSocke
 
 PATHS = ("/", "/ws")
 _MAX_QUEUED = 2
+_TAKING_ROOM = (State.CONNECTING, State.OPEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ async def websocket_server(settings: GatewaySettings, gate: Gate) -> AsyncIterat
     listener = listen(settings.host, settings.websocket_port)
 
     served: set[ServerConnection] = set()
+    # Counted here: the library's own list gets a connection only after the node has been told that it is open.
+    admitted: set[ServerConnection] = set()
 
     async def handle(connection: ServerConnection) -> None:
         served.add(connection)
@@ -54,8 +58,10 @@ async def websocket_server(settings: GatewaySettings, gate: Gate) -> AsyncIterat
     def check(connection: ServerConnection, request: Request) -> Response | None:
         if request.path.partition("?")[0] not in PATHS:
             return connection.respond(http.HTTPStatus.NOT_FOUND, f"nodes connect to {' or '.join(PATHS)}\n")
-        if len(connection.server.connections) >= settings.max_node_connections:
+        if sum(each.state in _TAKING_ROOM for each in admitted) >= settings.max_node_connections:
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "no room for another node now\n")
+        admitted.add(connection)
+        connection.connection_lost_waiter.add_done_callback(lambda _: admitted.discard(connection))
         return None
 
     server = await serve(
