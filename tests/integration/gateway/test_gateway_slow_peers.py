@@ -8,8 +8,6 @@ import socket
 import time
 
 import pytest
-from websockets.asyncio.client import connect
-from websockets.exceptions import InvalidStatus
 
 from cortex_common.clock import SystemClock
 from cortex_common.telemetry.metrics import REGISTRY
@@ -126,15 +124,3 @@ async def test_a_node_that_does_not_join_is_given_up(stopped_gateway: Gateway, s
             writer.write(said)
         seconds = await asyncio.gather(*(seconds_until_closed(*each) for each in streams))
         assert max(seconds) < 6
-
-
-async def test_more_nodes_than_there_is_room_for_are_refused_until_one_leaves(stopped_gateway: Gateway) -> None:
-    async with stopped_gateway.running(websocket_port=0, max_node_connections=2) as gateway:
-        url = json.loads((gateway.folder / "ready.json").read_text())["websocket"] + "/ws"
-        async with connect(url) as first, connect(url):
-            with pytest.raises(InvalidStatus) as refused:
-                await connect(url)
-            assert (refused.value.response.status_code, b"no room" in refused.value.response.body) == (503, True)
-            await first.close()
-            async with connect(url):
-                pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from websockets.exceptions import InvalidStatus
 
 from cortex_common.clock import SystemClock
 from cortex_common.errors import ForbiddenError, UnauthenticatedError, UnavailableError
@@ -156,6 +157,24 @@ async def test_who_does_not_answer_the_next_challenge_is_closed(tls_of, tmp_path
         await raw.expect(m.Challenge)
         code, reason = await raw.closed()
         assert (code, reason) == (4401, "the CHALLENGE was not answered in time")
+
+
+async def test_more_nodes_than_there_is_room_for_are_refused_until_one_leaves(tls_of, tmp_path) -> None:
+    async with (
+        node_network(tls_of, tmp_path) as nodes,
+        gate_of(nodes, max_node_connections=2) as gate,
+        gate.raw("ws1"),
+        gate.raw("ws2") as leaving,
+    ):
+        with pytest.raises(InvalidStatus) as refused:
+            await gate.raw().__aenter__()
+        assert (refused.value.response.status_code, refused.value.response.body) == (
+            503,
+            b"no room for another node now\n",
+        )
+        await leaving.connection.close()
+        async with gate.raw("ws3"):
+            pass
 
 
 async def test_a_gateway_that_stops_says_so(tls_of, tmp_path) -> None:
