@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.machine import speed_note
 from benchmarks.summary import Summary
 from benchmarks.training import TARGETS
 from benchmarks.workloads import Kind, size_label
@@ -25,7 +26,8 @@ def machine_line(entries: Sequence[Entry]) -> str:
     packages = ", ".join(f"{name} {found}" for name, found in versions.items())
     return (
         f"*{when}: {facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['system']}, "
-        f"Python {facts['python']}, {packages}; load average {min(loads)} to {max(loads)}.*"
+        f"Python {facts['python']}, {packages}; load average {min(loads)} to {max(loads)}"
+        f"{speed_note(facts)}.*"
     )
 
 

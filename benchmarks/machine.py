@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
 import sys
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +19,7 @@ import psutil
 from benchmarks.processes import cores
 
 _PACKAGES = ("cortex-training", "torch", "numpy", "grpcio", "cryptography", "lz4", "protobuf")
+_BLOCK_BYTES = 32 * 2**20
 
 
 def describe() -> dict[str, Any]:
@@ -28,8 +32,56 @@ def describe() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
-        "load_average": [round(value, 2) for value in os.getloadavg()],
+        "load_average": load_average(),
+        "speed": _speed(),
     }
+
+
+def load_average() -> list[float]:
+    """Of the last 1, 5 and 15 minutes."""
+    return [round(value, 2) for value in os.getloadavg()]
+
+
+def _speed() -> dict[str, float]:
+    """What one core did just then, the best of three tries: processors of one name differ by a factor of two.
+
+    `python_ms` is the CPU time of a loop of a million additions, `sha256_gb_per_s` and `copy_gb_per_s` are of 32 MiB.
+    """
+    block = bytearray(_BLOCK_BYTES)
+    copy = bytearray(_BLOCK_BYTES)
+
+    def python() -> None:
+        total = 0
+        for number in range(1_000_000):
+            total += number & 255
+
+    def copied() -> None:
+        copy[:] = block
+
+    best = {work: min(_cpu_s(work) for _ in range(3)) for work in (python, copied, lambda: hashlib.sha256(block))}
+    python_s, copy_s, digest_s = best.values()
+    gigabytes = _BLOCK_BYTES / 1e9
+    return {
+        "python_ms": round(1000 * python_s, 1),
+        "sha256_gb_per_s": round(gigabytes / digest_s, 2),
+        "copy_gb_per_s": round(gigabytes / copy_s, 1),
+    }
+
+
+def _cpu_s(work: Callable[[], object]) -> float:
+    before_s = time.process_time()
+    work()
+    return time.process_time() - before_s
+
+
+def speed_note(facts: Mapping[str, Any]) -> str:
+    """How fast a core was, for a table's last line; nothing for results that do not tell."""
+    if not (speed := facts.get("speed")):
+        return ""
+    return (
+        f", a core: a million additions in Python {speed['python_ms']:g} ms, "
+        f"SHA-256 {speed['sha256_gb_per_s']:g} GB/s, copy {speed['copy_gb_per_s']:g} GB/s"
+    )
 
 
 def _cpu_model() -> str:

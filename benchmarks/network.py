@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from cortex.local.status import read_report
 from cortex_common.clock import SystemClock
 
 ROOT = Path(__file__).resolve().parents[1]
+_SETTLED_WITHIN_S = 180.0
+_QUIET_FOR_S = 1.0
+_QUIET_CORES = 0.15
+"""What heartbeats and health checks of a network without a job take, and some room."""
 
 
 class BenchmarkError(RuntimeError):
@@ -64,6 +69,26 @@ class RunningNetwork:
     def usage(self) -> Usage:
         """CPU time of all its processes until now; a worker's includes that of its trainers."""
         return usage_of(self.groups())
+
+    def settle(self) -> None:
+        """Wait until nothing goes on in it: just after a start its workers' processes are still loading PyTorch.
+
+        Raises:
+            BenchmarkError: it never is quiet.
+        """
+        clock = SystemClock()
+        deadline_s = clock.monotonic_s() + _SETTLED_WITHIN_S
+        before = self.usage()
+        while clock.monotonic_s() < deadline_s:
+            time.sleep(_QUIET_FOR_S)
+            now = self.usage()
+            used = now.since(before)
+            if used.total_s < _QUIET_CORES * used.at_s:
+                return
+            before = now
+        raise BenchmarkError(
+            f"the network in {self.directory} is still busy after {_SETTLED_WITHIN_S:g} s without a job"
+        )
 
     def aggregator_peak_bytes(self) -> int:
         """Peak memory of the aggregator that had most to do."""

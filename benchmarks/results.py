@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import codecs, comparison_tables, targets
-from benchmarks.machine import describe
+from benchmarks.machine import load_average, speed_note
 from benchmarks.memory import allowed_bytes
 from benchmarks.summary import Summary
 from benchmarks.workloads import size_label
@@ -26,7 +26,7 @@ def save(kind: str, machine: Entry, entries: Sequence[Entry], out: Path = RESULT
     """Write one measurement, replacing the last one of its kind."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{kind}.json"
-    document = {"kind": kind, "machine": machine, "load_average_after": describe()["load_average"], "results": entries}
+    document = {"kind": kind, "machine": machine, "load_average_after": load_average(), "results": entries}
     path.write_text(json.dumps(document, indent=1) + "\n")
     return path
 
@@ -76,7 +76,7 @@ def _machine_line(document: Entry) -> str:
         loads += f" before, {document['load_average_after'][0]} after"
     return (
         f"*{facts['measured_at']}: {facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, "
-        f"{facts['system']}, Python {facts['python']}, {packages}; load average {loads}.*"
+        f"{facts['system']}, Python {facts['python']}, {packages}; load average {loads}{speed_note(facts)}.*"
     )
 
 

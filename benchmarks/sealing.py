@@ -20,6 +20,7 @@ def measure(cases: list[Workload], repeat: int) -> list[dict[str, Any]]:
     for _ in range(repeat):
         for name, path in (("sealed", ()), ("unsealed", (UNSEALED,))):
             with running_network(cases[0].workers, path) as network:
+                cortex = Cortex(network)
                 for case, entry in zip(cases, found, strict=True):
-                    entry[name].append(asdict(Cortex(network).run(case)))
+                    entry[name].append(asdict(cortex.run(case)))
     return found

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe
+from benchmarks.machine import load_average
 
 Entry = Mapping[str, Any]
 
@@ -33,7 +33,7 @@ class PartialResults:
 
     def put(self, entry: Entry, machine: Entry) -> None:
         """Add an entry, or replace the one with the same key."""
-        after = describe()["load_average"]
+        after = load_average()
         complete = {**entry, "machine": {**machine, "load_average_after": after}}
         entries = {self._key_of(each): each for each in self.read()}
         entries[self._key_of(complete)] = complete

@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks import plots, targets
 from benchmarks.comparison import NULL_KEY, SYSTEMS, null_cases
-from benchmarks.machine import describe
+from benchmarks.comparison_tables import machine_line
+from benchmarks.machine import describe, load_average
 from benchmarks.memory import allowed_bytes
 from benchmarks.network import BenchmarkError
 from benchmarks.peers.tasks import STEP, Event, check_counted, null_shapes
@@ -89,6 +90,16 @@ def test_tables_and_pictures_are_made_of_what_there_is(tmp_path: Path) -> None:
     assert text.count("| 10M |") == len(SYSTEMS)
     assert [path.name for path in plots.draw(tmp_path)] == ["peers.svg"]
     assert "<svg" in (tmp_path / "plots" / "peers.svg").read_text()
+
+
+def test_a_table_says_how_fast_a_core_was() -> None:
+    facts = {**describe(), "load_average_after": load_average()}
+    speed = facts["speed"]
+    assert min(speed.values()) > 0
+    line = machine_line([{"machine": facts}])
+    assert f"SHA-256 {speed['sha256_gb_per_s']:g} GB/s" in line
+    earlier = {name: value for name, value in facts.items() if name != "speed"}
+    assert "SHA-256" not in machine_line([{"machine": earlier}])
 
 
 def test_a_round_that_left_a_client_out_is_no_round() -> None:
