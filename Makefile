@@ -11,7 +11,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help install demo test check fuzz bench format proto images up down lock e2e e2e-k8s tamper
+.PHONY: help install demo test check static fuzz bench format proto images up down lock e2e e2e-k8s tamper
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -31,14 +31,16 @@ test: install ## all tests; they need neither root nor a container engine
 tamper: install ## change what is stored and sent in 100,000 ways: nothing of it may be believed; a minute
 	@TAMPERINGS=100000 $(bin)/python -m pytest tests/tampering
 
-check: install ## everything static, and the unit tests: format, ruff, mypy, import contracts, buf, generated code, security
+check: static ## everything static, and the unit tests
+	$(bin)/python -m pytest tests/unit tests/architecture
+
+static: install ## format, ruff, mypy, import contracts, buf, generated code, security
 	$(bin)/ruff format --check .
 	$(bin)/ruff check .
 	$(bin)/mypy libs services
 	$(bin)/lint-imports
 	@PATH="$(abspath $(bin)):$$PATH" bash protos/check.sh
 	@PATH="$(abspath $(bin)):$$PATH" bash .ci/security
-	$(bin)/python -m pytest tests/unit tests/architecture
 
 fuzz: install ## a million inputs for every decoder that sees bytes from outside; FUZZ="frame --engine atheris" chooses
 	$(bin)/python -W ignore -m tests.fuzz $(FUZZ)
