@@ -38,6 +38,8 @@ class WorkerSettings(ServiceSettings):
         slots: Jobs at a time; each has its own trainer process.
         threads: Of each trainer. Results depend on it in the last bits: the same on all workers of a network.
         fork_trainers: Make each trainer a copy of one process that has imported torch, instead of a new one (Linux).
+        keep_updates: Keep a finished update on disk, sealed, until it is accepted: a node that is killed while it sends
+            one goes on with it and does not train again. Unset: behind a gateway only.
         device: What `training.device: auto` means here: auto | cpu | cuda | cuda:N.
         cache_dir: Where fetched datasets are; shared by all workers of a machine.
         catalogue: This node's own datasets (see cortex_common.data.files).
@@ -62,6 +64,7 @@ class WorkerSettings(ServiceSettings):
     slots: int = Field(default=1, ge=1, le=64)
     threads: int = Field(default=1, ge=1, le=1024)
     fork_trainers: bool = True
+    keep_updates: bool | None = None
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     cache_dir: Path = Field(default_factory=default_cache_dir)
     catalogue: Path | None = None
@@ -69,6 +72,15 @@ class WorkerSettings(ServiceSettings):
     max_data_bytes: int = Field(default=16 << 30, ge=1 << 20)
     max_model_bytes: int = Field(default=64 << 30, ge=1 << 20)
     bandwidth: Bandwidth = Bandwidth()
+
+    @property
+    def updates(self) -> Path | None:
+        """Where an update is kept until it is accepted, a folder a job; None where none is.
+
+        By default only behind a gateway: the line is slow there, and the process often a person's own program.
+        """
+        keeps = self.gateway_url is not None if self.keep_updates is None else self.keep_updates
+        return self.state_dir / "updates" if keeps else None
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

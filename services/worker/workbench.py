@@ -83,11 +83,8 @@ class Workbench:
 
     @property
     def updates(self) -> Path | None:
-        """Where an update is kept until it is accepted, to go on with it after a restart, a folder a job.
-
-        Nowhere unless behind a gateway: the line is slow there, and the process often a person's own program.
-        """
-        return self._settings.state_dir / "updates" if self._settings.gateway_url is not None else None
+        """Where an update is kept until it is accepted, to go on with it after a restart; None: nowhere."""
+        return self._settings.updates
 
     @property
     def max_data_bytes(self) -> int:
