@@ -13,16 +13,19 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks import channel as channel_cost
 from benchmarks import codecs as codec_speed
 from benchmarks import comparison, plots, results, startup
 from benchmarks import links as slow_links
 from benchmarks import memory as memory_cost
 from benchmarks import sealing as sealed_rounds
+from benchmarks import worker_memory as worker_cost
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.machine import describe
 from benchmarks.network import BenchmarkError
 from benchmarks.store import PartialResults
 from benchmarks.workloads import Kind, Workload, parse_size, size_label
+from cortex_common.codec import CODECS
 from cortex_common.errors import CortexError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -32,6 +35,7 @@ Codecs = Annotated[str, typer.Option("--codecs", "-c", help="Codecs of the updat
 Rounds = Annotated[int, typer.Option("--rounds", min=1, help="Rounds that count.")]
 Repeat = Annotated[int, typer.Option("--repeat", min=1, help="How often, each time with fresh processes.")]
 _ALL_SYSTEMS = ",".join(comparison.SYSTEMS)
+_ALL_CODECS = ",".join(CODECS)
 Only = Annotated[str, typer.Option("--only", help=f"Of {', '.join(comparison.SYSTEMS)}.")]
 Out = Annotated[Path, typer.Option("--out", help="Where the JSON files go.")]
 
@@ -43,8 +47,10 @@ def everything() -> None:
     peers()
     training()
     memory()
+    worker_memory()
     links()
     sealing()
+    channel()
     codecs()
     start()
     table()
@@ -130,6 +136,20 @@ def memory(
 
 
 @app.command()
+def worker_memory(
+    parameters: Sizes = "10M,50M",
+    codecs: Codecs = _ALL_CODECS,
+    out: Out = results.RESULTS,
+) -> None:
+    """Peak memory of a worker in rounds, above what training alone takes."""
+    store = PartialResults(out / "worker_memory.json", worker_cost.WORKER_MEMORY_KEY)
+    machine = describe()
+    for entry in worker_cost.measure(list(_sizes(parameters)), codecs.split(",")):
+        store.put(entry, machine)
+        typer.echo(worker_cost.row(entry), err=True)
+
+
+@app.command()
 def links(
     parameters: Sizes = "1M",
     codecs: Codecs = "none,int8,int4",
@@ -149,6 +169,23 @@ def links(
             measured = [asdict(each) for each in cost.rounds]
             store.put({**asdict(workload), **line, "rounds_measured": measured}, machine)
             _say(f"{workload.label}, {rate} Mbit/s, {trip} ms", [each.seconds for each in cost.rounds])
+
+
+@app.command()
+def channel(
+    megabytes: Annotated[int, typer.Option(min=1, help="MB of each transfer.")] = 200,
+    repeat: Repeat = 5,
+    line: Annotated[str, typer.Option(help="Mbit/s and milliseconds of round trip, e.g. 100:200.")] = "100:200",
+    out: Out = results.RESULTS,
+) -> None:
+    """Each gRPC option that is set, against its default."""
+    store = PartialResults(out / "channel.json", channel_cost.CHANNEL_KEY)
+    machine = describe()
+    rate, trip = _line(line)
+    entries = channel_cost.measure(megabytes, repeat) + channel_cost.measure_line(rate, trip / 1000, 8.0)
+    for entry in entries:
+        store.put(entry, machine)
+    typer.echo(channel_cost.table(entries), err=True)
 
 
 @app.command()
@@ -222,6 +259,14 @@ def _numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(f"workers {text!r}; allowed are whole numbers with commas") from None
+
+
+def _line(text: str) -> tuple[int, int]:
+    rate, _, trip = text.partition(":")
+    try:
+        return int(rate), int(trip)
+    except ValueError:
+        raise typer.BadParameter(f"line {text!r}; allowed is Mbit/s:milliseconds, such as 100:200") from None
 
 
 def _say(what: str, seconds: Sequence[float]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +12,37 @@ import psutil
 
 from cortex_common.clock import SystemClock
 
-_PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
+_RESET_PEAK = "5"
 
 
 def peak_bytes(pid: int) -> int:
-    """Largest resident memory a process ever had. Linux only."""
-    match = _PEAK.search(Path(f"/proc/{pid}/status").read_text())
+    """Largest resident memory a process ever had, or has had since `reset_peak`. Linux only."""
+    return _status_bytes(pid, "VmHWM")
+
+
+def shared_bytes(pid: int) -> int:
+    """Resident memory a process shares with those that map it too: anonymous, as an arena's. Linux only."""
+    return _status_bytes(pid, "RssShmem")
+
+
+def reset_peak(pid: int) -> None:
+    """Have `peak_bytes` begin anew, with what the process takes now. Linux only; one's own processes."""
+    Path(f"/proc/{pid}/clear_refs").write_text(_RESET_PEAK)
+
+
+def peak_of_all(pids: Collection[int]) -> int:
+    """What processes had at most: no less, and more only by as much as their peaks lie apart in time.
+
+    What they share counts once, if all of them map all of it: a worker and its trainer do, after the first round.
+    """
+    shared = [shared_bytes(pid) for pid in pids]
+    return sum(peak_bytes(pid) for pid in pids) - (sum(shared) - max(shared, default=0))
+
+
+def _status_bytes(pid: int, name: str) -> int:
+    match = re.search(rf"^{name}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     if match is None:
-        raise RuntimeError(f"/proc/{pid}/status holds no VmHWM")
+        raise RuntimeError(f"/proc/{pid}/status holds no {name}")
     return int(match[1]) * 1024
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import codecs, comparison_tables, targets
+from benchmarks import channel, codecs, comparison_tables, targets, worker_memory
 from benchmarks.machine import load_average, speed_note
 from benchmarks.memory import allowed_bytes
 from benchmarks.summary import Summary
@@ -166,10 +166,12 @@ def _start(entries: Sequence[Entry]) -> str:
 _TABLES = {"rounds": _rounds, "start": _start}
 _PARTIAL = {
     "memory": _memory,
+    "worker_memory": worker_memory.table,
     "peers": comparison_tables.peers,
     "training": comparison_tables.training,
     "links": comparison_tables.links,
     "sealing": comparison_tables.sealing,
+    "channel": channel.table,
 }
 
 

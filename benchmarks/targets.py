@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks import worker_memory
 from benchmarks.comparison_tables import null_period_s, period_s, row, seconds_of, seconds_to
 from benchmarks.memory import allowed_bytes
 from benchmarks.summary import Summary
@@ -93,6 +94,11 @@ def _other_rows(results: Results) -> Iterator[tuple[str, str, str, str]]:
         name = f"aggregator's peak memory, worst case ({size_label(worst['parameters'])}, {worst['codec']}, "
         allowed = allowed_bytes(worst["parameters"], worst["workers"])
         yield _at_most(f"{name}{worst['workers']} workers), MB", _peak(worst) / 1e6, allowed / 1e6, "")
+    worker = max(results.get("worker_memory", ()), key=worker_memory.share_of_allowed, default=None)
+    if worker:
+        name = f"worker's memory above training, worst case ({size_label(worker['parameters'])}, {worker['codec']}), MB"
+        allowed = worker_memory.allowed_bytes(worker["model_bytes"])
+        yield _at_most(name, worker_memory.above_bytes(worker) / 1e6, allowed / 1e6, "")
     for entry in results.get("sealing", ()):
         sealed, unsealed = (
             Summary.of([value for run in entry[name] for value in run["seconds"]]).median

@@ -25,6 +25,7 @@ AREAS: dict[str, tuple[str, ...]] = {
         "unit/worker",
         "integration/aggregator",
         "integration/manager",
+        "integration/memory",
         "integration/worker",
         "simulation/test_convergence.py",
         "e2e/test_manager.py",

@@ -29,5 +29,7 @@ class CodecWarmer:
 
     async def _warm(self, codec: WeightCompressor) -> None:
         done = await asyncio.to_thread(warm_up, codec)
+        if done.compiled:
+            _log.info("codec_compiled", codec=codec.codec, options=codec.options_json)
         for name, reason in done.refused.items():
             _log.warning("codec_not_compiled", codec=name, reason=reason)

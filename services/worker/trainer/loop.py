@@ -141,6 +141,8 @@ class ModelTrainer:
         with _random_numbers(self._device, seed):
             optimizer = build_optimizer(self.model, self._spec.training)
             outcome = self._steps(optimizer, examples, seed, check, tell)
+            # As large as the model, and of no use until the next round's first step.
+            optimizer.zero_grad(set_to_none=True)
         if self._device.type != "cpu":
             copy_to_arena(self.model, result)
         if not np.isfinite(result.values.sum(dtype=np.float64)):
