@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cortex_common.codec import WeightCompressor
 from cortex_common.errors import InvalidArgumentError, PreconditionError
 from cortex_common.ids import Sha256Hex
-from cortex_common.security.encryption import EncryptionManager, ObjectHeader
+from cortex_common.security.encryption import TAG_BYTES, EncryptionManager, ObjectHeader
 from cortex_common.storage import BlobWriter
 from cortex_common.tensors import ChunkRange, Float32s, Int64s, Manifest, ModelDigest, iter_chunks
 from cortex_common.transfer.content import chunk_digest, content_digest
@@ -79,12 +79,14 @@ class FoldTargets:
 
 @dataclass(slots=True)
 class _Scratch:
-    """Buffers of one chunk in work; `state` holds the state vectors one after the other."""
+    """Buffers of one chunk in work, held until it is written; `state` holds the state vectors one after the other."""
 
     values_n: Float32s
     target_n: Float32s
     sum_n: NDArray[np.float64]
     state: Float32s
+    payload: bytearray
+    sealed: bytearray
     plain: Plaintext = field(default_factory=Plaintext)
 
 
@@ -92,7 +94,7 @@ class _Scratch:
 class _Sealed:
     """One chunk of everything a fold writes."""
 
-    values: bytes
+    values: bytes | memoryview
     state: bytes
     delta: bytes
 
@@ -115,7 +117,7 @@ class _Output:
         self._sizes: list[int] = []
         self._digests: list[bytes] = []
 
-    def take(self, sealed: bytes) -> None:
+    def take(self, sealed: bytes | memoryview) -> None:
         if self._target is not None and sealed:
             self._target.write(sealed)
             self._sizes.append(len(sealed))
@@ -225,6 +227,8 @@ class _Fold:
             np.empty(size if self._delta else 0, np.float32),
             np.empty(size, np.float64),
             np.empty(rows * size, np.float32),
+            bytearray(most := self._out.max_payload_bytes(ChunkRange(0, 0, size))),
+            bytearray(most + TAG_BYTES),
         )
 
     def give_back(self, scratch: _Scratch) -> None:
@@ -244,12 +248,14 @@ class _Fold:
                 square = sum_of_squares(out_n)
             else:
                 square, state, delta = self._step(part, out_n, scratch)
-            payload = self._out.encode(out_n)
+            payload = self._out.encode_into(out_n, scratch.payload)
         except InvalidArgumentError as error:
             raise PreconditionError(
                 f"the updates add up to values that are not finite (elements {part.start} to {part.stop - 1})"
             ) from error
-        return _Done(out_n, _Sealed(self._sealer.seal(part.index, payload), state, delta), square, scratch)
+        sealed = memoryview(scratch.sealed)[: len(payload) + TAG_BYTES]
+        self._sealer.seal_into(part.index, payload, sealed)
+        return _Done(out_n, _Sealed(sealed, state, delta), square, scratch)
 
     def _step(self, part: ChunkRange, out_n: Float32s, scratch: _Scratch) -> tuple[float, bytes, bytes]:
         """Write the next values; the squares of the mean summed, the sealed state, the sealed delta."""

@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cortex_common.clock import Clock, SystemClock
@@ -79,7 +79,7 @@ async def run(
         ops_server(settings.metrics_host, settings.metrics_port, lambda: (not stop.is_set(), "")) as ops,
         auditing(settings.state_dir / "audit", settings.tls, clock) as auditor,
         serving(
-            settings.rpc(membership.denied, auditor, bulk=True),
+            replace(settings.rpc(membership.denied, auditor, bulk=True), window_bytes=settings.window_bytes),
             [
                 RoundServicer(aggregator, SealingKey(settings.network)).attach,
                 WeightServicer(aggregator, shards).attach,

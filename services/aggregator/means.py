@@ -28,6 +28,8 @@ class MeanOfUpdates:
         self.total_weight = float(sum(weights))
         self._plain = Plaintext()
         self._sum_n = np.empty(0, np.float64)
+        self._mean_n = np.empty(0, np.float32)
+        self._room = bytearray()
         self._codec = WeightCompressor.create("none", lz4="off")
 
     def mean(self, part: ChunkRange, sum_n: NDArray[np.float64], plain: Plaintext) -> None:
@@ -47,8 +49,8 @@ class MeanOfUpdates:
             raise CorruptError("a mean needs at least one update")
         return highest
 
-    def encode(self, part: ChunkRange) -> bytes | bytearray:
-        """The payload of a chunk of the mean, rounded once to float32; one caller at a time.
+    def encode(self, part: ChunkRange) -> bytes | bytearray | memoryview:
+        """The payload of a chunk of the mean, rounded once to float32, good until the next call; one caller at a time.
 
         Raises:
             CorruptError: an update does not open.
@@ -58,12 +60,15 @@ class MeanOfUpdates:
             return self._codec.encode_counters(self.counters(part, self._plain))
         if self._sum_n.size < part.elements:
             self._sum_n = np.empty(part.elements, np.float64)
+            self._mean_n = np.empty(part.elements, np.float32)
+            self._room = bytearray(self._codec.max_payload_bytes(part))
         sum_n = self._sum_n[: part.elements]
         self.mean(part, sum_n, self._plain)
+        mean_n = self._mean_n[: part.elements]
         with np.errstate(over="ignore"):
-            values_n = sum_n.astype(np.float32)
+            np.copyto(mean_n, sum_n, casting="same_kind")
         try:
-            return self._codec.encode(values_n)
+            return self._codec.encode_into(mean_n, self._room)
         except InvalidArgumentError as error:
             where = f"elements {part.start} to {part.stop - 1}"
             raise PreconditionError(f"the updates add up to values that are not finite ({where})") from error

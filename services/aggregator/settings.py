@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from cortex_common.rpc.server import WINDOW_BYTES
 from cortex_common.settings import Bandwidth, ServiceSettings
 
 
@@ -20,6 +21,11 @@ class AggregatorSettings(ServiceSettings):
     """Largest cohort of a round."""
     bandwidth: Bandwidth = Bandwidth()
     """Most that model versions take on the way out, and updates on the way in."""
+    window_bytes: int = Field(default=WINDOW_BYTES, ge=64 << 10, le=64 << 20)
+    """Of one upload on its way, most before its worker waits: the line's rate times its round trip, for full speed.
+
+    Where 1 MiB is too little for far workers (40 Mbit/s at 200 ms), count it into the memory of each concurrent upload.
+    """
     disk_reserve_bytes: int = Field(default=64 << 20, ge=0)
     """Bytes on the disk that uploads must leave free."""
     stream_idle_s: float = Field(default=30.0, gt=0)

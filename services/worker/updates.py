@@ -40,21 +40,24 @@ class DeltaEncoder:
         self._is_first = is_first
         self._feedback = feedback
         self._scratch = np.empty(0, np.float32)
+        self._room = bytearray()
 
-    def encode(self, chunk: ChunkRange) -> bytes | bytearray:
-        """The payload of a range; counters travel as they are."""
+    def encode(self, chunk: ChunkRange) -> bytes | bytearray | memoryview:
+        """The payload of a range, good until the next call; counters travel as they are."""
         if chunk.is_counters:
             return self._codec.encode_counters(self._result.counters)
         result = self._result.values[chunk.start : chunk.stop]
+        if len(self._room) < (most := self._codec.max_payload_bytes(chunk)):
+            self._room = bytearray(most)
         if self._is_first:
-            return self._codec.encode(result)
+            return self._codec.encode_into(result, self._room)
         if self._scratch.size < chunk.elements:
             self._scratch = np.empty(chunk.elements, np.float32)
         delta_n = self._scratch[: chunk.elements]
         np.subtract(result, self._base.values[chunk.start : chunk.stop], out=delta_n)
         if self._feedback is not None:
             self._feedback.apply(chunk, delta_n)
-        return self._codec.encode(delta_n, seed=rounding_seed(*self._seed, chunk.index))
+        return self._codec.encode_into(delta_n, self._room, seed=rounding_seed(*self._seed, chunk.index))
 
 
 def codec_of(assignment: Assignment) -> WeightCompressor:

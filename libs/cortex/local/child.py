@@ -23,7 +23,7 @@ SETTLED_S = 10.0
 MAX_LOG_BYTES = 32 << 20
 # glibc gives freed memory back to the kernel and takes it again, page fault by page fault, chunk after chunk: keeping
 # some costs a few megabytes a process and saves a third of the workers' CPU time in an exchange.
-_ALLOCATOR = {
+ALLOCATOR = {
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -41,7 +41,7 @@ def next_wait_s(previous_s: float, lived_s: float) -> float:
 def child_environment(environment: Mapping[str, str], parent: int) -> dict[str, str]:
     """The environment of a service: the person's own, without what is meant for the client."""
     kept = {key: value for key, value in environment.items() if not key.startswith("CORTEX_") or key in _PASSED}
-    return {**_ALLOCATOR, "PYTHONUNBUFFERED": "1", **kept, "CORTEX_PARENT_PID": str(parent)}
+    return {**ALLOCATOR, "PYTHONUNBUFFERED": "1", **kept, "CORTEX_PARENT_PID": str(parent)}
 
 
 class Child:

@@ -19,6 +19,9 @@ from cortex_common.rpc.tls import TlsMaterial, client_credentials, current_mater
 
 _SYSTEM_CLOCK = SystemClock()
 
+WINDOW_BYTES = 4 * 1024 * 1024
+"""Of one download: a node has one or two at a time, so it can be large enough for 100 Mbit/s at 200 ms."""
+
 
 def open_channel(
     address: str, tls: TlsFiles, server_role: Role, *, bulk: bool = False, clock: Clock = _SYSTEM_CLOCK
@@ -103,4 +106,4 @@ def channel_options(server_role: Role, *, bulk: bool = False) -> list[tuple[str,
         # One connection a channel: a transfer must not hold up a heartbeat.
         ("grpc.use_local_subchannel_pool", 1),
     ]
-    return options + (list[tuple[str, str | int]](bulk_options()) if bulk else [])
+    return options + (list[tuple[str, str | int]](bulk_options(WINDOW_BYTES)) if bulk else [])

@@ -23,7 +23,8 @@ from cortex_common.rpc.passing import PassReader
 from cortex_common.rpc.tls import ReloadingServerCredentials
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024 + 64 * 1024
-LOOKAHEAD_BYTES = 1024 * 1024
+WINDOW_BYTES = 1024 * 1024
+"""Of one upload: an aggregator may have it for each worker at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class RpcSettings:
         port: 0 takes a free one.
         network: Callers of another network are refused.
         bulk: True for the data plane: flow control bounded per stream instead of probed.
+        window_bytes: Of flow control, where `bulk`: most that one caller's message stream may have on its way.
         max_message_bytes: The largest message that is taken.
         max_streams: RPCs at a time on one connection; more wait at the client.
         max_requests: RPCs at a time on the whole server; more are refused with RESOURCE_EXHAUSTED.
@@ -52,6 +54,7 @@ class RpcSettings:
     tls: TlsFiles
     network: str
     bulk: bool = False
+    window_bytes: int = WINDOW_BYTES
     max_message_bytes: int = MAX_MESSAGE_BYTES
     max_metadata_bytes: int = 8 * 1024
     max_streams: int = 128
@@ -180,12 +183,15 @@ def server_options(settings: RpcSettings) -> list[tuple[str, int]]:
         # Two processes on one port would share its calls at random.
         ("grpc.so_reuseport", 0),
     ]
-    return options + (bulk_options() if settings.bulk else [])
+    return options + (bulk_options(settings.window_bytes) if settings.bulk else [])
 
 
-def bulk_options() -> list[tuple[str, int]]:
-    """Flow control for the data plane: measured, the probe costs a third of the throughput."""
-    return [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", LOOKAHEAD_BYTES)]
+def bulk_options(window_bytes: int) -> list[tuple[str, int]]:
+    """Flow control for the data plane: no stream has more than a window on its way, whatever a probe would find.
+
+    What each does, beside gRPC's defaults, is in benchmarks/README.md (`python -m benchmarks channel`).
+    """
+    return [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", window_bytes)]
 
 
 def join_address(host: str, port: int) -> str:

@@ -52,13 +52,21 @@ Frame = HeaderFrame | ChunkFrame | TrailerFrame
 def frame_to_bytes(frame: Frame) -> bytes:
     """The message PushUpdateRequest or PullModelResponse with this frame."""
     if isinstance(frame, ChunkFrame):
-        return _chunk_to_bytes(frame)
+        return b"".join((chunk_head(frame.index, len(frame.sealed)), frame.sealed))
     if isinstance(frame, HeaderFrame):
         proto = transfer_pb2.WeightFrame(header=header_to_proto(frame.header, frame.first_chunk))
     else:
         trailer = transfer_pb2.TransferTrailer(chunks=frame.chunks, content_sha256=frame.content_sha256)
         proto = transfer_pb2.WeightFrame(trailer=trailer)
     return aggregator_pb2.PushUpdateRequest(frame=proto).SerializeToString()
+
+
+def chunk_head(index: int, sealed_bytes: int) -> bytes:
+    """What stands before the sealed bytes of a chunk in its message: who makes them in place saves a copy."""
+    own = bytes((_INDEX,)) + _varint(index) if index else b""
+    head = own + bytes((_SEALED,)) + _varint(sealed_bytes) if sealed_bytes else own
+    chunk = bytes((_CHUNK,)) + _varint(len(head) + sealed_bytes) + head
+    return bytes((_FRAME,)) + _varint(len(chunk) + sealed_bytes) + chunk
 
 
 def frame_from_bytes(data: bytes) -> Frame:
@@ -83,14 +91,6 @@ def frame_from_bytes(data: bytes) -> Frame:
     if which == "trailer":
         return TrailerFrame(frame.trailer.chunks, frame.trailer.content_sha256)
     raise CorruptError("an empty weight frame; allowed are header, chunk and trailer")
-
-
-def _chunk_to_bytes(frame: ChunkFrame) -> bytes:
-    index = bytes((_INDEX,)) + _varint(frame.index) if frame.index else b""
-    head = index + bytes((_SEALED,)) + _varint(len(frame.sealed)) if len(frame.sealed) else index
-    chunk = bytes((_CHUNK,)) + _varint(len(head) + len(frame.sealed)) + head
-    outer = bytes((_FRAME,)) + _varint(len(chunk) + len(frame.sealed)) + chunk
-    return b"".join((outer, frame.sealed))
 
 
 def _chunk_from_bytes(data: bytes) -> ChunkFrame | None:

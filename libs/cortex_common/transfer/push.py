@@ -12,10 +12,10 @@ import grpc.aio
 from cortex_common.clock import Clock
 from cortex_common.errors import CorruptError, UnavailableError
 from cortex_common.pb.v1 import aggregator_pb2
-from cortex_common.security.encryption import EncryptionManager, ObjectHeader
+from cortex_common.security.encryption import TAG_BYTES, EncryptionManager, ObjectHeader
 from cortex_common.tensors import ChunkRange, chunk_range
 from cortex_common.transfer.content import chunk_digest, content_digest
-from cortex_common.transfer.frames import ChunkFrame, HeaderFrame, TrailerFrame, frame_to_bytes
+from cortex_common.transfer.frames import HeaderFrame, TrailerFrame, chunk_head, frame_to_bytes
 from cortex_common.transfer.pacing import UNPACED, Pace
 from cortex_common.transfer.receipt import PushResult, Receipt
 from cortex_common.transfer.retrying import Patience, on_thread, transferring, until_through
@@ -90,6 +90,7 @@ class _Push:
         self._sealer = encryption.sealer(header)
         self._progress = on_progress
         self._digests: list[bytes] = []
+        self._room = bytearray()
         self.bytes_up = 0
 
     async def attempt(self) -> Receipt:
@@ -156,13 +157,20 @@ class _Push:
                 await asyncio.wait((ahead,))
 
     def _frame(self, index: int) -> bytes:
-        """Encode, seal and remember one chunk; runs on another thread."""
+        """Encode, seal and remember one chunk, in memory that is used again; runs on another thread, one at a time."""
         header = self._header
         plain = self._encode(chunk_range(index, header.elements, header.counters, header.chunk_elements))
-        sealed = self._sealer.seal(index, plain)
+        head = chunk_head(index, len(plain) + TAG_BYTES)
+        size = len(head) + len(plain) + TAG_BYTES
+        if len(self._room) < size:
+            self._room = bytearray(size)
+        frame = memoryview(self._room)[:size]
+        frame[: len(head)] = head
+        self._sealer.seal_into(index, plain, frame[len(head) :])
         if index == len(self._digests):
-            self._digests.append(chunk_digest(sealed))
-        return frame_to_bytes(ChunkFrame(index, sealed))
+            self._digests.append(chunk_digest(frame))
+        # gRPC takes nothing but bytes of their own.
+        return bytes(frame)
 
 
 async def _write(call: Any, message: bytes) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cortex.local.child import ALLOCATOR
 from cortex_common.errors import InvalidArgumentError
 from cortex_common.settings import load_settings
 from services.aggregator.settings import AggregatorSettings
@@ -38,6 +39,10 @@ def image_environment() -> dict[str, str]:
     """What the Dockerfile sets in every container."""
     text = (DEPLOY / "Dockerfile").read_text()
     return dict(re.findall(r"^\s+(CORTEX_\w+)=(\S+)", text, re.MULTILINE))
+
+
+def test_containers_have_the_allocator_of_cortex_up() -> None:
+    assert dict(re.findall(r"\b(MALLOC_\w+)=(\S+)", (DEPLOY / "Dockerfile").read_text())) == ALLOCATOR
 
 
 def compose_environments() -> Iterator[tuple[str, dict[str, str]]]:
