@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from cortex_common.codec import WeightCompressor, rounding_seed
 
+LARGEST, TINY = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 UNBIASED = [("int8", {"stochastic": True}), ("int4", {"stochastic": True}), ("int4", {"block": 16, "stochastic": True})]
 
 
@@ -30,6 +32,28 @@ def test_stochastic_rounding_is_unbiased(name: str, options: dict) -> None:
     nearest = WeightCompressor.create(name, options | {"stochastic": False})
     biased = nearest.decode(nearest.encode(values_n), values_n.size) - values_n
     assert np.abs(error).mean() < np.abs(biased).mean() / 5
+
+
+@given(
+    st.sampled_from([*UNBIASED, ("topk", {"density": 0.5, "stochastic": True})]),
+    arrays(np.float32, 70, elements=st.floats(width=32, allow_nan=False, allow_infinity=False)),
+)
+@settings(max_examples=50)
+def test_stochastic_rounding_is_unbiased_whatever_the_values(variant: tuple[str, dict], values_n: np.ndarray) -> None:
+    """Zero, denormal, huge and far apart: the mean lies within what chance allows a sum of so many roundings."""
+    codec, runs = WeightCompressor.create(*variant), 256
+    decoded = [codec.decode(codec.encode(values_n, seed=run), values_n.size).astype(np.float64) for run in range(runs)]
+    exact = values_n.astype(np.float64)
+    if codec.codec == "topk":
+        sent = np.any(decoded, axis=0)
+        exact = np.where(sent, exact, 0)
+    levels, block = (7 if codec.codec == "int4" else 127), variant[1].get("block", values_n.size)
+    absmax = np.maximum.reduceat(np.abs(exact), np.arange(0, values_n.size, block))
+    step = np.repeat(absmax / levels, block)[: values_n.size]
+    # Hoeffding: a mean of roundings, each within a step, is off by more than this once in 10^13. The largest float may
+    # be rounded down to stay finite, and what is smaller than the smallest normal step is not told apart.
+    allowed = 4 * step / np.sqrt(runs) + np.where(step > 0.8 * LARGEST / levels, step, 0) + levels * TINY
+    assert (np.abs(np.mean(decoded, axis=0) - exact) <= allowed).all()
 
 
 def test_values_below_half_a_step_survive_on_average_only_stochastically() -> None:
