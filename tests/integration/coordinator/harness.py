@@ -136,6 +136,7 @@ class ScriptedWorker:
         self._arena: Arena | None = None
         self._held = ""
         self.pulled: list[tuple[int, str, int]] = []
+        self._uncounted_bytes = 0
         """Round, kind of object and bytes of each version fetched."""
         self.done: list[str] = []
         self.refuse: str | None = None
@@ -212,6 +213,7 @@ class ScriptedWorker:
             report.trained.receipt.CopyFrom(receipt)
             report.trained.examples = 10
             report.trained.metrics["train_loss"] = self._value
+            report.trained.bytes_down, self._uncounted_bytes = self._uncounted_bytes, 0
         elif kind == "evaluate":
             await self._pull(assignment)
             for index in assignment.evaluate.slice:
@@ -239,6 +241,7 @@ class ScriptedWorker:
                 channel, assignment.job_id, base, held, encryption, self._memory, assignment.round
             )
         self._held = base
+        self._uncounted_bytes += pulled.bytes_down
         self.pulled.append((assignment.round, str(pulled.header.kind), pulled.bytes_down))
 
     def _memory(self, manifest: Manifest) -> Arena:
