@@ -14,10 +14,11 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks import channel as channel_cost
+from benchmarks import channel_return, comparison, plots, results, startup
 from benchmarks import codecs as codec_speed
-from benchmarks import comparison, plots, results, startup
 from benchmarks import links as slow_links
 from benchmarks import memory as memory_cost
+from benchmarks import regions as across
 from benchmarks import sealing as sealed_rounds
 from benchmarks import worker_memory as worker_cost
 from benchmarks.contestants import CONTESTANTS
@@ -50,6 +51,7 @@ def everything() -> None:
     worker_memory()
     links()
     sealing()
+    regions()
     channel()
     codecs()
     start()
@@ -172,20 +174,44 @@ def links(
 
 
 @app.command()
+def regions(
+    parameters: Sizes = "10M",
+    codecs: Codecs = "none",
+    workers: Annotated[int, typer.Option("--workers", "-n", help="Number of workers.")] = 6,
+    regions: Annotated[int, typer.Option(min=2, help="Number of regions, of as many workers each.")] = 2,
+    rounds: Rounds = 6,
+    out: Out = results.RESULTS,
+) -> None:
+    """Bytes between regions and seconds of a round, with an aggregator for all and with one in each region."""
+    store, machine = PartialResults(out / "regions.json", across.REGIONS_KEY), describe()
+    for entry in across.measure(list(_sizes(parameters)), codecs.split(","), workers, regions, rounds):
+        store.put(entry, machine)
+        _say(f"{size_label(entry['parameters'])} {entry['codec']} {entry['topology']}", entry["seconds"])
+
+
+@app.command()
 def channel(
     megabytes: Annotated[int, typer.Option(min=1, help="MB of each transfer.")] = 200,
     repeat: Repeat = 5,
     line: Annotated[str, typer.Option(help="Mbit/s and milliseconds of round trip, e.g. 100:200.")] = "100:200",
+    only: Annotated[str, typer.Option(help="Names of variants, or parts of them, with commas; none: all.")] = "",
     out: Out = results.RESULTS,
 ) -> None:
     """Each gRPC option that is set, against its default."""
     store = PartialResults(out / "channel.json", channel_cost.CHANNEL_KEY)
     machine = describe()
     rate, trip = _line(line)
-    entries = channel_cost.measure(megabytes, repeat) + channel_cost.measure_line(rate, trip / 1000, 8.0)
+    chosen = channel_cost.variants(only.split(","))
+    entries = channel_cost.measure(chosen, megabytes, repeat)
+    entries += channel_cost.measure_line(chosen, rate, trip / 1000, 8.0)
     for entry in entries:
         store.put(entry, machine)
     typer.echo(channel_cost.table(entries), err=True)
+    store = PartialResults(out / "channel_return.json", channel_return.RETURN_KEY)
+    entries = channel_return.measure(away_s=10.0, repeat=3)
+    for entry in entries:
+        store.put(entry, machine)
+    typer.echo(channel_return.table(entries), err=True)
 
 
 @app.command()

@@ -92,27 +92,35 @@ class Server:
     tls: TlsFiles
 
 
-def measure(megabytes: int, repeat: int) -> list[dict[str, Any]]:
-    """Every variant on loopback, turn by turn; one entry a variant.
+def variants(words: Sequence[str]) -> list[Variant]:
+    """As set, and those whose names hold one of the words."""
+    return [each for each in VARIANTS if each.name == AS_SET or any(word in each.name for word in words)]
+
+
+def measure(chosen: Sequence[Variant], megabytes: int, repeat: int) -> list[dict[str, Any]]:
+    """Variants on loopback, turn by turn; one entry a variant.
 
     Args:
+        chosen: Which.
         megabytes: To send in each transfer.
         repeat: Transfers that count, after one that does not.
 
     Raises:
         BenchmarkError: the server does not start.
     """
-    with _serving(VARIANTS) as server:
+    with _serving(chosen) as server:
         runs = [
-            {each.name: asyncio.run(_transfers(server, each, megabytes)) for each in VARIANTS}
-            for _ in range(1 + repeat)
+            {each.name: asyncio.run(_transfers(server, each, megabytes)) for each in chosen} for _ in range(1 + repeat)
         ]
-    return [_entry(each, [run[each.name] for run in runs[1:]], None, None) for each in VARIANTS]
+    return [_entry(each, [run[each.name] for run in runs[1:]], None, None) for each in chosen]
 
 
-def measure_line(mbit_per_s: int, round_trip_s: float, seconds: float) -> list[dict[str, Any]]:
-    """The variants of flow control over such a line; each transfer is as long as so many seconds of it."""
-    chosen = [each for each in VARIANTS if each.name == AS_SET or "bytes" in each.name or "bdp" in each.name]
+def measure_line(
+    chosen: Sequence[Variant], mbit_per_s: int, round_trip_s: float, seconds: float
+) -> list[dict[str, Any]]:
+    """Those that matter there over such a line; each transfer is as long as so many seconds of it."""
+    names = (AS_SET, *(option.rpartition(".")[2] for option in (_WINDOW, _PROBE, _POOL)))
+    chosen = [each for each in chosen if any(name in each.name for name in names)]
     entries = []
     with _serving(chosen) as server:
         for variant in chosen:

@@ -96,12 +96,13 @@ class RunningNetwork:
 
 
 @contextmanager
-def running_network(workers: int, path: Sequence[Path] = ()) -> Iterator[RunningNetwork]:
+def running_network(workers: int, path: Sequence[Path] = (), regions: str = "") -> Iterator[RunningNetwork]:
     """Start a network on free ports and stop it at the end of the block, whatever happens.
 
     Args:
         workers: How many.
         path: Import roots of all its processes that come before all others.
+        regions: Their names, with commas; those of `cortex up` by default.
 
     Raises:
         BenchmarkError: it does not become healthy.
@@ -111,7 +112,8 @@ def running_network(workers: int, path: Sequence[Path] = ()) -> Iterator[Running
         directory = Path(name) / "network"
         started_s = clock.monotonic_s()
         try:
-            _cortex("up", "--dir", str(directory), "--workers", str(workers), "--detach", "--json", path=path)
+            where = ("--regions", regions) if regions else ()
+            _cortex("up", "--dir", str(directory), "--workers", str(workers), *where, "--detach", "--json", path=path)
             yield RunningNetwork(directory, clock.monotonic_s() - started_s)
         finally:
             _cortex("down", "--dir", str(directory), check=False)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import channel, codecs, comparison_tables, targets, worker_memory
+from benchmarks import channel, channel_return, codecs, comparison_tables, regions, targets, worker_memory
 from benchmarks.machine import load_average, speed_note
 from benchmarks.memory import allowed_bytes
 from benchmarks.summary import Summary
@@ -171,7 +171,9 @@ _PARTIAL = {
     "training": comparison_tables.training,
     "links": comparison_tables.links,
     "sealing": comparison_tables.sealing,
+    "regions": regions.table,
     "channel": channel.table,
+    "channel_return": channel_return.table,
 }
 
 

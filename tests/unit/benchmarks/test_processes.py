@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from benchmarks.processes import tree_of, usage_of
+from benchmarks.processes import peak_bytes, peak_of_all, reset_peak, shared_bytes, tree_of, usage_of
 
 _TICKS_S = 0.03
 _TRAINER = "import time\nwhile time.process_time() < {busy_s}: pass\nprint('busy', flush=True)\ninput()"
@@ -73,3 +73,32 @@ def test_a_service_that_has_ended_is_no_longer_measured() -> None:
         pass
     with pytest.raises(RuntimeError, match=f"workers: process {worker.pid} ended"):
         usage_of({"workers": frozenset({worker.pid})})
+
+
+_HOLDER = """
+import mmap, sys
+held = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+held.write(bytes(64 << 20))
+held.close()
+print("let go", flush=True)
+shared = mmap.mmap(-1, 8 << 20)
+shared.write(bytes(8 << 20))
+print("shares", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_a_peak_can_begin_anew_and_what_is_shared_is_told() -> None:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", _HOLDER], **pipes) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        before = peak_bytes(holder.pid)
+        holder.stdout.readline()
+        reset_peak(holder.pid)
+        assert peak_bytes(holder.pid) < before - (40 << 20)
+        assert shared_bytes(holder.pid) >= 8 << 20
+        # Two that map the same memory have it once.
+        assert peak_of_all([holder.pid, holder.pid]) == 2 * peak_bytes(holder.pid) - shared_bytes(holder.pid)
+        holder.communicate("end\n")
