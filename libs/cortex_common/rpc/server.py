@@ -189,7 +189,8 @@ def server_options(settings: RpcSettings) -> list[tuple[str, int]]:
 def bulk_options(window_bytes: int) -> list[tuple[str, int]]:
     """Flow control for the data plane: no stream has more than a window on its way, whatever a probe would find.
 
-    What each does, beside gRPC's defaults, is in benchmarks/README.md (`python -m benchmarks channel`).
+    Measured (benchmarks/README.md): the default window of 64 KiB halves the rate of a far line. The probe, left on, is
+    no slower on loopback and faster on a far line, but costs an aggregator with 64 workers 9 % more memory.
     """
     return [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", window_bytes)]
 
