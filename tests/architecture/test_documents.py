@@ -9,9 +9,22 @@ import pytest
 import typer.main
 
 from cortex.cli.main import app
+from cortex_common.settings import ServiceSettings
+from services.aggregator.settings import AggregatorSettings
+from services.coordinator.settings import CoordinatorSettings
+from services.discovery.settings import DiscoverySettings
+from services.gateway.settings import GatewaySettings
+from services.worker.settings import WorkerSettings
 from tests.architecture.sources import ROOT, sources
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+SETTINGS = {
+    "coordinator": CoordinatorSettings,
+    "aggregator": AggregatorSettings,
+    "worker": WorkerSettings,
+    "discovery": DiscoverySettings,
+    "gateway": GatewaySettings,
+}
 METRIC = re.compile(r"cortex_(?:aggregator|build|certificate|coordinator|discovery|gateway|node|rpc|worker)_[a-z_]+")
 
 
@@ -41,6 +54,22 @@ def test_commands_exist(document: Path) -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     for command in re.findall(r"(?:^|`)cortex ([a-z]+)", document.read_text(), re.MULTILINE):
         assert command in commands, f"cortex {command}"
+
+
+def test_the_operations_guide_names_every_setting() -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    section = text.partition("\n## 3. Settings\n")[2].partition("\n## ")[0]
+    common, table = section.split("\n| service | settings |", 1)
+    assert set(ServiceSettings.model_fields) <= quoted(common)
+    for service, settings in SETTINGS.items():
+        (row,) = re.findall(rf"^\| {service} \|.*", table, re.MULTILINE)
+        own = settings.model_fields.keys() - ServiceSettings.model_fields.keys()
+        assert own <= quoted(row) <= own | quoted(common) | {"port"}, service
+
+
+def quoted(text: str) -> set[str]:
+    """Words that stand in code marks."""
+    return set(re.findall(r"`(\w+)`", text))
 
 
 def test_every_metric_is_documented_and_no_other() -> None:
