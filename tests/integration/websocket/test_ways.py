@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,49 +11,12 @@ from cortex_common.errors import UnauthenticatedError, UnavailableError
 from cortex_common.identity import Role, TlsFiles
 from cortex_common.network import messages as m
 from cortex_common.network.websocket_link import GatewayAccess, open_link
-from cortex_common.pb.v1 import coordinator_pb2
 from cortex_common.security.authority import Authority
 from cortex_common.security.node_tokens import NodeToken
-from tests.integration.worker.harness import Network, digits_job, network_of, working
+from tests.integration.worker.harness import network_of, working
+from tests.proxies import Proxy
 
 TlsOf = Callable[[Role, str], TlsFiles]
-
-
-@dataclass
-class Proxy:
-    """An HTTP proxy that knows CONNECT and nothing else."""
-
-    refuses: bool = False
-    url: str = ""
-    asked: list[str] = field(default_factory=list)
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[Proxy]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with server:
-            yield self
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        method, target, _ = head.split(" ", 2)
-        self.asked.append(f"{method} {target}")
-        if self.refuses:
-            writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
-            writer.close()
-            return
-        host, port = target.rsplit(":", 1)
-        far_reader, far_writer = await asyncio.open_connection(host, int(port))
-        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        with suppress(ConnectionError, asyncio.CancelledError):
-            await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(1 << 16):
-        writer.write(data)
-        await writer.drain()
-    writer.close()
 
 
 async def test_a_worker_behind_a_proxy_trains_over_tls(tls_of: TlsOf, tmp_path: Path) -> None:
@@ -69,7 +29,7 @@ async def test_a_worker_behind_a_proxy_trains_over_tls(tls_of: TlsOf, tmp_path: 
             assert url.startswith("wss://")
             access = {"gateway_url": url, "node_token": token, "gateway_ca": tls.ca}
             async with working("w1", tmp_path, gateway_proxy=proxy.url, **access):
-                await one_round(network)
+                await network.one_round()
         assert len(proxy.asked) >= 2, "the line, and the weights"
         assert set(proxy.asked) == {f"CONNECT {url.removeprefix('wss://')}"}
 
@@ -91,16 +51,6 @@ async def test_the_environment_may_name_the_proxy(
             )
             await link.close()
             assert f"CONNECT {url.removeprefix('wss://')}" in proxy.asked
-
-
-async def one_round(network: Network) -> None:
-    base = await network.first_version(digits_job())
-    await network.open_round(1, ["w1"], base)
-    work = network.assignment(digits_job(), 1, base, train=coordinator_pb2.TrainWork())
-    await network.coordinator.assign("w1", work)
-    trained = await network.coordinator.report_on(work, "trained")
-    assert trained.trained.receipt.newly_accepted
-    assert await network.seal(1, trained) != base
 
 
 async def test_a_gateway_that_is_not_trusted_and_a_proxy_that_refuses_are_named(tls_of: TlsOf, tmp_path: Path) -> None:

@@ -236,6 +236,16 @@ class Network:
         await self.coordinator.assign(worker, work)
         return await self.seal(0, await self.coordinator.report_on(work, "trained"))
 
+    async def one_round(self) -> None:
+        """Have w1 make the first version, train on it, and its update counted."""
+        base = await self.first_version(digits_job())
+        await self.open_round(1, ["w1"], base)
+        work = self.assignment(digits_job(), 1, base, train=coordinator_pb2.TrainWork())
+        await self.coordinator.assign("w1", work)
+        trained = await self.coordinator.report_on(work, "trained")
+        assert trained.trained.receipt.newly_accepted
+        assert await self.seal(1, trained) != base
+
 
 def _sent(assignment: coordinator_pb2.Assignment, member: bytes) -> coordinator_pb2.Assignment:
     """The assignment with its keys wrapped to the worker."""
