@@ -91,6 +91,7 @@ class GatewaySettings(ServiceSettings):
         watch_patience_s: An event stream outlives a coordinator that is away for less.
         websocket_port: Where nodes connect (WebSocket, with the same certificate as HTTP); 0 takes a free one.
         max_node_connections: Of all nodes together; each has one or two, a third while it sends and fetches at once.
+        max_joining: Connections there that have not joined yet; beyond them the address with most loses its oldest.
         node_join_s: Time for a node to answer a CHALLENGE.
         node_patience_s: A node that takes longer for a message, either way, or to answer a ping is cut off.
     """
@@ -116,6 +117,7 @@ class GatewaySettings(ServiceSettings):
     watch_patience_s: float = Field(default=60.0, ge=0.0)
     websocket_port: int = Field(default=8765, ge=0, le=65535)
     max_node_connections: int = Field(default=1000, ge=1)
+    max_joining: int = Field(default=200, ge=1)
     node_join_s: float = Field(default=10.0, gt=0)
     node_patience_s: float = Field(default=60.0, gt=0)
 

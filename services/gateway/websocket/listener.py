@@ -8,22 +8,24 @@ import http
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import cast
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 
-from cortex_common.errors import PreconditionError
+from cortex_common.errors import PreconditionError, UnavailableError
 from cortex_common.network.close_codes import Close
 from cortex_common.rpc.server import MAX_MESSAGE_BYTES, join_address
 from cortex_common.telemetry.ops_server import listen
 from services.gateway.settings import GatewaySettings
+from services.gateway.websocket.doorstep import Doorstep
 from services.gateway.websocket.session import Gate, serve_node
-from services.gateway.websocket.socket import CLOSE_S, NodeConnection, NodeSocket
+from services.gateway.websocket.socket import CLOSE_S, NodeConnection, NodeSocket, waiting_at
 
 PATHS = ("/", "/ws")
 _MAX_QUEUED = 2
-_TAKING_ROOM = (State.CONNECTING, State.OPEN)
+_NO_ROOM = "no room for another node now"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,30 +46,39 @@ async def websocket_server(settings: GatewaySettings, gate: Gate) -> AsyncIterat
     tls = _tls(settings)
     listener = listen(settings.host, settings.websocket_port)
 
+    doorstep = Doorstep(settings.max_joining)
     served: set[ServerConnection] = set()
-    # Counted here: the library's own list gets a connection only after the node has been told that it is open.
-    admitted: set[ServerConnection] = set()
+    inside: set[ServerConnection] = set()
+
+    def is_full() -> bool:
+        return sum(each.state is State.OPEN for each in inside) >= settings.max_node_connections
 
     async def handle(connection: ServerConnection) -> None:
+        def let_in() -> None:
+            if connection not in inside and is_full():
+                raise UnavailableError(_NO_ROOM)
+            doorstep.leave(cast(NodeConnection, connection))
+            inside.add(connection)
+
         served.add(connection)
         try:
-            await serve_node(NodeSocket(connection, settings.node_patience_s), gate)
+            await serve_node(NodeSocket(connection, settings.node_patience_s), gate, let_in)
         finally:
             served.discard(connection)
+            inside.discard(connection)
 
     def check(connection: ServerConnection, request: Request) -> Response | None:
         if request.path.partition("?")[0] not in PATHS:
             return connection.respond(http.HTTPStatus.NOT_FOUND, f"nodes connect to {' or '.join(PATHS)}\n")
-        if sum(each.state in _TAKING_ROOM for each in admitted) >= settings.max_node_connections:
-            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "no room for another node now\n")
-        admitted.add(connection)
-        connection.connection_lost_waiter.add_done_callback(lambda _: admitted.discard(connection))
+        if is_full():
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, f"{_NO_ROOM}\n")
         return None
 
     server = await serve(
         handle,
         sock=listener,
         ssl=tls,
+        ssl_handshake_timeout=settings.head_s if tls else None,
         process_request=check,
         # Weights do not compress, and what does is small.
         compression=None,
@@ -76,7 +87,7 @@ async def websocket_server(settings: GatewaySettings, gate: Gate) -> AsyncIterat
         # Sessions ping, and say why they close.
         ping_interval=None,
         close_timeout=CLOSE_S,
-        create_connection=NodeConnection,
+        create_connection=waiting_at(doorstep),
         max_size=MAX_MESSAGE_BYTES,
         max_queue=_MAX_QUEUED,
     )

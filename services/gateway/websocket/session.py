@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -66,10 +66,16 @@ class Gate:
     attending: dict[str, Session] = field(default_factory=dict)
 
 
-async def serve_node(socket: NodeSocket, gate: Gate) -> None:
-    """Serve a connection until it ends, and close it with the reason."""
+async def serve_node(socket: NodeSocket, gate: Gate, let_in: Callable[[], None]) -> None:
+    """Serve a connection until it ends, and close it with the reason.
+
+    Args:
+        socket: Of the node.
+        gate: What all sessions share.
+        let_in: Called whenever the network has let the node in; raises UnavailableError if there is no room here.
+    """
     try:
-        session = await _admitted(socket, gate)
+        session = await _admitted(socket, gate, let_in)
         ending: Ended | CortexError = await session.run()
     except (Ended, CortexError) as error:
         ending = error
@@ -78,7 +84,7 @@ async def serve_node(socket: NodeSocket, gate: Gate) -> None:
     await socket.close(ending)
 
 
-async def _admitted(socket: NodeSocket, gate: Gate) -> Session:
+async def _admitted(socket: NodeSocket, gate: Gate, let_in: Callable[[], None]) -> Session:
     """The session of a node that has answered its challenge."""
     challenge = await _challenge(socket, gate)
     try:
@@ -88,7 +94,7 @@ async def _admitted(socket: NodeSocket, gate: Gate) -> Session:
         raise Ended(Close.TOO_SLOW, f"no JOIN within {gate.join_s:g} s") from None
     if not isinstance(first, Envelope) or not isinstance(first.message, m.Join):
         raise InvalidArgumentError("the first message of a node is JOIN, in answer to the CHALLENGE")
-    session = Session(socket, gate, first.message)
+    session = Session(socket, gate, first.message, let_in)
     await session.admit(first, challenge)
     return session
 
@@ -102,7 +108,8 @@ async def _challenge(socket: NodeSocket, gate: Gate) -> str:
 class Session:
     """A node that has joined."""
 
-    def __init__(self, socket: NodeSocket, gate: Gate, join: m.Join) -> None:
+    def __init__(self, socket: NodeSocket, gate: Gate, join: m.Join, let_in: Callable[[], None]) -> None:
+        self._let_in = let_in
         self._socket = socket
         self._gate = gate
         self._join = join
@@ -125,6 +132,7 @@ class Session:
         Raises:
             PreconditionError: another version of the protocol.
             UnauthenticatedError, ForbiddenError: it does not.
+            UnavailableError: there is no room.
         """
         join = envelope.message
         assert isinstance(join, m.Join)  # noqa: S101 - by the caller
@@ -136,6 +144,7 @@ class Session:
         if not challenge or join.challenge != challenge:
             raise UnauthenticatedError("JOIN answers another challenge than the one of this connection")
         self._relay, self._admitted_s = await self._gate.peers.admit(join)
+        self._let_in()
         self._challenge = ""
         self._answered.set()
         welcome = m.Welcome(

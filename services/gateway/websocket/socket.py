@@ -18,6 +18,7 @@ from cortex_common.network.protocol import MAX_TEXT_BYTES, Envelope, TenzroProto
 from cortex_common.rpc.errors import status_of
 from cortex_common.rpc.server import MAX_MESSAGE_BYTES
 from services.gateway import metrics
+from services.gateway.websocket.doorstep import Doorstep
 
 PING_EVERY_S = 20.0
 CLOSE_S = 5.0
@@ -38,7 +39,23 @@ class Ended(Exception):  # noqa: N818 - mostly it is none
 
 
 class NodeConnection(ServerConnection):
-    """A WebSocket that is dropped when its peer asks for ever more and takes nothing of it."""
+    """A WebSocket that waits at the doorstep; dropped when its peer asks for ever more and takes nothing of it."""
+
+    doorstep: Doorstep
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Somebody has connected."""
+        super().connection_made(cast(asyncio.Transport, transport))
+        self.doorstep.arrive(self, str((transport.get_extra_info("peername") or ("",))[0]))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody is there any more."""
+        self.doorstep.leave(self)
+        super().connection_lost(exc)
+
+    def drop(self) -> None:
+        """End it at once, without a word."""
+        self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Something has come; pings among it are answered at once, whether or not the answers are taken."""
@@ -46,6 +63,11 @@ class NodeConnection(ServerConnection):
         if self.transport.get_write_buffer_size() > MAX_WAITING_BYTES:
             metrics.SLOW.labels("pongs").inc()
             self.transport.abort()
+
+
+def waiting_at(doorstep: Doorstep) -> type[NodeConnection]:
+    """Connections that wait at this doorstep."""
+    return type("WaitingConnection", (NodeConnection,), {"doorstep": doorstep})
 
 
 class NodeSocket:

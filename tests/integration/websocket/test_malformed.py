@@ -147,7 +147,7 @@ async def test_thousands_of_malformed_frames_end_their_connections_and_nothing_e
     for number in range(FRAMES):
         frame, is_joined = malformed(rng), number % 3 > 0
         connection = Connection([join, frame] if is_joined else [frame])
-        await serve_node(NodeSocket(cast(Any, connection), 5.0), gate)
+        await serve_node(NodeSocket(cast(Any, connection), 5.0), gate, lambda: None)
         closes[connection.code] += 1
         if not is_message(frame):
             assert connection.code == 4400, frame
