@@ -70,6 +70,8 @@ class Resealing:
     async def ended(self, job: Job, who: str) -> int:
         """A new data key for a job that has ended, and everything of it under that; how many versions that took.
 
+        What was asked for before and broken off goes on, with the key that was made then.
+
         Raises:
             PreconditionError: it has only just ended.
             UnavailableError: an aggregator is away; asked again, it goes on.
@@ -78,11 +80,7 @@ class Resealing:
             raise PreconditionError(f"job {job.id} has only just ended and is being cleaned up; ask again in a moment")
         await self._keys.load(job.id)
         try:
-            new = await self._keys.next(replace(job, attempt=job.attempt + 1), f"asked for by {who}, to reseal")
-            begun = replace(job, resealing=True)
-            note = Note("data_key_rotated", job.round, f"epoch {new.stored.epoch}: {new.stored.reason}")
-            await self._commit(job, begun, note, [new.stored])
-            self._keys.begin(job.id, new)
+            begun = job if self._was_begun(job) else await self._begin(job, who)
             number, count = await self._once(job)
             verdict = resealed(begun, number, count)
             await self._commit(begun, verdict.job, verdict.notes[0], [])
@@ -90,6 +88,19 @@ class Resealing:
         finally:
             self._keys.forget(job.id)
         return count
+
+    def _was_begun(self, job: Job) -> bool:
+        """Whether the newest key was made after the job's end, and not everything is under it yet."""
+        newest = self._keys.newest(job.id)
+        return job.resealing and (newest.from_round, newest.from_attempt) > (job.round, job.attempt)
+
+    async def _begin(self, job: Job, who: str) -> Job:
+        new = await self._keys.next(replace(job, attempt=job.attempt + 1), f"asked for by {who}, to reseal")
+        begun = replace(job, resealing=True)
+        note = Note("data_key_rotated", job.round, f"epoch {new.stored.epoch}: {new.stored.reason}")
+        await self._commit(job, begun, note, [new.stored])
+        self._keys.begin(job.id, new)
+        return begun
 
     async def _commit(self, before: Job, after: Job, note: Note, keys: list[StoredKey]) -> None:
         now_s = self._clock.wall_s()

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from cortex_common.clock import SystemClock
-from cortex_common.errors import CorruptError, PreconditionError
+from cortex_common.errors import CorruptError, PreconditionError, UnavailableError
 from cortex_common.identity import Role
 from cortex_common.job.status import JobPhase
 from cortex_common.pb.v1 import coordinator_pb2 as pb
@@ -269,12 +269,22 @@ async def test_data_keys_and_their_key_encryption_key_age_within_one_job(cortex)
 
 def sealed_under(folder):
     """Key ids in the facts of all stored versions."""
-    found = set()
-    for path in folder.glob("aggregator*/versions/*/*.json"):
-        facts = json.loads(path.read_text())
-        parts = [facts["header"], *(facts[name]["header"] for name in ("state", "delta") if facts[name])]
-        found |= {part["key_id"] for part in parts}
-    return found
+    return {key_id for path in facts_in(folder) for key_id in key_ids_in(path)}
+
+
+def written_under(folder, key_id):
+    """Facts of the versions that are wholly under a key, and when they were written."""
+    return {path: path.stat().st_mtime_ns for path in facts_in(folder) if key_ids_in(path) == {key_id}}
+
+
+def facts_in(folder):
+    return list(folder.glob("aggregator*/versions/*/*.json"))
+
+
+def key_ids_in(path):
+    facts = json.loads(path.read_text())
+    parts = [facts["header"], *(facts[name]["header"] for name in ("state", "delta") if facts[name])]
+    return {part["key_id"] for part in parts}
 
 
 async def reseal(cortex, job_id):
@@ -318,6 +328,37 @@ async def test_what_is_stored_of_a_job_comes_under_its_new_key_while_it_runs_and
         assert await model_of(stub, job_id, 1) == before
         for number in range(2, 9):
             assert await model_of(stub, job_id, number)
+
+
+async def test_resealing_an_ended_job_goes_on_where_it_was_broken_off(cortex, tmp_path):
+    await cortex.start("aggregator-us", region="us")
+    workers = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 3.0, region="us")
+    await announce(cortex, "w1", "w2")
+    spec = job(training={"rounds": 3, "checkpoint": {"keep": 3}}, aggregation={"topology": "regional"})
+    async with working(*workers), cortex.jobs() as stub:
+        job_id = await submit(stub, spec)
+        await until(stub, job_id, JobPhase.COMPLETED)
+        before = await model_of(stub, job_id, 1)
+    assert await reseal_at_last(cortex, job_id) > 0
+
+    await cortex.stop("aggregator-us")
+    with pytest.raises(UnavailableError):
+        await reseal(cortex, job_id)
+    begun = await epochs_of(cortex, job_id)
+    assert len(begun) == 3, "asked for when all was done, it is another key"
+    done = written_under(tmp_path, begun[-1].key_id)
+    assert done
+
+    await cortex.stop("coordinator")
+    await cortex.start("aggregator-us", region="us")
+    await cortex.start("coordinator")
+    assert await reseal(cortex, job_id) > 0
+    assert [each.key_id for each in await epochs_of(cortex, job_id)] == [each.key_id for each in begun]
+    assert sealed_under(tmp_path) == {begun[-1].key_id}
+    assert done.items() < written_under(tmp_path, begun[-1].key_id).items(), "what was done is passed over"
+    await eventually_erased(cortex, job_id, keep={3})
+    async with cortex.jobs() as stub:
+        assert await model_of(stub, job_id, 1) == before
 
 
 async def test_a_job_of_which_something_does_not_open_keeps_its_keys(cortex, tmp_path):
