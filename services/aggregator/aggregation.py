@@ -12,12 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from cortex_common.clock import Clock
 from cortex_common.codec import WeightCompressor
-from cortex_common.errors import (
-    CortexError,
-    NotFoundError,
-    PreconditionError,
-    UnavailableError,
-)
+from cortex_common.errors import CortexError, NotFoundError, PreconditionError, UnavailableError
 from cortex_common.ids import JobId, KeyId, NodeName, RoundNumber
 from cortex_common.logging import get_logger
 from cortex_common.security.encryption import DataKey, EncryptionManager
@@ -99,7 +94,7 @@ class WeightAggregator:
             name, settings.network, self._encryption, channels, clock, settings.forward_patience_s, self.paces.up
         )
         self._warmer = CodecWarmer()
-        self._relay = Relay(versions, channels, validation, clock, self.paces.down)
+        self._relay = Relay(versions, channels, validation, clock, self._rounds, self.paces.down)
         self.holdings = Holdings(name, versions, self._relay, self._rounds)
         self._sealing: dict[RoundKey, asyncio.Task[Version]] = {}
         self._forwarding: dict[RoundKey, SharedWork[Forwarded]] = {}
@@ -377,6 +372,7 @@ class WeightAggregator:
             if self._rounds[key].phase is Phase.OPEN:
                 self._rounds[key].phase, self._rounds[key].reason = Phase.ABORTED, "the job has ended"
         await self._relay.stop(job_id, error)
+        await self.holdings.remember_members(job_id)
         for key in mine:
             if (forwarding := self._forwarding.get(key)) is not None:
                 await forwarding.stop(error)

@@ -79,6 +79,17 @@ class RoundTerms:
     download_codec: str = "none"
     download_options: str = ""
     """In which the version this round makes is a delta from its base."""
+    readers: tuple[NodeName, ...] = ()
+    """Workers that hold a seat of the job, but take no part in this round."""
+
+    @property
+    def members(self) -> frozenset[NodeName]:
+        """Who holds a seat of the job, as far as this round says."""
+        return frozenset((*self.seats.values(), *self.readers))
+
+    def has_member(self, worker: NodeName) -> bool:
+        """Whether a worker is one of them."""
+        return worker in self.seats.values() or worker in self.readers
 
     @property
     def model_job_id(self) -> JobId:
@@ -187,6 +198,11 @@ def check_owner(terms: RoundTerms, header: ObjectHeader, caller: Identity) -> No
         raise ForbiddenError(f"header.seat {header.seat}: {terms.key} has no such seat")
     if owner != caller.name:
         raise ForbiddenError(f"header.seat {header.seat} of {terms.key} belongs to {owner!r}, not to {caller.name!r}")
+
+
+def stranger_error(job_id: JobId, caller: Identity) -> ForbiddenError:
+    """Why a worker may download nothing of a job: the same whether there is such a job, or such a version, or not."""
+    return ForbiddenError(f"job {job_id[:130]!r}: {caller.role} {caller.name!r} has no seat in it here")
 
 
 def check_header(

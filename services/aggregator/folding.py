@@ -57,7 +57,7 @@ class Folder:
     def _fold(self, live: LiveRound, listed: Sequence[Contribution], sequence: int) -> Version:
         with ExitStack() as files:
             plan = self._plan(live, listed, files)
-            return self._written(plan, tuple(listed), sequence)
+            return self._written(plan, tuple(listed), sequence, tuple(sorted(live.terms.members)))
 
     def _plan(self, live: LiveRound, listed: Sequence[Contribution], files: ExitStack) -> FoldPlan:
         """Everything a fold reads, opened; closed again with `files`."""
@@ -84,7 +84,9 @@ class Folder:
             files.callback(former.close)
         return StatePlan(target, former) if target is not None or former is not None else None
 
-    def _written(self, plan: FoldPlan, listed: tuple[Contribution, ...], sequence: int) -> Version:
+    def _written(
+        self, plan: FoldPlan, listed: tuple[Contribution, ...], sequence: int, readers: tuple[NodeName, ...]
+    ) -> Version:
         """Blobs first, facts last: a version exists once its facts do."""
         state = plan.state.header if plan.state else None
         with self._versions.draft(plan.header, state, plan.delta) as draft:
@@ -102,6 +104,7 @@ class Folder:
                 created_s=self._clock.wall_s(),
                 state=_part(state, result.state, draft.state_blob),
                 delta=_part(_named(plan.delta, result.header.model_sha256), result.delta, draft.delta_blob),
+                readers=readers,
             )
             draft.commit(version)
         return version

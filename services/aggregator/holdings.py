@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
-from cortex_common.errors import CorruptError, NotFoundError
+from cortex_common.errors import CorruptError, NotFoundError, OverloadedError
+from cortex_common.identity import Identity, Role
 from cortex_common.ids import JobId, NodeName, RoundNumber
 from cortex_common.logging import get_logger
 from cortex_common.tensors import Manifest
-from services.aggregator.domain import RoundKey, RoundTerms, Upstream
+from services.aggregator.domain import RoundKey, RoundTerms, Upstream, stranger_error
 from services.aggregator.folding import check_base
 from services.aggregator.relaying import Relay
-from services.aggregator.rounds import LiveRound
+from services.aggregator.rounds import LiveRound, members_of, newest_of
 from services.aggregator.strategies import create_strategy
 from services.aggregator.uploads import in_thread
 from services.aggregator.versions import SealedPart, Version, VersionStore
@@ -32,12 +34,19 @@ class Holdings:
         self._relay = relay
         self._rounds = rounds
 
-    async def model(self, job_id: JobId, sha256: str, held_sha256: str, number: RoundNumber) -> SealedPart:
+    async def model(
+        self, caller: Identity, job_id: JobId, sha256: str, held_sha256: str, number: RoundNumber
+    ) -> SealedPart:
         """What to send to who wants a version and holds another one: a delta, or all of it.
 
+        A worker gets versions of a job while it holds a seat there, and those of rounds it had one in.
+
         Raises:
+            ForbiddenError: the caller is another worker.
             NotFoundError: it is not here, nor above.
         """
+        if caller.role is Role.WORKER and not self._is_reader(caller.name, job_id, sha256):
+            raise stranger_error(job_id, caller)
         above = self._above(job_id)
         for _ in range(_FETCHES):
             try:
@@ -71,6 +80,25 @@ class Holdings:
         if not copies:
             return (await self._relay.fetch(terms.upstream, terms.base_sha256, "", terms.key.round)).manifest
         return copies[-1].manifest
+
+    async def remember_members(self, job_id: JobId) -> None:
+        """Write down with the versions of a job that ends who may download them when its rounds are forgotten."""
+        ending = {live.terms.model_job_id for key, live in self._rounds.items() if key.job_id == job_id}
+        for model_job in {job_id, *ending}:
+            members = members_of(self._rounds, model_job)
+            try:
+                for version in self._versions.of_job(model_job):
+                    await in_thread(partial(self._versions.admit, model_job, version.header.round, members))
+            except OverloadedError as error:
+                # What comes next makes room, and must not wait for it.
+                log.warning("members_not_remembered", job_id=model_job, reason=error.message)
+
+    def _is_reader(self, worker: NodeName, job_id: JobId, sha256: str) -> bool:
+        versions = self._versions.of_job(job_id)
+        last = newest_of(self._rounds, job_id) or versions[-1:]
+        if any(each.has_member(worker) for each in last):
+            return True
+        return any(each.sha256 == sha256 and each.has_member(worker) for each in versions)
 
     async def _sound_part(self, version: Version, held_sha256: str) -> SealedPart | None:
         """What suits the caller and has all its bytes on the disk."""

@@ -5,7 +5,7 @@ The copy is stored as it came, sealed: no key is needed here, and workers verify
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 
 from cortex_common.clock import Clock
@@ -24,7 +24,8 @@ from cortex_common.transfer.retrying import until_through
 from cortex_common.validation import ValidationManager
 from services.aggregator import metrics
 from services.aggregator.client import Channels
-from services.aggregator.domain import Upstream
+from services.aggregator.domain import RoundKey, Upstream
+from services.aggregator.rounds import LiveRound, members_of
 from services.aggregator.sharing import SharedWork
 from services.aggregator.uploads import in_thread
 from services.aggregator.versions import SealedPart, Version, VersionStore
@@ -41,9 +42,11 @@ class Relay:
         channels: Channels,
         validation: ValidationManager,
         clock: Clock,
+        rounds: Mapping[RoundKey, LiveRound],
         pace: Pace = UNPACED,
     ) -> None:
         self.pace = pace
+        self.rounds = rounds
         self.versions = versions
         self.channels = channels
         self.validation = validation
@@ -100,6 +103,7 @@ class _Download:
         self._channels = relay.channels
         self._validation = relay.validation
         self._clock = relay.clock
+        self._rounds = relay.rounds
         self.upstream = upstream
         self._sha256 = sha256
         self._held_sha256 = held_sha256
@@ -186,6 +190,7 @@ class _Download:
             contributions=(),
             sequence=0,
             created_s=self._clock.wall_s(),
+            readers=tuple(sorted(members_of(self._rounds, header.job_id).union(known.readers if known else ()))),
         )
         try:
             self._versions.commit(version)

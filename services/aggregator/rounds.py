@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cortex_common.errors import CorruptError
-from cortex_common.ids import NodeName, SeatIndex
+from cortex_common.ids import JobId, NodeName, SeatIndex
 from cortex_common.logging import get_logger
 from cortex_common.security.encryption import DataKey, ObjectHeader
 from cortex_common.tensors import Manifest
@@ -130,6 +130,18 @@ class LiveRound:
         received = state.spool.chunks if state.spool else 0
         total = state.spool.header.chunks if state.spool else 0
         return SeatProgress(index, worker, received, total, state.receipt)
+
+
+def newest_of(rounds: Mapping[RoundKey, LiveRound], job_id: JobId) -> Sequence[RoundTerms]:
+    """The newest round of a job that is known here: one a tier."""
+    mine = [live.terms for live in rounds.values() if live.terms.model_job_id == job_id]
+    newest = max(((terms.key.round, terms.key.attempt) for terms in mine), default=None)
+    return [terms for terms in mine if (terms.key.round, terms.key.attempt) == newest]
+
+
+def members_of(rounds: Mapping[RoundKey, LiveRound], job_id: JobId) -> frozenset[NodeName]:
+    """Who holds a seat of a job now, as its newest round here says."""
+    return frozenset[NodeName]().union(*(terms.members for terms in newest_of(rounds, job_id)))
 
 
 def _restored_seat(directory: Path, key: RoundKey, index: SeatIndex) -> SeatState:

@@ -146,10 +146,13 @@ class WeightServicer:
             yield answer_to_proto(answer)
 
     async def pull_model(self, request: aggregator_pb2.PullModelRequest, context: Any) -> AsyncIterator[bytes]:
-        """Send one version, whole or as a delta, or a shard, sealed as it lies on the disk."""
+        """Send one version, whole or as a delta, or a shard, sealed as it lies on the disk.
+
+        A shard goes to any worker that can name it: its digest, like its key, only those hear whose seat it is.
+        """
         shard = self._shards.part(request.sha256)
         part = shard or await self._aggregator.holdings.model(
-            JobId(request.job_id), request.sha256, request.held_sha256, RoundNumber(request.round)
+            current_identity(), JobId(request.job_id), request.sha256, request.held_sha256, RoundNumber(request.round)
         )
         chunks = part.header.chunks
         first = chunks if request.held_sha256 == request.sha256 else request.first_chunk

@@ -258,7 +258,8 @@ def _read_round(path: Path, data: bytes, marks: HighWaterMarks) -> StoredRound:
         key = RoundKey(JobId(raw["key"]["job_id"]), RoundNumber(raw["key"]["round"]), raw["key"]["attempt"])
         seats = {SeatIndex(seat): NodeName(worker) for seat, worker in raw["seats"]}
         upstream = Upstream(**raw["upstream"]) if raw.get("upstream") else None
-        terms = RoundTerms(**{**raw, "key": key, "seats": seats, "upstream": upstream})
+        readers = tuple(NodeName(name) for name in raw.get("readers", ()))
+        terms = RoundTerms(**{**raw, "key": key, "seats": seats, "upstream": upstream, "readers": readers})
         return StoredRound(terms, Phase(facts["phase"]), facts["reason"])
     except CorruptError as error:
         raise CorruptError(f"{path} is not readable: {error.message}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from threading import Lock
@@ -42,7 +42,8 @@ class SealedPart:
 class Version:
     """One version. `sizes` are the lengths of its sealed chunks; `sequence` the last receipt's of its round.
 
-    A region's copy may hold the delta only: then `blob` and `sizes` are empty, and the header is the delta's.
+    A region's copy may hold the delta only: then `blob` and `sizes` are empty, and the header is the delta's. `readers`
+    are the workers that may download it, even when no round of its job is known here any more.
     """
 
     header: ObjectHeader
@@ -56,6 +57,7 @@ class Version:
     created_s: float
     state: SealedPart | None = None
     delta: SealedPart | None = None
+    readers: tuple[NodeName, ...] = ()
 
     @property
     def whole(self) -> SealedPart | None:
@@ -71,6 +73,10 @@ class Version:
     def sha256(self) -> Sha256Hex:
         """The model's digest."""
         return Sha256Hex(self.header.model_sha256)
+
+    def has_member(self, worker: NodeName) -> bool:
+        """Whether a worker had a seat in the round that made it; versions from before know contributors only."""
+        return worker in self.readers or any(each.worker == worker for each in self.contributions)
 
     def of_list(self, key: RoundKey, contributions: Sequence[Contribution]) -> Version:
         """This version, if it is made of the list asked for.
@@ -163,6 +169,20 @@ class VersionStore:
             self._blobs.publish(_facts_name(version), facts, parts)
             self._put(version)
             self.erase(former.blobs - version.blobs if former else ())
+
+    def admit(self, job_id: JobId, number: RoundNumber, readers: frozenset[NodeName]) -> None:
+        """Let these workers download a round's version too; durable.
+
+        Raises:
+            OverloadedError: the store is full.
+        """
+        with self._changing[job_id]:
+            version = self.of_round(job_id, number)
+            if version is None or readers <= set(version.readers):
+                return
+            admitted = replace(version, readers=tuple(sorted(readers.union(version.readers))))
+            self._blobs.publish(_facts_name(admitted), to_checked_json(_to_facts(admitted)), ())
+            self._put(admitted)
 
     def delete(self, version: Version) -> None:
         """Remove a version; nothing happens when another one has replaced it."""
@@ -328,6 +348,7 @@ def _read(blobs: BlobStore, name: str) -> Version:
         facts = from_checked_json(data)
         facts["header"] = ObjectHeader.from_facts(facts["header"])
         facts["sizes"] = tuple(facts["sizes"])
+        facts["readers"] = tuple(NodeName(name) for name in facts.get("readers", ()))
         for part in ("state", "delta"):
             facts[part] = _read_part(facts.get(part))
         facts["contributions"] = tuple(

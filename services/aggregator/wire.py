@@ -46,6 +46,7 @@ def terms_from_proto(spec: aggregator_pb2.RoundSpec) -> RoundTerms:
         upstream=_upstream(spec.upstream) if spec.HasField("upstream") else None,
         download_codec=spec.download_codec or "none",
         download_options=spec.download_options,
+        readers=tuple(NodeName(name) for name in spec.readers),
     )
 
 

@@ -13,6 +13,7 @@ from cortex_common.tensors import DEFAULT_CHUNK_ELEMENTS
 from services.coordinator.deployment import ModelDeploymentManager
 from services.coordinator.domain.job import Job, Stage
 from services.coordinator.domain.seen import Seen
+from services.coordinator.domain.topology import readers_of
 from services.coordinator.keys import JobKeys
 from services.coordinator.links import Links
 from services.coordinator.network_view import NetworkView
@@ -121,6 +122,7 @@ class LinkKeeper:
             keys=self._keys_of(job),
             chunk_elements=DEFAULT_CHUNK_ELEMENTS,
             upstream=upstream,
+            readers=readers_of(job, tier),
         )
 
     def _root_order(self, job: Job) -> RoundOrder:

@@ -77,7 +77,8 @@ class RoundOrder:
     """A round as an aggregator is told to open it.
 
     `job_id` is the tier's in a region, `base_sha256` is empty in round 0, `is_plain` means updates come as float32
-    whatever the job's codec is, `upstream` is the round that takes this one's result.
+    whatever the job's codec is, `upstream` is the round that takes this one's result, `readers` hold a seat of the job
+    that takes no part in this round.
     """
 
     job_id: JobId
@@ -91,6 +92,7 @@ class RoundOrder:
     chunk_elements: int
     is_plain: bool = False
     upstream: Upstream | None = None
+    readers: tuple[NodeName, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ def open_request(order: RoundOrder, wrap: Wrap) -> aggregator_pb2.OpenRoundReque
             upstream=_upstream(order.upstream) if order.upstream else None,
             download_codec=download_codec,
             download_options=_canonical(download_options),
+            readers=order.readers,
         )
     )
 

@@ -30,6 +30,18 @@ def _tier(job: Job, region: str, seats: tuple[SeatIndex, ...], root: AggregatorV
     return Tier(region, chosen.name, chosen.address, seats)
 
 
+def readers_of(job: Job, tier: int | None) -> tuple[NodeName, ...]:
+    """Who may download versions at the aggregator of a tier, or the root, without uploading there.
+
+    At the root that is every other seat's holder: one that missed the opening of a round is sent there to evaluate, and
+    the root has the versions of an ended job.
+    """
+    if tier is not None:
+        return ()
+    uploading = {name for seat, name in job.members.items() if job.tier_of(seat) is None}
+    return tuple(sorted({name for name in job.seats if name is not None} - uploading))
+
+
 def lost_tier(job: Job, world: World) -> Tier | None:
     """A tier whose aggregator is gone. Without the root no move helps: the versions are there."""
     root = world.aggregators.get(job.aggregator or NodeName(""))

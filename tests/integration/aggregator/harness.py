@@ -66,6 +66,8 @@ class Cluster:
     strategy: str = "fedavg"
     strategy_options: str = "{}"
     download: str = "none"
+    readers: tuple[str, ...] = tuple(f"w{number}" for number in range(10))
+    """Who has a seat of the job, whether it takes part in a round or not."""
     address: str = ""
     sealing_key: bytes = b""
     _channels: list[grpc.aio.Channel] = field(default_factory=list)
@@ -133,6 +135,7 @@ class Cluster:
             chunk_elements=self.chunk_elements,
             data_key=wrapped(self.sealing_key, JOB, self.key),
             download_codec=self.download if number else "none",
+            readers=self.readers,
         )
 
     async def open(self, number: int, base: str = "", seats: int = 1, attempt: int = 0) -> None:

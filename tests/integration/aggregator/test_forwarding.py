@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cortex_common.errors import CortexError, PreconditionError, UnavailableError
+from cortex_common.errors import CortexError, ForbiddenError, NotFoundError, PreconditionError, UnavailableError
 from cortex_common.identity import Role, TlsFiles
 from cortex_common.ids import JobId
 from cortex_common.pb.v1 import aggregator_pb2
@@ -20,6 +20,7 @@ from cortex_common.rpc.errors import calling
 from cortex_common.storage.records import read_record
 from cortex_common.transfer import Receipt
 from tests.integration.aggregator.harness import JOB, Cluster, arena_of, running_cluster, settings_for
+from tests.integration.aggregator.test_readers import who_may
 from tests.integration.aggregator.test_uploads import until_received
 from tests.keys import wrapped
 from tests.links import CutLink, over
@@ -196,3 +197,28 @@ async def test_a_damaged_version_of_its_own_is_not_thrown_away(tiers: Tiers) -> 
     with pytest.raises((CortexError, TimeoutError)):
         await asyncio.wait_for(tiers.root.pull(tiers.base), 2)
     assert blob.exists()
+
+
+async def test_a_region_serves_its_own_workers_and_fetches_nothing_for_others(tiers: Tiers) -> None:
+    tiers.root.readers = tiers.region.readers = ()
+    version = await tiers.root.next_version(2, tiers.base, arena_of(2))
+    await tiers.open_region()
+    folder = tiers.region.settings.state_dir / "versions" / JOB
+    assert await who_may(tiers.region, version, "w1") == []
+    assert list(folder.glob("2*")) == []
+    assert await who_may(tiers.region, version, "w0", "w1") == ["w0"]
+    await tiers.region.restart()
+    assert await who_may(tiers.region, version, "w0", "w1") == ["w0"]
+    for job_id in (TIER, JOB):
+        request = aggregator_pb2.PruneJobRequest(job_id=job_id, fence=1, keep_rounds=[2], ended=True)
+        with calling("aggregator"):
+            await tiers.region.rounds.PruneJob(request)
+    assert await who_may(tiers.region, version, "w0", "w1") == ["w0"]
+
+
+async def test_the_root_knows_of_the_regions_workers_what_it_is_told(tiers: Tiers) -> None:
+    tiers.root.readers = ("w3",)
+    await tiers.open_root()
+    for worker, error in (("w3", NotFoundError), ("w5", ForbiddenError)):
+        with pytest.raises(error):
+            await tiers.root.pull("0" * 64, worker=worker)

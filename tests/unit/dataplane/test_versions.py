@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ from cortex_common.errors import PreconditionError
 from cortex_common.ids import JobId, KeyId, NodeName, RoundNumber, SeatIndex, Sha256Hex
 from cortex_common.security.encryption import ObjectHeader, ObjectKind
 from cortex_common.storage import DirectoryBlobStore
+from cortex_common.storage.checked import from_checked_json, to_checked_json
 from cortex_common.tensors import Manifest, TensorKind
-from services.aggregator.domain import Phase, RoundKey, RoundTerms, Upstream
+from services.aggregator.domain import Contribution, Phase, RoundKey, RoundTerms, Upstream
 from services.aggregator.pruning import droppable, is_settled
-from services.aggregator.rounds import LiveRound
+from services.aggregator.rounds import LiveRound, members_of
 from services.aggregator.versions import Version, VersionStore
 
 JOB = JobId("job-1")
@@ -66,6 +68,59 @@ def test_a_blob_that_is_gone_or_short_is_noticed(store: VersionStore, tmp_path: 
     assert not store.is_whole(made.whole)
     (tmp_path / made.blob).unlink()
     assert not store.is_whole(made.whole)
+
+
+def test_who_may_download_a_version_is_kept_with_it_and_only_grows(store: VersionStore, tmp_path: Path) -> None:
+    made = version(store, 1, 0, "sha")
+    assert not made.has_member(NodeName("w1"))
+    names = frozenset(map(NodeName, ("w2", "w1")))
+    for admitted in (names, frozenset({NodeName("w2")}), frozenset[NodeName]()):
+        store.admit(JOB, RoundNumber(1), admitted)
+    store.admit(JOB, RoundNumber(7), names)
+    again = VersionStore(DirectoryBlobStore(tmp_path))
+    again.load()
+    kept = again.of_round(JOB, RoundNumber(1))
+    assert kept == replace(made, readers=(NodeName("w1"), NodeName("w2")))
+    assert [kept.has_member(NodeName(name)) for name in ("w1", "w3")] == [True, False]
+
+
+def test_of_versions_from_before_their_contributors_are_known(store: VersionStore, tmp_path: Path) -> None:
+    made = version(store, 1, 0, "sha", commit=False)
+    header = replace(made.header).fresh()
+    with store.draft(header) as draft:
+        draft.values.write(b"sealed")
+        listed = (Contribution(SeatIndex(0), NodeName("w1"), Sha256Hex("0"), 1.0),)
+        draft.commit(replace(made, header=header, blob=draft.blob, contributions=listed))
+    path = tmp_path / JOB / "1.json"
+    facts = from_checked_json(path.read_bytes())
+    del facts["readers"]
+    path.write_bytes(to_checked_json(facts))
+    again = VersionStore(DirectoryBlobStore(tmp_path))
+    again.load()
+    kept = again.of_round(JOB, RoundNumber(1))
+    assert [kept.has_member(NodeName(name)) for name in ("w1", "w2")] == [True, False]
+
+
+def seated(
+    number: int, attempt: int, *workers: str, tier: int | None = None, readers: tuple[str, ...] = ()
+) -> LiveRound:
+    job_id = JOB if tier is None else JobId(f"{JOB}-t{tier}")
+    up = None if tier is None else Upstream(NodeName("root"), "root:1", JOB, SeatIndex(tier))
+    seats = {SeatIndex(index): NodeName(name) for index, name in enumerate(workers)}
+    key = RoundKey(job_id, RoundNumber(number), attempt)
+    others = tuple(map(NodeName, readers))
+    return LiveRound(RoundTerms(key, 1, "v0", seats, "none", "{}", "fedavg", "{}", 1024, up, readers=others))
+
+
+def test_the_members_of_a_job_are_those_of_its_newest_round_in_all_tiers() -> None:
+    def members(*rounds: LiveRound) -> set[str]:
+        return set(members_of({each.terms.key: each for each in rounds}, JOB))
+
+    assert members() == set()
+    assert members(seated(1, 0, "w1", "w2", readers=("w3",))) == {"w1", "w2", "w3"}
+    assert members(seated(1, 0, "w1"), seated(1, 1, "w2"), seated(0, 3, "w3")) == {"w2"}
+    assert members(seated(2, 1, "w1", tier=0), seated(2, 1, "w2", tier=1), seated(1, 1, "w3", tier=2)) == {"w1", "w2"}
+    assert members(seated(1, 0, "w1"), seated(2, 0, "w2", tier=0)) == {"w2"}
 
 
 def live(number: int, base: str, phase: Phase, attempt: int = 0, upstream: bool = False) -> LiveRound:

@@ -217,6 +217,7 @@ class RoundSpec(_message.Message):
     DOWNLOAD_CODEC_FIELD_NUMBER: _builtins.int
     DOWNLOAD_OPTIONS_FIELD_NUMBER: _builtins.int
     OLDER_KEYS_FIELD_NUMBER: _builtins.int
+    READERS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     round: _builtins.int
     attempt: _builtins.int
@@ -247,6 +248,10 @@ class RoundSpec(_message.Message):
     def older_keys(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.DataKey]:
         """To read with: what is older is sealed under these. Data keys of the job that are not sent are forgotten."""
 
+    @_builtins.property
+    def readers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Workers that hold a seat of the job without taking part in this round: they may download its versions too."""
+
     def __init__(
         self,
         *,
@@ -266,10 +271,11 @@ class RoundSpec(_message.Message):
         download_codec: _builtins.str = ...,
         download_options: _builtins.str = ...,
         older_keys: _abc.Iterable[_common_pb2.DataKey] | None = ...,
+        readers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["data_key", b"data_key", "upstream", b"upstream"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_sha256", b"base_sha256", "chunk_elements", b"chunk_elements", "codec", b"codec", "codec_options", b"codec_options", "data_key", b"data_key", "download_codec", b"download_codec", "download_options", b"download_options", "fence", b"fence", "job_id", b"job_id", "older_keys", b"older_keys", "round", b"round", "seats", b"seats", "strategy", b"strategy", "strategy_options", b"strategy_options", "upstream", b"upstream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_sha256", b"base_sha256", "chunk_elements", b"chunk_elements", "codec", b"codec", "codec_options", b"codec_options", "data_key", b"data_key", "download_codec", b"download_codec", "download_options", b"download_options", "fence", b"fence", "job_id", b"job_id", "older_keys", b"older_keys", "readers", b"readers", "round", b"round", "seats", b"seats", "strategy", b"strategy", "strategy_options", b"strategy_options", "upstream", b"upstream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

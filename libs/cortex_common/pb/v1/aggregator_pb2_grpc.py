@@ -458,6 +458,8 @@ class WeightServiceServicer:
     def PullModel(self, request, context):
         """Downloads a version: as a delta when there is one from the version the caller holds, otherwise whole; the header says
         which. Header and trailer only, when the caller holds it already. NOT_FOUND: no such version here.
+        PERMISSION_DENIED: a worker that has no seat in the job, as far as this aggregator knows, nor had one in the round
+        that made the version; the same whether there is such a job or version or not.
         The digest of a shard's sealed chunks gives the shard, whatever the job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

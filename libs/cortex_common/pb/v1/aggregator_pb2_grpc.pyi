@@ -200,6 +200,8 @@ class WeightServiceStub:
     PullModel: _grpc.UnaryStreamMultiCallable[_aggregator_pb2.PullModelRequest, _aggregator_pb2.PullModelResponse]
     """Downloads a version: as a delta when there is one from the version the caller holds, otherwise whole; the header says
     which. Header and trailer only, when the caller holds it already. NOT_FOUND: no such version here.
+    PERMISSION_DENIED: a worker that has no seat in the job, as far as this aggregator knows, nor had one in the round
+    that made the version; the same whether there is such a job or version or not.
     The digest of a shard's sealed chunks gives the shard, whatever the job.
     """
 
@@ -218,6 +220,8 @@ class WeightServiceAsyncStub(WeightServiceStub):
     PullModel: _aio.UnaryStreamMultiCallable[_aggregator_pb2.PullModelRequest, _aggregator_pb2.PullModelResponse]  # type: ignore[assignment]
     """Downloads a version: as a delta when there is one from the version the caller holds, otherwise whole; the header says
     which. Header and trailer only, when the caller holds it already. NOT_FOUND: no such version here.
+    PERMISSION_DENIED: a worker that has no seat in the job, as far as this aggregator knows, nor had one in the round
+    that made the version; the same whether there is such a job or version or not.
     The digest of a shard's sealed chunks gives the shard, whatever the job.
     """
 
@@ -245,6 +249,8 @@ class WeightServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_aggregator_pb2.PullModelResponse], _abc.AsyncIterator[_aggregator_pb2.PullModelResponse]]:
         """Downloads a version: as a delta when there is one from the version the caller holds, otherwise whole; the header says
         which. Header and trailer only, when the caller holds it already. NOT_FOUND: no such version here.
+        PERMISSION_DENIED: a worker that has no seat in the job, as far as this aggregator knows, nor had one in the round
+        that made the version; the same whether there is such a job or version or not.
         The digest of a shard's sealed chunks gives the shard, whatever the job.
         """
 
