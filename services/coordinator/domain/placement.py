@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 
 from cortex_common.errors import Violation
 from cortex_common.ids import NodeName
@@ -90,8 +91,9 @@ def _dataset_mistakes(key: str, name: str, spec: JobSpec, datasets: Mapping[str,
 
 
 def fill_seats(job: Job, world: World, rules: Rules, now_s: float) -> tuple[NodeName | None, ...]:
-    """Keep every seat whose worker lives, give the others to free workers that fit, best first.
+    """Keep every seat whose worker lives, give the others to the best of the free workers that fit, in order of names.
 
+    So the same workers take the same seats whatever they had to do besides; a regional job's sums are rounded alike.
     A seat of partition `local` stays with its worker: the data cannot move.
     """
     count = job.spec.placement.workers
@@ -99,8 +101,9 @@ def fill_seats(job: Job, world: World, rules: Rules, now_s: float) -> tuple[Node
     for index, name in enumerate(seats):
         if name is not None and not _stays(name, job, world, rules, now_s):
             seats[index] = None
-    spare = spares(job, world, frozenset(name for name in seats if name), rules, now_s)
-    return tuple(name if name is not None else next(spare, None) for name in seats)
+    best = islice(spares(job, world, frozenset(name for name in seats if name), rules, now_s), seats.count(None))
+    newcomers = iter(sorted(best))
+    return tuple(name if name is not None else next(newcomers, None) for name in seats)
 
 
 def _stays(name: NodeName, job: Job, world: World, rules: Rules, now_s: float) -> bool:

@@ -52,7 +52,7 @@ def test_a_job_waits_for_somebody_who_can_evaluate_and_fails_with_the_reason():
         "none of 3 workers has dataset digits-test to evaluate with (data.test), and no other came within 30 s"
     )
     joined = replace(network, workers={**only, NodeName("d"): worker("d")})
-    assert advance(job, seen(), joined, RULES, at(9)).job.seats == ("d", "a", "b")
+    assert advance(job, seen(), joined, RULES, at(9)).job.seats == ("a", "b", "d")
 
 
 def test_a_job_starts_with_its_minimum_after_a_short_wait():

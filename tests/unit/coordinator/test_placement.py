@@ -8,7 +8,7 @@ import pytest
 
 from cortex_common.ids import NodeName
 from cortex_common.job.parse import parse_job
-from services.coordinator.domain.placement import admission, choose_aggregator, fill_seats, misfit
+from services.coordinator.domain.placement import admission, choose_aggregator, fill_seats, misfit, spares
 from services.coordinator.domain.seen import AggregatorView, Dataset, World
 from tests.unit.coordinator.jobs import DIGITS, RULES, document, new_job, worker, world
 
@@ -34,7 +34,17 @@ def test_a_worker_without_the_test_data_trains_but_those_that_can_evaluate_come_
     workers = {**everybody.workers, NodeName("a"): worker("a", gpus=8, datasets=TRAIN_ONLY)}
     assert fill_seats(new_job(), replace(everybody, workers=workers), RULES, 1000.0) == ("b", "c", "d")
     two = {name: workers[name] for name in map(NodeName, "ab")}
-    assert fill_seats(new_job(), replace(everybody, workers=two), RULES, 1000.0) == ("b", "a", None)
+    assert fill_seats(new_job(), replace(everybody, workers=two), RULES, 1000.0) == ("a", "b", None)
+
+
+def test_the_same_workers_take_the_same_seats_whatever_else_they_do():
+    job, idle = new_job(), world("a", "b", "c")
+    busy = {**idle.workers, NodeName("a"): worker("a", cpu_utilisation=1.0)}
+    assert fill_seats(job, replace(idle, workers=busy), RULES, 1000.0) == ("a", "b", "c")
+    more = {**busy, NodeName("d"): worker("d")}
+    assert fill_seats(job, replace(idle, workers=more), RULES, 1000.0) == ("b", "c", "d")
+    kept = replace(job, seats=(NodeName("c"), None, None))
+    assert fill_seats(kept, replace(idle, workers=more), RULES, 1000.0) == ("c", "b", "d")
 
 
 def test_a_job_that_nobody_can_evaluate_is_refused_with_the_reason():
@@ -91,7 +101,7 @@ def test_gpus_come_first_then_idle_processors():
         NodeName("b"): worker("b", gpus=1),
         NodeName("a"): worker("a", cpu_utilisation=0.9),
     }
-    assert fill_seats(new_job(), replace(everybody, workers=workers), RULES, 1000.0) == ("b", "c", "a")
+    assert list(spares(new_job(), replace(everybody, workers=workers), frozenset(), RULES, 1000.0)) == ["b", "c", "a"]
 
 
 def test_the_aggregator_is_in_the_region_with_most_seats():
