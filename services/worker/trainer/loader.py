@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import torch
@@ -25,19 +25,18 @@ class LoaderData:
         """Look at the first batch.
 
         Raises:
-            InvalidArgumentError: the loader gives nothing, or what this model does not take.
+            InvalidArgumentError: that is no loader, or it gives nothing, or what this model does not take.
         """
         self._loader = loader
-        inputs, labels = _first(loader)
-        _check_inputs(inputs, model)
-        _check_labels(labels, model)
+        self._model = model
+        _, labels = _first(loader, model)
         self._batch = len(labels)
 
     @property
     def examples(self) -> int:
         """How many there are, as far as the loader knows."""
-        dataset = self._loader.dataset
-        if hasattr(dataset, "__len__"):
+        dataset = getattr(self._loader, "dataset", None)
+        if isinstance(dataset, Sized):
             return len(dataset)
         return self._batches * self._batch
 
@@ -50,7 +49,7 @@ class LoaderData:
 
     def training_part(self, seat: int, seats: int, device: torch.device) -> LoaderExamples:
         """All of it."""
-        return LoaderExamples(self._loader, self.examples, self._batches, device)
+        return LoaderExamples(self._loader, self._model, self.examples, self._batches, device)
 
     def test_slice(self, index: int, slices: int, device: torch.device) -> Examples:
         """Nobody tests here.
@@ -64,8 +63,11 @@ class LoaderData:
 class LoaderExamples:
     """One pass after another over a DataLoader."""
 
-    def __init__(self, loader: DataLoader[Any], examples: int, batches: int, device: torch.device) -> None:
+    def __init__(
+        self, loader: DataLoader[Any], model: ModelSpec, examples: int, batches: int, device: torch.device
+    ) -> None:
         self._loader = loader
+        self._model = model
         self._examples = examples
         self._batches = max(1, batches)
         self._device = device
@@ -78,12 +80,20 @@ class LoaderExamples:
         return self._batches
 
     def endless_batches(self, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The loader's batches, on the trainer's device."""
+        """The loader's batches, on the trainer's device.
+
+        Raises:
+            WorkFailedError: a batch is not what this model takes.
+        """
         while True:
-            for inputs, labels in self._loader:
+            for batch in self._loader:
+                try:
+                    inputs, labels = _checked(batch, self._model)
+                except InvalidArgumentError as error:
+                    raise WorkFailedError(str(error), is_permanent=True) from None
                 yield (
-                    torch.as_tensor(inputs, dtype=torch.float32, device=self._device),
-                    torch.as_tensor(labels, dtype=torch.int64, device=self._device),
+                    inputs.to(self._device, torch.float32, non_blocking=True),
+                    labels.to(self._device, torch.int64, non_blocking=True),
                 )
 
 
@@ -94,14 +104,26 @@ def model_of(spec: ModelSpec, arena: Arena) -> CortexModel:
     return model.eval()
 
 
-def _first(loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
+def _first(loader: DataLoader[Any], model: ModelSpec) -> tuple[Tensor, Tensor]:
+    # Every round goes through it again, which something like a generator allows once only.
+    if not isinstance(loader, Iterable) or isinstance(loader, Iterator):
+        raise InvalidArgumentError(f"{type(loader).__name__} given; allowed: a torch DataLoader")
     batch = next(iter(loader), None)
     if batch is None:
         raise InvalidArgumentError("the DataLoader gives no batch; allowed: at least one")
+    return _checked(batch, model)
+
+
+def _checked(batch: Any, model: ModelSpec) -> tuple[Tensor, Tensor]:
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         given = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, tuple | list) else type(batch).__name__
         raise InvalidArgumentError(f"the DataLoader gives a {given}; allowed: pairs (inputs, labels)")
-    return torch.as_tensor(batch[0]), torch.as_tensor(batch[1])
+    inputs, labels = torch.as_tensor(batch[0]), torch.as_tensor(batch[1])
+    if not labels.numel():
+        raise InvalidArgumentError("the DataLoader gives a batch of nothing; allowed: at least one example")
+    _check_inputs(inputs, model)
+    _check_labels(labels, model)
+    return inputs, labels
 
 
 def _check_inputs(inputs: Tensor, model: ModelSpec) -> None:
@@ -111,6 +133,8 @@ def _check_inputs(inputs: Tensor, model: ModelSpec) -> None:
             f"the DataLoader gives inputs of shape {tuple(inputs.shape)}, {values} values each; training.input_dim is "
             f"{model.input_dim}"
         )
+    if not bool(torch.isfinite(inputs).all()):
+        raise InvalidArgumentError("the DataLoader gives inputs that are not finite; allowed: neither NaN nor infinity")
 
 
 def _check_labels(labels: Tensor, model: ModelSpec) -> None:
