@@ -34,7 +34,7 @@ from services.coordinator.domain.job import Job, Note, Stage
 from services.coordinator.domain.placement import admission
 from services.coordinator.domain.reach import EVERYTHING, Caller, Reach
 from services.coordinator.domain.seen import Dataset, Rules, Seen, World
-from services.coordinator.keys import JobKeys, NewKey
+from services.coordinator.keys import JobKeys, NewKey, PutOff
 from services.coordinator.link_keeper import LinkKeeper
 from services.coordinator.network_view import NetworkView
 from services.coordinator.observers import Observers
@@ -365,15 +365,18 @@ class JobCoordinator:
         """The steps, with the key that a round they open begins with: a new one, if that is due.
 
         Raises:
-            UnavailableError: whoever holds the key-encryption key is away.
+            UnavailableError: whoever holds the key-encryption key is away, and the old data key must not be used.
         """
         job, notes = steps[-1].job, steps[-1].notes
-        key = None
+        due = None
         if job.stage is Stage.COLLECTING and is_new_stage(tracked.job, job):
-            key = await self._keys.due(job, self._rules)
+            due = await self._keys.due(job, self._rules)
+        key = due if isinstance(due, NewKey) else None
         if key is not None:
             job = replace(job, rekey="", key_holders=())
             notes = (*notes, Note("data_key_rotated", job.round, f"epoch {key.stored.epoch}: {key.stored.reason}"))
+        elif isinstance(due, PutOff):
+            notes = (*notes, Note("data_key_not_rotated", job.round, due.reason))
         return (*steps[:-1], Verdict(with_holders(job), notes)), key
 
     def _prune(self, tracked: Tracked, tasks: asyncio.TaskGroup) -> None:

@@ -37,6 +37,14 @@ def with_holders(job: Job) -> Job:
     return job if holders == job.key_holders else replace(job, key_holders=holders)
 
 
+def rotation_required(job: Job) -> str | None:
+    """Why no round may be opened under the present key: somebody has it who should not, or it was asked for."""
+    if job.rekey:
+        return job.rekey
+    gone = sorted(set(job.key_holders) - holders_of(job))
+    return f"{', '.join(gone)} left" if gone else None
+
+
 def rotation_due(job: Job, newest: Epoch, rules: Rules, now_s: float) -> str | None:
     """Why a round that is opened now begins a new epoch; None if it does not.
 
@@ -46,11 +54,8 @@ def rotation_due(job: Job, newest: Epoch, rules: Rules, now_s: float) -> str | N
         rules: How long an epoch may last.
         now_s: Wall-clock seconds.
     """
-    if job.rekey:
-        return job.rekey
-    gone = sorted(set(job.key_holders) - holders_of(job))
-    if gone:
-        return f"{', '.join(gone)} left"
+    if (reason := rotation_required(job)) is not None:
+        return reason
     age_s = now_s - newest.created_s
     if age_s >= rules.data_key_age_s:
         return f"{age_s:.0f} s old"

@@ -13,6 +13,7 @@ from cortex_common.clock import SystemClock
 from cortex_common.errors import CorruptError, PreconditionError, UnavailableError
 from cortex_common.identity import Role
 from cortex_common.job.status import JobPhase
+from cortex_common.job.wire import status_from_proto
 from cortex_common.pb.v1 import coordinator_pb2 as pb
 from cortex_common.pb.v1 import coordinator_pb2_grpc
 from cortex_common.rpc.channel import open_channel
@@ -143,6 +144,39 @@ async def test_keys_rotate_in_every_round_and_no_round_is_lost(cortex, tmp_path,
     assert len({key.key for key in workers[0].keys.values()}) == 7
     needles = [each for key in workers[0].keys.values() for each in (key.key, key.key.hex().encode())]
     assert files_with(tmp_path, needles) == []
+
+
+async def test_while_nobody_can_wrap_a_new_key_only_rounds_wait_that_must_not_have_the_old_one(cortex, monkeypatch):
+    def away(*_):
+        raise UnavailableError("token 'x' does not answer")
+
+    cortex.coordinator_settings = {"data_key_rounds": 1}
+    await cortex.stop("coordinator")
+    await cortex.start("coordinator")
+    await announce(cortex, "w1", "w2")
+    workers = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 3.0)
+    async with working(*workers), cortex.jobs() as stub:
+        hold_at(2, *workers)
+        job_id = await submit(stub, job(training={"rounds": 7}))
+        await until(stub, job_id, JobPhase.TRAINING, round_number=2)
+        with monkeypatch.context() as patch:
+            patch.setattr(FileKeyring, "wrap", away)
+            let_go(*workers)
+            hold_at(5, *workers)
+            await until(stub, job_id, JobPhase.TRAINING, round_number=5)
+            await rotate(cortex, job_id)
+            let_go(*workers)
+            async for answer in stub.WatchJob(pb.WatchJobRequest(job_id=job_id)):
+                if "token" in (status_from_proto(answer.job).waiting_for or ""):
+                    break
+        status = await until(stub, job_id, JobPhase.COMPLETED)
+        events = [answer.event async for answer in stub.WatchEvents(pb.WatchEventsRequest(job_id=job_id))]
+    assert [(report.attempt, report.accepted) for report in status.history] == [(1, 2)] * 7
+    epochs = await epochs_of(cortex, job_id)
+    assert [each.from_round for each in epochs] == [0, 1, 2, 6, 7]
+    assert epochs[3].reason == "asked for by ann"
+    said = [event.message for event in events if event.name == "data_key_not_rotated"]
+    assert said == ["used for 1 rounds, and stays in use: token 'x' does not answer"]
 
 
 async def eventually_erased(cortex, job_id, keep):
