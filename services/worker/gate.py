@@ -15,6 +15,7 @@ from cortex_common.job.site_policy import (
     Refusal,
     SitePolicy,
     data_refusals,
+    policy_text,
     refusals,
     signature_refusals,
     update_bytes,
@@ -86,12 +87,11 @@ class Gate:
 
     def _read(self, path: Path) -> SitePolicy:
         try:
-            data = path.read_bytes()
-            text = data.decode()
-        except (OSError, UnicodeDecodeError) as error:
+            text = policy_text(path)
+        except NotFoundError:
             self._digest = b""
-            raise NotFoundError(f"site policy {path} cannot be read: {error}") from None
-        digest = hashlib.sha256(data).digest()
+            raise
+        digest = hashlib.sha256(text.encode()).digest()
         if digest == self._digest and self._broken is None:
             return self._policy
         self._digest = digest

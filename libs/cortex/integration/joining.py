@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from pathlib import Path
 from typing import Protocol
 
 from cortex.client import Client
 from cortex.integration.settings import ManagerSettings
 from cortex_common.clock import Clock
-from cortex_common.errors import CortexError, InvalidArgumentError
+from cortex_common.errors import CortexError, InvalidArgumentError, PreconditionError
 from cortex_common.ids import JobId
 from cortex_common.job.parse import parse_job
+from cortex_common.job.site_policy import SitePolicy, policy_text, refusals, signature_refusals
 from cortex_common.job.spec import JobSpec
 from cortex_common.logging import get_logger
 
@@ -34,6 +36,7 @@ async def join(worker: Worker, client: Client | None, settings: ManagerSettings,
     """The job to train in: a running one over this node's data, or a new one.
 
     Raises:
+        PreconditionError: this node's own site policy refuses the job that it would submit.
         CortexError: the network takes no such job.
     """
     name = settings.training.dataset_name
@@ -47,7 +50,20 @@ async def join(worker: Worker, client: Client | None, settings: ManagerSettings,
         if job_id is not None:
             _log.info("job_joined", job_id=job_id)
             return job_id
-    return await _submit(client, job_of(settings), clock)
+    job = job_of(settings)
+    _check_own_policy(settings.security.site_policy, job)
+    return await _submit(client, job, clock)
+
+
+def _check_own_policy(path: Path | None, job: JobSpec) -> None:
+    """A job that not even this node would work for waits for others for ever."""
+    if path is None:
+        return
+    policy = SitePolicy.parse(policy_text(path), f"site policy {path}")
+    unsigned = signature_refusals(policy, (), "", is_signed=False)
+    if refused := [*unsigned, *refusals(policy, job, job.placement.workers)]:
+        told = "; ".join(map(str, refused))
+        raise PreconditionError(f"security.site_policy {path} refuses the job that this program would submit: {told}")
 
 
 def job_of(settings: ManagerSettings) -> JobSpec:

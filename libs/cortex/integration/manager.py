@@ -114,8 +114,9 @@ class CortexManager:
             The job as it ended; `model` and `history` are set.
 
         Raises:
-            InvalidArgumentError: the data does not fit the settings.
-            PreconditionError: the job failed or was cancelled; says why.
+            InvalidArgumentError: the data does not fit the settings; the site policy has mistakes.
+            NotFoundError: there is no such site policy.
+            PreconditionError: the job failed or was cancelled, or this node's site policy refuses it; says why.
             CortexError: the network is away, or does not take this node or its job.
         """
         if self._access is None:
@@ -178,6 +179,7 @@ class CortexManager:
             "gateway_attempts": network.retry_attempts,
             "node_token": token,
             "node_token_file": None if token else self._access.token_file,
+            "site_policy": settings.security.site_policy,
             "metrics_host": _METRICS_HOST,
             "metrics_port": self._free_port(),
             "device": settings.training.device,

@@ -185,6 +185,11 @@ class SecuritySection(Section):
         description="This node's private sealing key (X25519, 32 bytes as base64). If null, one is generated at the "
         "first start, stored with mode 0600 in `<state_dir>/sealing.key`, and the log says where.",
     )
+    site_policy: Path | None = Field(
+        None,
+        description="A site-policy.toml (docs/signed-jobs.md): rules for jobs that would train on this node's data. "
+        "None if null. Read again when it changes.",
+    )
 
 
 class MonitoringSection(Section):

@@ -10,11 +10,12 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
 from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError, model_validator
 
-from cortex_common.errors import InvalidArgumentError
+from cortex_common.errors import InvalidArgumentError, NotFoundError
 from cortex_common.job.parse import violations_of
 from cortex_common.job.quantities import SizeBytes
 from cortex_common.job.spec import Count, JobSpec, Positive, Section
@@ -120,6 +121,18 @@ class SitePolicy(Section):
             raise InvalidArgumentError(f"{subject} is not TOML: {error}") from None
         except ValidationError as error:
             raise InvalidArgumentError.of(subject, violations_of(error, cls)) from None
+
+
+def policy_text(path: Path) -> str:
+    """What a policy's file says.
+
+    Raises:
+        NotFoundError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotFoundError(f"site policy {path} cannot be read: {error}") from None
 
 
 def refusals(policy: SitePolicy, spec: JobSpec, seats: int) -> list[Refusal]:

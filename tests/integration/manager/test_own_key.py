@@ -14,6 +14,7 @@ from cortex_common.errors import InvalidArgumentError, UnavailableError
 from cortex_common.identity import Role
 from cortex_common.ids import JobId, RoundNumber, Sha256Hex
 from cortex_common.job.parse import parse_job
+from cortex_common.job.spec import JobSpec
 from cortex_common.job.status import JobPhase
 from cortex_common.job.wire import spec_to_proto
 from cortex_common.network.work import Assignment
@@ -62,7 +63,7 @@ async def test_the_key_in_the_file_opens_what_the_network_gives_this_node_and_no
             manager = CortexManager(tmp_path / "config.yaml", {f"CORTEX_{key}": value for key, value in given.items()})
             await manager.initialize()
             training = asyncio.create_task(manager.start_training(loader_for(JOB)))
-            job_id = await _admitted(jobs, training)
+            job_id = await admitted(jobs, JOB, training)
             await eventually(lambda: training.done() or bool(manager._worker and manager._worker._assigned))
             assignment: Assignment = manager._worker._assigned[JobId(job_id)]
             status = await training
@@ -88,11 +89,11 @@ async def test_the_key_in_the_file_opens_what_the_network_gives_this_node_and_no
             assert held[0].values.size == status.model.parameters
 
 
-async def _admitted(jobs, training: asyncio.Task) -> str:
+async def admitted(jobs, spec: JobSpec, training: asyncio.Task) -> str:
     """Submitted as soon as the coordinator has heard of the node's data."""
     while not training.done():
         try:
-            return await submit(jobs, spec_to_proto(JOB))
+            return await submit(jobs, spec_to_proto(spec))
         except InvalidArgumentError as error:
             assert {each.path for each in error.violations} == {"data.train"}  # noqa: PT017 - the wait goes on
             await asyncio.sleep(0.05)
