@@ -6,15 +6,21 @@ import base64
 import os
 import re
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import safetensors.numpy
 import yaml
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from websockets.client import ClientProtocol
+from websockets.protocol import State
+from websockets.uri import parse_uri
 
 from cortex.local.detached import stop_network
 from cortex.local.network import LocalNetwork, read_network
@@ -22,8 +28,10 @@ from cortex_common.clock import SystemClock
 from cortex_common.identity import Role
 from cortex_common.security.joining import JoinToken
 from cortex_common.security.keyring import FileKeyring, RestingKey
-from tests.e2e.canaries import Recorder, appearances, files_below, found_in
+from cortex_common.security.node_tokens import NodeToken
+from tests.e2e.canaries import Frames, Recorder, appearances, files_below, found_in
 from tests.e2e.conftest import Shell
+from tests.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -33,19 +41,19 @@ name: canaries
 model: {{kind: mlp, input_dim: 16, hidden_dims: [32], output_dim: 2, init_from: {weights}, freeze: ["hidden_1.*"]}}
 data: {{train: wards, test: wards, partition: {{scheme: local}}}}
 training: {{learning_rate: 0.01, rounds: 3, local_epochs: 1}}
-placement: {{workers: 2, min_workers: 2}}
+placement: {{workers: 3, min_workers: 3}}
 aggregation: {{topology: regional}}
 """
 
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Shell]:
-    """A network of two workers, each with data of its own."""
+    """A network of two workers, each with data of its own, and data for a third one elsewhere."""
     made = Shell(tmp_path)
     own = tmp_path / "own"
     own.mkdir()
     random = np.random.default_rng(5)
-    for name in ("eu-1", "us-1"):
+    for name in ("eu-1", "us-1", "ward-3"):
         inputs = random.normal(size=(40, INPUTS)).astype(np.float32)
         np.savez(own / f"{name}.npz", x=inputs, y=(inputs[:, 0] > 0).astype(np.int64))
         (own / f"{name}.yaml").write_text(f"datasets:\n  wards: {{npz: {name}.npz}}\n")
@@ -99,6 +107,40 @@ def data_keys(network: Shell) -> list[bytes]:
     return made
 
 
+@contextmanager
+def worker_elsewhere(network: Shell, name: str, token: str, url: str) -> Iterator[None]:
+    """A worker without a certificate, behind the gateway."""
+    settings = {"NAME": name, "REGION": "eu", "NODE_TOKEN": token, "GATEWAY_URL": url, "STATE_DIR": f"{name}-state"}
+    settings |= {"CATALOGUE": str(network.folder / "own" / f"{name}.yaml")}
+    environment = network.environment | {f"CORTEX_{key}": value for key, value in settings.items()}
+    with (network.folder / f"{name}.log").open("w") as log:
+        command = [sys.executable, "-m", "cortex", "serve", "worker"]
+        process = subprocess.Popen(command, cwd=network.folder, env=environment, stdout=log, stderr=log)
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def test_the_recorder_sees_through_the_masks_of_a_websocket(monkeypatch: pytest.MonkeyPatch):
+    secret, record = os.urandom(70_000), bytearray()
+    frames = Frames(record)
+    protocol = ClientProtocol(parse_uri("ws://localhost"))
+    protocol.send_request(protocol.connect())
+    sent = [*protocol.data_to_send()]
+    protocol.state = State.OPEN
+    for piece in (secret[:20], secret[:300], secret):
+        protocol.send_binary(piece)
+        sent += protocol.data_to_send()
+    data = b"".join(sent)
+    assert secret[:20] not in data
+    for place in range(0, len(data), 1000):
+        frames += data[place : place + 1000]
+    assert record.startswith(b"GET / HTTP/1.1")
+    assert record.endswith(secret[:20] + secret[:300] + secret)
+
+
 def test_every_appearance_of_a_secret_is_found():
     secret = bytes(range(200, 232))
     for where in (b"", b"a", b"bc", b"def"):
@@ -131,9 +173,21 @@ def test_nothing_is_written_or_sent_in_the_clear(shell: Shell):
             "CORTEX_CERTIFICATE": str(operator.certificate),
             "CORTEX_KEY": str(operator.key),
         }
-        status = shell.json("submit", "job.yaml", "--wait")
+        named = ("--name", "ward-3", "--region", "eu")
+        node_token = shell.run("node", "token", "--gateway", *named).stdout.strip()
+        web, line = (members.address(Role.GATEWAY, use) for use in ("http", "websocket"))
+        with worker_elsewhere(shell, "ward-3", node_token, f"ws://{recorder.before(line, frames=True)}"):
+            until(lambda: "ward-3" in {node["name"] for node in shell.json("nodes")}, 60)
+            status = shell.json("submit", "job.yaml", "--wait")
         assert status["status"] == "completed", status
+        assert [report["accepted"] for report in status["history"]] == [3, 3, 3]
         shell.json("model", "download", status["job_id"], "-o", str(own / "model.safetensors"))
+        api_token = shell.layout.token_file.read_text().strip().encode()
+        api, bearer = f"http://{recorder.before(web)}/api/v1", {"Authorization": f"Bearer {api_token.decode()}"}
+        for path in ("network/status", "network/resources", f"jobs/{status['job_id']}/status"):
+            assert httpx.get(f"{api}/{path}", headers=bearer).status_code == 200
+        downloaded = httpx.get(f"{api}/jobs/{status['job_id']}/model", headers=bearer)
+        assert downloaded.content == (own / "model.safetensors").read_bytes()
 
     with np.load(own / "eu-1.npz") as arrays:
         data = arrays["x"][3].tobytes()
@@ -141,7 +195,6 @@ def test_nothing_is_written_or_sent_in_the_clear(shell: Shell):
     keys = private_keys(shell.layout.root) | private_keys(own)
     keyring = shell.layout.state("coordinator") / "keyring.json"
     [kek] = [bytes.fromhex(each) for each in re.findall(r'"([0-9a-f]{64})"', keyring.read_text())]
-    api_token = shell.layout.token_file.read_text().strip().encode()
     canaries = {
         "weights": weights,
         "data": data,
@@ -150,6 +203,8 @@ def test_nothing_is_written_or_sent_in_the_clear(shell: Shell):
         "API token's secret": api_token.rpartition(b"_")[2],
         "join token": token.encode(),
         "join token's secret": JoinToken.decode(token).secret,
+        "node token": node_token.encode(),
+        "node token's secret": NodeToken.decode(node_token).secret,
         **{f"data key {number}": key for number, key in enumerate(data_keys(shell))},
         **{f"private key of {path}": key for path, key in keys.items()},
     }
@@ -164,9 +219,19 @@ def test_nothing_is_written_or_sent_in_the_clear(shell: Shell):
         ("API token", str(shell.layout.token_file)),
         ("API token's secret", str(shell.layout.token_file)),
         *((f"private key of {path}", path) for path in keys),
+        # On loopback the gateway speaks plain HTTP: so are its callers' tokens, and the models that they ask for.
+        ("API token", f"traffic of {web}"),
+        ("API token's secret", f"traffic of {web}"),
+        ("weights", f"traffic of {web}"),
     }
     assert sum(map(len, recorder.passed.values())) > 3 * 2 * 2 * 4 * HIDDEN * INPUTS
-    assert all(record.startswith(b"\x16\x03") for record in recorder.passed.values() if record)
+    plain = {where: recorder.passed[f"traffic of {where}"] for where in (web, line)}
+    assert all(record.startswith(b"GET ") for record in plain.values())
+    # As plain as HTTP; the updates that went over it are sealed all the same.
+    assert b"ward-3" in plain[line]
+    assert len(plain[line]) > 3 * 2 * 4 * HIDDEN * INPUTS
+    encrypted = [record for where, record in recorder.passed.items() if where.removeprefix("traffic of ") not in plain]
+    assert all(record.startswith(b"\x16\x03") for record in encrypted if record)
     contents = files_below([shell.folder]) | {where: bytes(record) for where, record in recorder.passed.items()}
 
     assert found_in(canaries, contents) == places
