@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import elsewhere
 from api import Api
 
 DEPLOY = Path(__file__).parents[1]
 PROJECT = "cortex-e2e"
-CORTEX = str(DEPLOY.parent / os.environ.get("VENV", ".venv") / "bin" / "cortex")
 # Certificates are renewed at half of it: again and again, whatever else is going on.
 LEAF_LIFE_S = 180
 PORTS = ("HTTP", "COORDINATOR", "DISCOVERY", "ENROLMENT", "WEBSOCKET", "TENSORBOARD", "PROMETHEUS")
@@ -83,19 +83,10 @@ class Compose:
 
     @contextmanager
     def worker_elsewhere(self, name: str, region: str) -> Iterator[None]:
-        """A worker outside all containers: it has a node token and the URL of the WebSocket port, nothing more."""
+        """A worker outside all containers."""
         token = self.cortex("node", "token", "--gateway", "--name", name, "--region", region).strip()
-        settings = {"NAME": name, "REGION": region, "STATE_DIR": str(self.folder / name), "NODE_TOKEN": token}
-        settings |= {"GATEWAY_URL": f"ws://{self.at('WEBSOCKET')}"}
-        environment = {**os.environ, **{f"CORTEX_{name}": value for name, value in settings.items()}}
-        with (self.folder / f"{name}.log").open("w") as log:
-            worker = subprocess.Popen([CORTEX, "serve", "worker"], env=environment, stdout=log, stderr=log)
-            try:
-                yield
-            finally:
-                worker.terminate()
-                code = worker.wait(timeout=60)
-        assert code == 0, (self.folder / f"{name}.log").read_text()[-2000:]
+        with elsewhere.worker(self.folder, name, region, token=token, url=f"ws://{self.at('WEBSOCKET')}"):
+            yield
 
     @property
     def api(self) -> Api:
@@ -104,13 +95,8 @@ class Compose:
 
     def cortex(self, *arguments: str) -> str:
         """The `cortex` command, with the operator's certificate."""
-        files = {"CA": "ca.pem", "CERTIFICATE": "tls.crt", "KEY": "tls.key"}
-        environment = {f"CORTEX_{name}": str(self.folder / file) for name, file in files.items()}
-        environment |= {"CORTEX_ENDPOINT": self.at("COORDINATOR"), "CORTEX_DISCOVERY": self.at("DISCOVERY")}
-        command, every = [CORTEX, *arguments], {**os.environ, **environment}
-        done = subprocess.run(command, check=False, text=True, capture_output=True, env=every)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        services = {"ENDPOINT": self.at("COORDINATOR"), "DISCOVERY": self.at("DISCOVERY")}
+        return elsewhere.cortex(self.folder, *arguments, **services)
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import elsewhere
 import pytest
 from api import Api, job, until
-from invariants import Disturbances
+from invariants import Disturbances, counted_once
 
 K8S = Path(__file__).parents[1] / "k8s"
 WORKLOADS = (
@@ -36,17 +36,22 @@ def kubectl(*arguments: str, text: str | None = None) -> str:
 
 
 @pytest.fixture(scope="module")
-def applied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the operator's files are, and what the Secrets were made of."""
+    return Path(os.environ.get("CORTEX_K8S_SECRETS") or tmp_path_factory.mktemp("secrets"))
+
+
+@pytest.fixture(scope="module")
+def applied(secrets: Path) -> Iterator[Api]:
     """The whole system, in the namespace `cortex`, removed afterwards."""
     if not os.environ.get("KUBECONFIG"):
         pytest.skip("NO CLUSTER: KUBECONFIG names none, so the manifests were not applied")
     server = json.loads(kubectl("version", "--output=json"))["serverVersion"]
     overlay = "dev" if int(server["minor"].rstrip("+")) >= 25 else "e2e"
-    folder = Path(os.environ.get("CORTEX_K8S_SECRETS") or tmp_path_factory.mktemp("secrets"))
     manifests = kubectl("kustomize", str(K8S / "overlays" / overlay))
     kubectl("apply", "--filename", str(K8S / "base" / "namespace.yaml"), "--namespace", "cortex")
     made = subprocess.run(
-        [sys.executable, str(K8S / "make_secrets.py"), "--folder", str(folder)],
+        [sys.executable, str(K8S / "make_secrets.py"), "--folder", str(secrets)],
         check=True, text=True, stdout=subprocess.PIPE,
     )  # fmt: skip
     kubectl("apply", "--filename", "-", text=made.stdout)
@@ -55,7 +60,7 @@ def applied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         for workload in WORKLOADS:
             rolled_out(workload)
         with forwarded("service/gateway", 8080) as port:
-            yield Api(f"http://127.0.0.1:{port}", (folder / "operator" / "token").read_text().strip())
+            yield Api(f"http://127.0.0.1:{port}", (secrets / "operator" / "token").read_text().strip())
     finally:
         if "KEEP" not in os.environ:
             kubectl("delete", "namespace", "cortex", "--timeout=120s")
@@ -78,11 +83,16 @@ def forwarded(target: str, port: int) -> Iterator[int]:
     )
     process = subprocess.Popen([bash, "-c", again], start_new_session=True)
     try:
-        until("a forwarded port", lambda: httpx.get(f"http://127.0.0.1:{local}/healthz").status_code == 200)
+        until("a forwarded port", lambda: is_listening(local))
         yield local
     finally:
         os.killpg(process.pid, 15)
         process.wait()
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
 
 
 def restarted(workload: str) -> None:
@@ -117,3 +127,18 @@ def test_the_cluster_took_the_pods_as_restricted_ones(applied: Api) -> None:
         assert pod["spec"]["securityContext"]["runAsNonRoot"]
         assert security["readOnlyRootFilesystem"]
         assert security["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_a_worker_elsewhere_needs_the_websocket_port_only(applied: Api, secrets: Path, tmp_path: Path) -> None:
+    with forwarded("service/discovery", 50052) as port:
+        named = ("--name", "elsewhere", "--region", "us")
+        given = elsewhere.cortex(
+            secrets / "operator", "node", "token", "--gateway", *named, DISCOVERY=f"127.0.0.1:{port}"
+        )
+    with forwarded("service/gateway", 8765) as port:
+        url = f"ws://127.0.0.1:{port}"
+        with elsewhere.worker(tmp_path, "elsewhere", "us", token=given.strip(), url=url):
+            until("the worker elsewhere is there", lambda: "elsewhere" in applied.live("worker"))
+            document = job(10, topology="flat")
+            document["placement"] = {"workers": 5, "min_workers": 5}
+            counted_once(applied.completed(applied.submit(document)), workers=5)
