@@ -130,11 +130,10 @@ def test_the_cluster_took_the_pods_as_restricted_ones(applied: Api) -> None:
 
 
 def test_a_worker_elsewhere_needs_the_websocket_port_only(applied: Api, secrets: Path, tmp_path: Path) -> None:
-    with forwarded("service/discovery", 50052) as port:
-        named = ("--name", "elsewhere", "--region", "us")
-        given = elsewhere.cortex(
-            secrets / "operator", "node", "token", "--gateway", *named, DISCOVERY=f"127.0.0.1:{port}"
-        )
+    with forwarded("service/coordinator", 50051) as coordinator, forwarded("service/discovery", 50052) as discovery:
+        services = {"ENDPOINT": f"127.0.0.1:{coordinator}", "DISCOVERY": f"127.0.0.1:{discovery}"}
+        named = ("--gateway", "--name", "elsewhere", "--region", "us")
+        given = elsewhere.cortex(secrets / "operator", "node", "token", *named, **services)
     with forwarded("service/gateway", 8765) as port:
         url = f"ws://127.0.0.1:{port}"
         with elsewhere.worker(tmp_path, "elsewhere", "us", token=given.strip(), url=url):
