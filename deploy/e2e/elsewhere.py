@@ -37,4 +37,5 @@ def worker(folder: Path, name: str, region: str, *, token: str, url: str) -> Ite
 
 
 def _environment(settings: dict[str, str]) -> dict[str, str]:
-    return {**os.environ, **{f"CORTEX_{name}": value for name, value in settings.items()}}
+    others = {name: value for name, value in os.environ.items() if not name.startswith("CORTEX_")}
+    return others | {f"CORTEX_{name}": value for name, value in settings.items()}
