@@ -100,6 +100,9 @@ class WebSocketTransport:
             return await answer
         finally:
             del self._waiting[number]
+            if answer.done() and not answer.cancelled():
+                # The line broke while the request was still being sent: its sender has been told already.
+                answer.exception()
 
     def _route(self, message: m.Message, ref: int | None, deliver: Callable[[m.ToNode], None]) -> None:
         if ref is None:
