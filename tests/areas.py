@@ -36,6 +36,7 @@ AREAS: dict[str, tuple[str, ...]] = {
         "integration/coordinator",
         "integration/stores",
         "simulation/test_job_machine.py",
+        "e2e/test_regions.py",
     ),
     "security": (
         "unit/security",

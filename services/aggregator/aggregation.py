@@ -163,6 +163,7 @@ class WeightAggregator:
             live.terms = terms if live.phase is Phase.OPEN else live.terms.refreshed(terms)
             await self._stored(lambda: self._store.save(live.stored()))
         live.data_key, live.base = data_keys[0], base
+        self.holdings.follow(terms.model_job_id)
         self._warmer.want(WeightCompressor.from_wire(terms.codec, terms.codec_options))
         self._warmer.want(WeightCompressor.from_wire(terms.download_codec, terms.download_options))
         live.changed.fire()

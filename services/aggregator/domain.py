@@ -54,12 +54,20 @@ class RoundKey:
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """The round one tier up, that takes this round's result as an update in `seat`."""
+    """The round one tier up, that takes this round's result as an update in `seat`.
+
+    Versions are there under `model_job_id`; left out, it is that round's own, as in what versions before have stored.
+    """
 
     aggregator: NodeName
     address: str
     job_id: JobId
     seat: SeatIndex
+    model_job_id: JobId = JobId("")  # noqa: RUF009 - a plain string
+
+    def __post_init__(self) -> None:
+        if not self.model_job_id:
+            object.__setattr__(self, "model_job_id", self.job_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +102,7 @@ class RoundTerms:
     @property
     def model_job_id(self) -> JobId:
         """Job whose versions the round starts from: a tier's round starts from the root's."""
-        return self.upstream.job_id if self.upstream else self.key.job_id
+        return self.upstream.model_job_id if self.upstream else self.key.job_id
 
     def refreshed(self, newer: RoundTerms) -> RoundTerms:
         """A frozen round, opened again: its cohort is what it was, the upper aggregator may have moved."""
@@ -137,7 +145,8 @@ def check_terms(terms: RoundTerms, max_seats: int) -> None:
     Raises:
         InvalidArgumentError: an impossible limit.
     """
-    check_job_id(terms.key.job_id)
+    for job_id in (terms.key.job_id, terms.model_job_id):
+        check_job_id(job_id)
     check_chunk_elements(terms.chunk_elements)
     if not 0 < len(terms.seats) <= max_seats:
         raise InvalidArgumentError(f"round.seats: {len(terms.seats)} given; allowed are 1 to {max_seats}")

@@ -10,7 +10,7 @@ from cortex_common.identity import Identity, Role
 from cortex_common.ids import JobId, NodeName, RoundNumber
 from cortex_common.logging import get_logger
 from cortex_common.tensors import Manifest
-from services.aggregator.domain import RoundKey, RoundTerms, Upstream, stranger_error
+from services.aggregator.domain import RoundKey, RoundTerms, Upstream, missing_version, stranger_error
 from services.aggregator.folding import check_base
 from services.aggregator.relaying import Relay
 from services.aggregator.rounds import LiveRound, members_of, newest_of
@@ -68,7 +68,7 @@ class Holdings:
         """The layout of the version a round starts from, which a region need not have yet: its workers will ask for it.
 
         Raises:
-            NotFoundError: it is not here, nor anything of its job above.
+            NotFoundError: it is not here, nor anything of its job above, or nothing is known to be above.
             PreconditionError: it was made with another strategy.
         """
         job_id = terms.model_job_id
@@ -77,9 +77,18 @@ class Holdings:
             check_base(version, terms, create_strategy(terms.strategy, terms.strategy_options))
             return version.manifest
         copies = self._versions.of_job(job_id)
-        if not copies:
-            return (await self._relay.fetch(terms.upstream, terms.base_sha256, "", terms.key.round)).manifest
-        return copies[-1].manifest
+        if copies:
+            return copies[-1].manifest
+        above = self._above(job_id) if terms.upstream.aggregator == self._name else terms.upstream
+        if above is None:
+            raise missing_version(job_id, terms.base_sha256, [])
+        return (await self._relay.fetch(above, terms.base_sha256, "", terms.key.round)).manifest
+
+    def follow(self, job_id: JobId) -> None:
+        """Let downloads of a job's versions go on from where its newest round has them from."""
+        above = self._above(job_id)
+        if above is not None:
+            self._relay.redirect(above)
 
     async def remember_members(self, job_id: JobId) -> None:
         """Write down with the versions of a job that ends who may download them when its rounds are forgotten."""
@@ -110,9 +119,8 @@ class Holdings:
         return None
 
     def _above(self, job_id: JobId) -> Upstream | None:
-        """Where copies of a job's versions come from: the newest round knows best."""
-        mine = [
-            live.terms for live in self._rounds.values() if live.terms.upstream and live.terms.model_job_id == job_id
-        ]
-        newest = max(mine, key=lambda terms: (terms.key.round, terms.key.attempt), default=None)
-        return newest.upstream if newest else None
+        """Where copies of a job's versions come from: the newest round knows best that does not say from here."""
+        mine = [live.terms for live in self._rounds.values() if live.terms.model_job_id == job_id]
+        known = [(terms.key, up) for terms in mine if (up := terms.upstream) and up.aggregator != self._name]
+        newest = max(known, key=lambda pair: (pair[0].round, pair[0].attempt), default=None)
+        return newest[1] if newest else None

@@ -1,4 +1,4 @@
-"""Relay: a region's copy of the root's version, whole or as a delta, fetched once and served to all its workers.
+"""Relay: a region's copy of the root's version, whole or as a delta, fetched once and served to all below it.
 
 The copy is stored as it came, sealed: no key is needed here, and workers verify the digest after opening it.
 """
@@ -65,13 +65,19 @@ class Relay:
             NotFoundError: it is not there either.
             CorruptError, OverloadedError: still so after several attempts.
         """
-        key = (upstream.job_id, sha256)
+        key = (upstream.model_job_id, sha256)
         download = self._running.get(key)
         if download is None:
             download = self._running[key] = _Download(self, upstream, sha256, held_sha256, number)
             download.work.task.add_done_callback(lambda _: self._running.pop(key, None))
         download.upstream = upstream
         return await download.work.result()
+
+    def redirect(self, upstream: Upstream) -> None:
+        """Let downloads of a job go on from another aggregator; whoever waits need not ask again."""
+        for (job_id, _), download in self._running.items():
+            if job_id == upstream.model_job_id:
+                download.upstream = upstream
 
     async def stop(self, job_id: JobId, error: CortexError) -> None:
         """End the downloads of a job; whoever waits for one gets the error."""
@@ -123,9 +129,9 @@ class _Download:
 
     async def attempt(self) -> Version:
         request = pull_request(
-            self.upstream.job_id, self._sha256, len(self._sizes), self._number, held_sha256=self._held_sha256
+            self.upstream.model_job_id, self._sha256, len(self._sizes), self._number, held_sha256=self._held_sha256
         )
-        what = f"fetching a model of job {self.upstream.job_id} from {self.upstream.aggregator}"
+        what = f"fetching a model of job {self.upstream.model_job_id} from {self.upstream.aggregator}"
         frames = pull_frames(self._channels.to(self.upstream.address), request, what, self._pace)
         try:
             async with aclosing(frames):
@@ -151,7 +157,7 @@ class _Download:
     def _target_for(self, frame: HeaderFrame) -> BlobWriter:
         """Where the rest of the object goes; another object begins anew."""
         header = frame.header
-        check_offer(header, self.upstream.job_id, self._sha256, self._held_sha256)
+        check_offer(header, self.upstream.model_job_id, self._sha256, self._held_sha256)
         self._validation.read_manifest(header.manifest)
         if self._header is not None and self._header.object_id != header.object_id:
             raise CorruptError("the version was sealed anew in the middle of a download")

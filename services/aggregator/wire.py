@@ -53,7 +53,13 @@ def terms_from_proto(spec: aggregator_pb2.RoundSpec) -> RoundTerms:
 def _upstream(message: aggregator_pb2.Upstream) -> Upstream:
     if not message.aggregator or not message.address or not message.job_id:
         raise InvalidArgumentError("round.upstream: aggregator, address and job_id are needed")
-    return Upstream(NodeName(message.aggregator), message.address, JobId(message.job_id), SeatIndex(message.seat))
+    return Upstream(
+        NodeName(message.aggregator),
+        message.address,
+        JobId(message.job_id),
+        SeatIndex(message.seat),
+        JobId(message.model_job_id),
+    )
 
 
 def key_from_proto(

@@ -15,9 +15,9 @@ from services.coordinator.domain.job import Job, Stage
 from services.coordinator.domain.seen import Seen
 from services.coordinator.domain.topology import readers_of
 from services.coordinator.keys import JobKeys
-from services.coordinator.links import Links
+from services.coordinator.links import Junction, Leaf, Links
 from services.coordinator.network_view import NetworkView
-from services.coordinator.orders import DataKeys, RoundOrder, SealOrder, Upstream
+from services.coordinator.orders import DataKeys, RoundOrder, Upstream
 from services.coordinator.tracked import Tracked
 
 Observe = Callable[[JobId, int, int, Callable[[Seen], Seen]], bool]
@@ -74,58 +74,48 @@ class LinkKeeper:
         self, job: Job, note: Callable[[Callable[[Seen], Seen]], None], on_cleaned: Callable[[JobId], None]
     ) -> None:
         if job.stage is Stage.COLLECTING:
-            await asyncio.gather(
-                *(
-                    self._links.collect(self._round_order(job, tier), partial(self.address, job, tier), note)
-                    for tier in (range(len(job.tiers)) if job.tiers else [None])
-                )
-            )
+            # A root above tiers is opened once they have something for it: it has the versions without that.
+            first = [self._tier(job, index) for index in job.below(None)] or [self._tier(job, None)]
+            await asyncio.gather(*(self._links.collect(each, note) for each in first))
         elif job.stage is Stage.SEALED:
-            await self._seal(job, note)
+            await self._links.seal(self._tier(job, None), note)
         else:
             if job.aggregator:
                 await self._deployment.retire(job, self._epoch)
                 await self._links.clean(self._deployment.leftovers(job), self._epoch)
             on_cleaned(job.id)
 
-    async def _seal(self, job: Job, note: Callable[[Callable[[Seen], Seen]], None]) -> None:
-        if not job.tiers:
-            await self._links.seal(self._seal_order(job, None), partial(self.address, job), note)
-            return
-        orders = {index: self._seal_order(job, index) for index in range(len(job.tiers))}
-        lists = {index: order for index, order in orders.items() if order.contributions}
-        addresses = {index: partial(self.address, job, index) for index in lists} | {-1: partial(self.address, job)}
-        await self._links.seal_tiers(self._root_order(job), lists, addresses, note)
-
-    def _seal_order(self, job: Job, tier: int | None) -> SealOrder:
-        listed = tuple(entry for entry in job.sealed if job.tier_of(entry.seat) == tier)
-        return SealOrder(job.transfer_id(tier), job.round, job.attempt, self._epoch, listed, self._keys_of(job))
+    def _tier(self, job: Job, tier: int | None) -> Leaf | Junction:
+        """A tier, or the root, with all that is below it."""
+        order, address = self._round_order(job, tier), partial(self.address, job, tier)
+        below = {index: self._tier(job, index) for index in job.below(tier)}
+        if below:
+            return Junction(order, address, below)
+        return Leaf(order, address, tuple(entry for entry in job.sealed if job.tier_of(entry.seat) == tier))
 
     def _keys_of(self, job: Job) -> DataKeys:
         """What an aggregator needs: to take updates, and to open the version they start from."""
         return self._keys.of_round(job, job.version.round if job.version else None)
 
     def _round_order(self, job: Job, tier: int | None) -> RoundOrder:
-        """The round in which workers upload: of a tier, or of the whole job."""
-        upstream = None
-        if tier is not None:
-            root = job.aggregator or NodeName("")
-            upstream = Upstream(root, self.address(job), job.id, SeatIndex(tier))
+        """The round of a tier, or of the whole job, in which workers upload, or the aggregators of the tiers below."""
+        below = {SeatIndex(index): job.tiers[index].aggregator for index in job.below(tier)}
         return RoundOrder(
             job_id=job.transfer_id(tier),
             round=job.round,
             attempt=job.attempt,
             fence=self._epoch,
             base_sha256=job.version.sha256 if job.version and job.round else "",
-            seats={seat: name for seat, name in job.members.items() if job.tier_of(seat) == tier},
+            seats=below or {seat: name for seat, name in job.members.items() if job.tier_of(seat) == tier},
             spec=job.spec,
             keys=self._keys_of(job),
             chunk_elements=DEFAULT_CHUNK_ELEMENTS,
-            upstream=upstream,
+            is_plain=bool(below),
+            upstream=self._upstream(job, tier) if tier is not None else None,
             readers=readers_of(job, tier),
         )
 
-    def _root_order(self, job: Job) -> RoundOrder:
-        """The round in which the tiers' aggregators upload."""
-        seats = {SeatIndex(index): tier.aggregator for index, tier in enumerate(job.tiers)}
-        return replace(self._round_order(job, None), seats=seats, is_plain=True)
+    def _upstream(self, job: Job, tier: int) -> Upstream:
+        above = job.tiers[tier].above
+        name = job.tiers[above].aggregator if above is not None else job.aggregator or NodeName("")
+        return Upstream(name, self.address(job, above), job.transfer_id(above), SeatIndex(tier), job.id)

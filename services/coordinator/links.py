@@ -1,16 +1,18 @@
-"""Keeps a job's aggregator doing what the job needs: opening and watching a round, folding it, cleaning up.
+"""Keeps a job's aggregators doing what the job needs: opening and watching its rounds, folding them, cleaning up.
 
-Each link runs until it is cancelled or its work is done, through restarts of the aggregator.
+Each link runs until it is cancelled or its work is done, through restarts of the aggregators. A job's rounds are a
+tree: the root's, and those of the tiers below it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from cortex_common.clock import Clock
 from cortex_common.errors import (
@@ -22,117 +24,92 @@ from cortex_common.errors import (
     PreconditionError,
 )
 from services.coordinator.client import AggregatorPort, Forwarded, Progress
-from services.coordinator.domain.seen import Activity, AggregatedVersion, Seen
+from services.coordinator.domain.job import Contribution
+from services.coordinator.domain.seen import Activity, AggregatedVersion, Hop, Seen
 from services.coordinator.orders import Leftover, RoundOrder, SealOrder
 
+T = TypeVar("T")
 Observe = Callable[[Callable[[Seen], Seen]], None]
 Address = Callable[[], str]
 _LONGEST_WAIT_S = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A round in which workers upload; `listed` is its part of the frozen list, once there is one."""
+
+    order: RoundOrder
+    address: Address
+    listed: tuple[Contribution, ...] = ()
+
+    @property
+    def has_updates(self) -> bool:
+        """Whether there is anything to pass on."""
+        return bool(self.listed)
+
+
+@dataclass(frozen=True, slots=True)
+class Junction:
+    """A round in which the tiers below it upload: each is a seat, its index the seat's."""
+
+    order: RoundOrder
+    address: Address
+    below: Mapping[int, Leaf | Junction]
+
+    @property
+    def has_updates(self) -> bool:
+        """Whether anything below has something to pass on."""
+        return any(tier.has_updates for tier in self.below.values())
+
+
 class Links:
-    """The three kinds of link."""
+    """The kinds of link."""
 
     def __init__(self, aggregators: AggregatorPort, clock: Clock) -> None:
         self._aggregators = aggregators
         self._clock = clock
 
-    async def collect(self, order: RoundOrder, address: Address, observe: Observe) -> None:
-        """Open the round and report what arrives, until cancelled.
+    async def collect(self, tier: Leaf | Junction, observe: Observe) -> None:
+        """Open the round, then those below it, and report what workers send, until cancelled.
 
         Raises:
             ConflictError: another coordinator rules.
         """
-        wait_s = 0.1
-        while True:
-            try:
-                await self._aggregators.open_round(address(), order)
-                observe(partial(_opened, order))
-                async for progress in self._aggregators.watch_round(address(), order):
-                    wait_s = 0.1
-                    observe(partial(self._with_progress, progress))
-            except ConflictError:
-                raise
-            except CortexError as error:
-                if _is_hopeless(error) or isinstance(error, PreconditionError):
-                    observe(partial(replace, fatal=f"round {order.round} cannot be opened: {error.message}"))
-                    return
-                self._trouble(error, observe)
-            wait_s = await self._rest(wait_s)
+        is_open = asyncio.Event()
 
-    async def seal(self, order: SealOrder, address: Address, observe: Observe) -> None:
-        """Have the list folded and report the version.
+        async def collect_below(other: Leaf | Junction) -> None:
+            # Its aggregator fetches the version it lacks from here.
+            await is_open.wait()
+            await self.collect(other, observe)
 
-        Raises:
-            ConflictError: another coordinator rules.
-        """
-        await self._until_made(lambda: self._aggregators.seal_round(address(), order), order.round, observe)
+        below = tier.below.values() if isinstance(tier, Junction) else ()
+        await asyncio.gather(self._collect(tier, is_open, observe), *map(collect_below, below))
 
-    async def seal_tiers(
-        self, root: RoundOrder, tiers: Mapping[int, SealOrder], addresses: Mapping[int, Address], observe: Observe
-    ) -> None:
-        """Have every tier's list pushed to the root, the root's list folded, and report the version.
+    async def seal(self, root: Leaf | Junction, observe: Observe) -> None:
+        """Have every tier's list pushed to the one above it, the root's folded, and report the version.
 
         Args:
-            root: The root's round; its seats are the tiers.
-            tiers: The frozen list of each tier that has one.
-            addresses: Of each tier's aggregator; of the root's under -1.
+            root: The job's own round.
             observe: Told what comes of it.
 
         Raises:
             ConflictError: another coordinator rules.
         """
+        forwarded: dict[int, Forwarded] = {}
 
         async def make() -> AggregatedVersion:
-            await self._aggregators.open_round(addresses[-1](), root)
-            calls = [self._aggregators.forward_round(addresses[index](), order) for index, order in tiers.items()]
-            keeper = asyncio.create_task(self._keep_open(root, addresses[-1]))
-            try:
-                forwarded = await asyncio.gather(*calls)
-            finally:
-                keeper.cancel()
-            listed = tuple(sorted((each.contribution for each in forwarded), key=lambda entry: entry.seat))
-            crossed = {int(each.contribution.seat): _crossed_bytes(each) for each in forwarded}
-            order = SealOrder(root.job_id, root.round, root.attempt, root.fence, listed, root.keys)
-            made = await self._aggregators.seal_round(addresses[-1](), order)
-            return replace(made, crossed_bytes=crossed)
+            order = await self._frozen(root, forwarded, observe)
+            return await self._aggregators.seal_round(root.address(), order)
 
-        await self._until_made(make, root.round, observe)
-
-    async def _keep_open(self, order: RoundOrder, address: Address) -> None:
-        """Open a round again whenever its aggregator comes back without its key, until cancelled."""
-        wait_s = 0.1
-        while True:
-            try:
-                async for _ in self._aggregators.watch_round(address(), order):
-                    wait_s = 0.1
-                await self._aggregators.open_round(address(), order)
-            except CortexError:
-                wait_s = await self._rest(wait_s)
-                with suppress(CortexError):
-                    await self._aggregators.open_round(address(), order)
-
-    async def _until_made(
-        self, make: Callable[[], Awaitable[AggregatedVersion]], round_number: int, observe: Observe
-    ) -> None:
-        wait_s = 0.1
-        while True:
-            try:
-                made = await make()
-            except ConflictError:
-                raise
-            except (PreconditionError, CorruptError) as error:
-                observe(partial(replace, spoilt=error.message))
-                return
-            except CortexError as error:
-                if _is_hopeless(error):
-                    observe(partial(replace, fatal=f"round {round_number} cannot be folded: {error.message}"))
-                    return
-                self._trouble(error, observe)
-                wait_s = await self._rest(wait_s)
-            else:
-                observe(partial(replace, aggregated=made, trouble=None))
-                return
+        try:
+            made = await self._until_through(make, observe)
+        except (PreconditionError, CorruptError) as error:
+            observe(partial(replace, spoilt=error.message))
+        except (InvalidArgumentError, ForbiddenError) as error:
+            observe(partial(replace, fatal=f"round {root.order.round} cannot be folded: {error.message}"))
+        else:
+            hops = {index: Hop(each.contribution.size_bytes, each.relayed_bytes) for index, each in forwarded.items()}
+            observe(partial(replace, aggregated=replace(made, hops=hops), trouble=None))
 
     async def clean(self, leftovers: Sequence[Leftover], fence: int) -> None:
         """Erase what an ended job no longer needs, however long its aggregators are away."""
@@ -149,6 +126,84 @@ class Links:
                 wait_s = await self._rest(wait_s)
             else:
                 return
+
+    async def _collect(self, tier: Leaf | Junction, is_open: asyncio.Event, observe: Observe) -> None:
+        wait_s, order = 0.1, tier.order
+        while True:
+            try:
+                await self._aggregators.open_round(tier.address(), order)
+                is_open.set()
+                observe(partial(_opened, tier))
+                async for progress in self._aggregators.watch_round(tier.address(), order):
+                    wait_s = 0.1
+                    if isinstance(tier, Leaf):
+                        observe(partial(self._with_progress, progress))
+            except ConflictError:
+                raise
+            except CortexError as error:
+                if _is_hopeless(error) or isinstance(error, PreconditionError):
+                    observe(partial(replace, fatal=f"round {order.round} cannot be opened: {error.message}"))
+                    return
+                self._trouble(error, observe)
+            wait_s = await self._rest(wait_s)
+
+    async def _frozen(self, tier: Leaf | Junction, forwarded: dict[int, Forwarded], observe: Observe) -> SealOrder:
+        """The tier's list: of a junction, once everything below has been forwarded to it."""
+        order, listed = tier.order, tier.listed if isinstance(tier, Leaf) else ()
+        if isinstance(tier, Junction):
+            await self._aggregators.open_round(tier.address(), order)
+            keeper = asyncio.create_task(self._keep_open(order, tier.address))
+            try:
+                below = {index: each for index, each in tier.below.items() if each.has_updates}
+                await _all(self._forward(index, each, forwarded, observe) for index, each in below.items())
+            finally:
+                keeper.cancel()
+            listed = tuple(forwarded[index].contribution for index in sorted(below))
+        return SealOrder(order.job_id, order.round, order.attempt, order.fence, listed, order.keys)
+
+    async def _forward(
+        self, index: int, tier: Leaf | Junction, forwarded: dict[int, Forwarded], observe: Observe
+    ) -> None:
+        """Have a tier's list pushed one tier up, after those below it."""
+
+        async def push() -> Forwarded:
+            order = await self._frozen(tier, forwarded, observe)
+            return await self._aggregators.forward_round(tier.address(), order)
+
+        forwarded[index] = await self._until_through(push, observe)
+
+    async def _keep_open(self, order: RoundOrder, address: Address) -> None:
+        """Open a round again whenever its aggregator comes back without its key, until it is frozen, or cancelled."""
+        wait_s = 0.1
+        while True:
+            try:
+                async for _ in self._aggregators.watch_round(address(), order):
+                    wait_s = 0.1
+                return
+            except CortexError:
+                wait_s = await self._rest(wait_s)
+                with suppress(CortexError):
+                    await self._aggregators.open_round(address(), order)
+
+    async def _until_through(self, attempt: Callable[[], Awaitable[T]], observe: Observe) -> T:
+        """What comes of it, asked for again while another time may help.
+
+        Raises:
+            ConflictError: another coordinator rules.
+            PreconditionError, CorruptError: the attempt of the round must be made again.
+            InvalidArgumentError, ForbiddenError: it can only fail.
+        """
+        wait_s = 0.1
+        while True:
+            try:
+                return await attempt()
+            except (ConflictError, PreconditionError, CorruptError):
+                raise
+            except CortexError as error:
+                if _is_hopeless(error):
+                    raise
+                self._trouble(error, observe)
+                wait_s = await self._rest(wait_s)
 
     def _with_progress(self, progress: Progress, seen: Seen) -> Seen:
         now_s = self._clock.monotonic_s()
@@ -174,12 +229,20 @@ class Links:
         return min(wait_s * 2, _LONGEST_WAIT_S)
 
 
-def _crossed_bytes(tier: Forwarded) -> int:
-    return tier.contribution.size_bytes + tier.relayed_bytes
+async def _all(calls: Iterable[Awaitable[None]]) -> None:
+    """Wait for all; the first that fails ends the others."""
+    running = [asyncio.ensure_future(call) for call in calls]
+    try:
+        await asyncio.gather(*running)
+    finally:
+        for each in running:
+            each.cancel()
 
 
-def _opened(order: RoundOrder, seen: Seen) -> Seen:
-    return replace(seen, open_seats={**seen.open_seats, **order.seats}, trouble=None)
+def _opened(tier: Leaf | Junction, seen: Seen) -> Seen:
+    """Workers may upload to a leaf."""
+    seats = tier.order.seats if isinstance(tier, Leaf) else {}
+    return replace(seen, open_seats={**seen.open_seats, **seats}, trouble=None)
 
 
 def _is_hopeless(error: CortexError) -> bool:

@@ -76,9 +76,9 @@ class Order:
 class RoundOrder:
     """A round as an aggregator is told to open it.
 
-    `job_id` is the tier's in a region, `base_sha256` is empty in round 0, `is_plain` means updates come as float32
-    whatever the job's codec is, `upstream` is the round that takes this one's result, `readers` hold a seat of the job
-    that takes no part in this round.
+    `job_id` is the tier's in a region, `base_sha256` is empty in round 0, `seats` are the tiers below if there are any,
+    `is_plain` means updates come as float32 whatever the job's codec is, `upstream` is the round that takes this one's
+    result, `readers` hold a seat of the job that takes no part in this round.
     """
 
     job_id: JobId
@@ -97,12 +97,13 @@ class RoundOrder:
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """The round one tier up, and this tier's seat in it."""
+    """The round one tier up, and this tier's seat in it; versions are there under `model_job_id`."""
 
     aggregator: NodeName
     address: str
     job_id: JobId
     seat: SeatIndex
+    model_job_id: JobId
 
 
 @dataclass(frozen=True, slots=True)

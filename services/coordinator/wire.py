@@ -57,7 +57,11 @@ def open_request(order: RoundOrder, wrap: Wrap) -> aggregator_pb2.OpenRoundReque
 
 def _upstream(upstream: Upstream) -> aggregator_pb2.Upstream:
     return aggregator_pb2.Upstream(
-        aggregator=upstream.aggregator, address=upstream.address, job_id=upstream.job_id, seat=upstream.seat
+        aggregator=upstream.aggregator,
+        address=upstream.address,
+        job_id=upstream.job_id,
+        seat=upstream.seat,
+        model_job_id=upstream.model_job_id,
     )
 
 

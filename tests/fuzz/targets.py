@@ -268,7 +268,9 @@ def round_seeds() -> list[bytes]:
     spec = aggregator_pb2.RoundSpec(job_id="j1", round=1, attempt=1, seats=seats, codec="int8", chunk_elements=1024)
     spec.data_key.key_id = "ab" * 16
     spec.upstream.aggregator, spec.upstream.address, spec.upstream.job_id = "a1", "127.0.0.1:1", "j1"
-    return [spec.SerializeToString()]
+    root = spec.SerializeToString()
+    spec.upstream.job_id, spec.upstream.model_job_id = "j1-t3", "j1"
+    return [root, spec.SerializeToString()]
 
 
 def heartbeat_seeds() -> list[bytes]:

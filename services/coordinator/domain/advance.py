@@ -320,7 +320,7 @@ def _publish(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verd
     if job.round == 0:
         first = replace(job, stage=Stage.GATHERING, round=1, attempt=1, moves=0, version=version, cohort=(), sealed=())
         return Verdict(first, (note,))
-    crossing = bytes_between_regions(job, made.crossed_bytes, world)
+    crossing = bytes_between_regions(job, made.hops, world)
     report = round_report(job, version, now.wall_s, crossing)
     included = {**job.included, **{entry.worker: job.round for entry in job.sealed}}
     made_job = replace(job, version=replace(version, metrics=report.metrics), pending=report)

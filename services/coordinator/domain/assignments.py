@@ -10,6 +10,7 @@ from cortex_common.ids import JobId, NodeName, SeatIndex
 from services.coordinator.domain.job import Job, Stage
 from services.coordinator.domain.placement import can_evaluate
 from services.coordinator.domain.seen import Rules, Seen, World
+from services.coordinator.domain.topology import is_cut_off
 
 
 class Work(StrEnum):
@@ -80,11 +81,12 @@ def live_seats(job: Job, world: World, rules: Rules, now_s: float) -> dict[NodeN
 
 
 def evaluators(job: Job, seen: Seen, world: World, rules: Rules, now_s: float) -> list[NodeName]:
-    """Holders of seats that are here and have the test data.
+    """Holders of seats that are here and have the test data, and to whom the version can come, if there are any.
 
     While that is known of none, those that discovery has not told of yet are asked; a few failures are the answer no.
     """
     live = live_seats(job, world, rules, now_s)
+    live = {name: seat for name, seat in live.items() if not is_cut_off(job, seat, world)} or live
     able = [name for name in live if can_evaluate(world.workers[name], job.spec)]
     unknown = [name for name in live if not world.workers[name].is_known]
     return able or [name for name in unknown if _failures(seen, live[name], name) < rules.tries]

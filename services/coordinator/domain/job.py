@@ -69,12 +69,17 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """A region's own round, one tier below the root's: its seats upload at `aggregator`, which forwards their mean."""
+    """A round below the root's, at a region's aggregator, which forwards its mean.
+
+    It goes to the tier with index `above`, or to the root (None). Either `seats` upload here (a leaf), or the tiers
+    below do (a junction: it has no seats of its own).
+    """
 
     region: str
     aggregator: NodeName
     address: str
     seats: tuple[SeatIndex, ...]
+    above: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +155,10 @@ class Job:
     def tier_of(self, seat: SeatIndex) -> int | None:
         """Index of the tier a seat belongs to; None when it uploads to the root."""
         return next((index for index, tier in enumerate(self.tiers) if seat in tier.seats), None)
+
+    def below(self, tier: int | None) -> tuple[int, ...]:
+        """Indices of the tiers that forward to a tier, or to the root (None)."""
+        return tuple(index for index, each in enumerate(self.tiers) if each.above == tier)
 
     def transfer_id(self, tier: int | None) -> JobId:
         """Id under which an aggregator knows the round of a tier; the root's is the job's own."""

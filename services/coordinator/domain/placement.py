@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 
 from cortex_common.errors import Violation
 from cortex_common.ids import NodeName
 from cortex_common.job.spec import JobSpec
 from services.coordinator.domain.job import Job
+from services.coordinator.domain.regions import around
 from services.coordinator.domain.seen import AggregatorView, Dataset, Rules, WorkerView, World
 
 
@@ -147,12 +149,19 @@ def choose_aggregator(
         seats: Who holds them.
         world: Who is there.
         above_regions: It sums up what the regions' own have summed; then one of a region without seats is better, if
-            there is one: it has nothing else to do.
+            there is one: it has nothing else to do. Best is one that all seats' regions lie in, then one where none
+            does.
     """
     regions = Counter(world.workers[name].region for name in seats if name in world.workers and name is not None)
     live = [aggregator for aggregator in world.aggregators.values() if aggregator.is_live]
+    if above_regions:
+        return min(live, key=partial(_rank_above, regions), default=None)
+    return min(live, key=lambda view: (-regions[view.region], view.name), default=None)
 
-    def rank(aggregator: AggregatorView) -> tuple[bool, int, NodeName]:
-        return above_regions and regions[aggregator.region] > 0, -regions[aggregator.region], aggregator.name
 
-    return min(live, key=rank, default=None)
+def _rank_above(regions: Counter[str], view: AggregatorView) -> tuple[bool, bool, int, NodeName]:
+    """How an aggregator does as the root of regions with so many seats each; the least does best."""
+    inside = sum(count for region, count in regions.items() if view.region in around(region))
+    is_around_all = inside == regions.total()
+    is_busy = regions[view.region] > 0 or (inside > 0 and not is_around_all)
+    return is_busy, not is_around_all, -inside, view.name

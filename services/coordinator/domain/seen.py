@@ -125,15 +125,23 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
+class Hop:
+    """Bytes of a tier's update to the tier above, and of the versions that its aggregator fetched for the round."""
+
+    up_bytes: int
+    down_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class AggregatedVersion:
-    """The aggregator's answer to a sealed round; `crossed_bytes` is what went to and from each tier for it."""
+    """The aggregator's answer to a sealed round; `hops` is what went to and from each tier for it."""
 
     sha256: str
     manifest_sha256: str
     parameters: int
     size_bytes: int
     update_norm: float
-    crossed_bytes: Mapping[int, int] = field(default_factory=dict)
+    hops: Mapping[int, Hop] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

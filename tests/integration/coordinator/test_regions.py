@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,10 @@ from safetensors.numpy import load as load_safetensors
 
 from cortex_common.job.status import JobPhase, JobStatus
 from cortex_common.pb.v1 import coordinator_pb2 as pb
-from tests.integration.coordinator.harness import LARGE, ScriptedWorker, Site, hold_at, let_go, site, working
+from cortex_common.tensors import Manifest
+from tests.integration.coordinator.harness import LARGE, MANIFEST, ScriptedWorker, Site, hold_at, let_go, site, working
 from tests.integration.coordinator.test_jobs import announce, job, submit, until
+from tests.waiting import eventually
 
 VALUES = {"w1": 1.0, "w2": 2.5, "w3": -3.25, "w4": 0.1}
 
@@ -77,6 +81,38 @@ async def test_a_region_whose_aggregator_is_gone_is_served_by_another(cortex):
     assert "region_moved" in events
 
 
+class Examiner(ScriptedWorker):
+    """Evaluates nothing before it may."""
+
+    def __init__(self, cortex: Site, name: str, value: float, region: str, may: asyncio.Event) -> None:
+        super().__init__(cortex, name, value, region)
+        self.asked = asyncio.Event()
+        self._may = may
+
+    async def _pull(self, assignment: pb.Assignment) -> None:
+        self.asked.set()
+        await self._may.wait()
+        await super()._pull(assignment)
+
+
+async def test_versions_are_tested_by_others_where_a_region_cannot_have_them(cortex):
+    await announce(cortex, *VALUES)
+    may = asyncio.Event()
+    crew = [
+        Examiner(cortex, name, value, "us" if name in ("w2", "w4") else "eu", may) for name, value in VALUES.items()
+    ]
+    async with working(*crew), cortex.jobs() as stub:
+        spec = job(training={"rounds": 1}, placement={"workers": 4}, aggregation={"topology": "regional"})
+        job_id = await submit(stub, spec)
+        await asyncio.gather(*(each.asked.wait() for each in crew))
+        await cortex.stop("aggregator-us")
+        may.set()
+        status = await until(stub, job_id, JobPhase.COMPLETED, JobPhase.FAILED)
+    assert status.status is JobPhase.COMPLETED, status.error
+    assert status.metrics["test_accuracy"] == pytest.approx(0.7)
+    assert [report.attempt for report in status.history] == [1]
+
+
 async def test_versions_cross_regions_as_deltas_once_a_region(cortex):
     regions = {"w1": "eu", "w2": "us", "w3": "eu", "w4": "us"}
     crew = [ScriptedWorker(cortex, name, value, regions[name], manifest=LARGE) for name, value in VALUES.items()]
@@ -96,3 +132,110 @@ async def test_versions_cross_regions_as_deltas_once_a_region(cortex):
     mean = np.mean(list(VALUES.values()))
     first_value = min(VALUES.values(), key=lambda value: abs(model["w"][0, 0] - value - 5 * mean))
     np.testing.assert_allclose(model["w"], np.full((500, 600), first_value + 5 * mean), rtol=1e-5)
+
+
+INSIDE = {"w1": "eu.paris", "w2": "eu.lyon", "w3": "eu", "w4": "us"}
+
+
+@pytest.fixture
+async def nested(cortex):
+    """Beside eu and us an aggregator in each of two regions in eu, and one above all, which becomes the root."""
+    for name, region in (("paris", "eu.paris"), ("lyon", "eu.lyon"), ("global", "global")):
+        await cortex.start(f"aggregator-{name}", region)
+    world = cortex.running.coordinator._network.world
+    await eventually(lambda: len(world(frozenset(), ()).aggregators) == 5)
+    return cortex
+
+
+def crew_inside(cortex: Site, manifest: Manifest = MANIFEST) -> list[ScriptedWorker]:
+    return [ScriptedWorker(cortex, name, value, INSIDE[name], manifest=manifest) for name, value in VALUES.items()]
+
+
+def copies(root: Path, job_id: str) -> dict[str, int]:
+    """How many versions, or copies of them, each aggregator has of a job."""
+    found = {path.name: path / "versions" / job_id for path in root.glob("aggregator*")}
+    return {name: len(list(folder.glob("*.json"))) for name, folder in found.items() if folder.exists()}
+
+
+def check_model(model: dict[str, np.ndarray], rounds: int, shape: tuple[int, int] = (4, 3)) -> None:
+    """Each round has added the mean of all updates, each once, to one worker's first version."""
+    mean = np.mean(list(VALUES.values()))
+    first_value = min(VALUES.values(), key=lambda value: abs(model["w"][0, 0] - value - rounds * mean))
+    np.testing.assert_allclose(model["w"], np.full(shape, first_value + rounds * mean), rtol=1e-5)
+
+
+async def test_regions_in_regions_give_what_flat_gives_and_each_hop_between_them_counts(nested, tmp_path):
+    flat, flat_model = await train(nested, "flat", crew=crew_inside(nested))
+    regional, regional_model = await train(nested, "regional", crew=crew_inside(nested))
+    check_model(flat_model, 3)
+    check_model(regional_model, 3)
+    assert [report.accepted for report in regional.history] == [4] * 3
+    # Flat, the updates of three workers go to eu in round 1, and later each fetches a version besides.
+    update = flat.history[0].bytes_between_regions / 3
+    assert [report.bytes_between_regions for report in flat.history] == [3 * update, 6 * update, 6 * update]
+    # Paris and Lyon send to eu and fetch there, eu and us send to the root: whatever lies below them.
+    assert [report.bytes_between_regions for report in regional.history] == [8 * update] * 3
+    assert min(copies(tmp_path, regional.job_id).values()) >= 1
+    assert len(copies(tmp_path, regional.job_id)) == 5
+    await eventually(lambda: not list(tmp_path.glob("aggregator*/spool/*")))
+
+
+async def test_when_the_aggregator_between_is_gone_its_regions_go_around_it(nested):
+    await announce(nested, *VALUES)
+    crew = crew_inside(nested)
+    async with working(*crew), nested.jobs() as stub:
+        spec = job(training={"rounds": 12}, placement={"workers": 4}, aggregation={"topology": "regional"})
+        hold_at(3, crew[0])
+        job_id = await submit(stub, spec)
+        await until(stub, job_id, JobPhase.TRAINING, round_number=3)
+        await nested.stop("aggregator")
+        let_go(crew[0])
+        await until(stub, job_id, JobPhase.TRAINING, round_number=6)
+        hold_at(8, crew[3])
+        await nested.start("aggregator")
+        let_go(crew[3])
+        status = await until(stub, job_id, JobPhase.COMPLETED, JobPhase.FAILED)
+        assert status.status is JobPhase.COMPLETED, status.error
+        assert [report.accepted for report in status.history] == [4] * 12
+        assert status.history[2].attempt == 2
+        events = [e.event.name async for e in stub.WatchEvents(pb.WatchEventsRequest(job_id=job_id))]
+        assert events.count("region_moved") == 1
+        answers = [answer async for answer in stub.DownloadModel(pb.DownloadModelRequest(job_id=job_id))]
+    check_model(load_safetensors(b"".join(answer.data for answer in answers)), 12)
+
+
+@pytest.mark.parametrize("service", ["aggregator", "aggregator-paris", "aggregator-global", "coordinator"])
+async def test_whoever_starts_again_in_a_round_of_regions_in_regions_the_job_goes_on(nested, service):
+    region = {"aggregator-paris": "eu.paris", "aggregator-global": "global"}.get(service, "eu")
+    await announce(nested, *VALUES)
+    crew = crew_inside(nested)
+    async with working(*crew), nested.jobs() as stub:
+        hold_at(2, *crew[:2])
+        aggregation = {"topology": "regional", "strategy": "fedavgm"}
+        deltas = {"download": {"codec": "int8", "resync_every": 3}}
+        spec = job(training={"rounds": 4}, placement={"workers": 4}, aggregation=aggregation, compression=deltas)
+        job_id = await submit(stub, spec)
+        await until(stub, job_id, JobPhase.TRAINING, round_number=2)
+        await nested.stop(service)
+        await nested.start(service, region)
+        let_go(*crew[:2])
+        async with nested.jobs() as again:
+            status = await until(again, job_id, JobPhase.COMPLETED, JobPhase.FAILED)
+    assert status.status is JobPhase.COMPLETED, status.error
+    assert [report.accepted for report in status.history] == [4] * 4
+
+
+async def test_deltas_go_down_from_region_to_region_once_each(nested):
+    crew = crew_inside(nested, LARGE)
+    sections = {"compression": {"download": {"codec": "int8", "resync_every": 3}}}
+    status, model = await train(nested, "regional", 5, crew, **sections)
+    for worker in crew:
+        assert {(number, kind) for number, kind, _ in worker.pulled} == {
+            (1, "model"), (2, "delta"), (3, "model"), (4, "delta"), (5, "model")
+        }  # fmt: skip
+    update = 4 * LARGE.elements
+    crossed = {report.round: report.bytes_between_regions for report in status.history}
+    assert [crossed[number] for number in (1, 2, 4)] == pytest.approx([8 * update] * 3, rel=0.01)
+    assert crossed[3] == pytest.approx(crossed[5], rel=0.01)
+    assert crossed[3] < 4 * 1.3 * update
+    check_model(model, 5, (500, 600))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import select
 from sqlalchemy import update as update_rows
 
 from cortex_common.errors import CorruptError
-from cortex_common.ids import JobId
+from cortex_common.ids import JobId, NodeName, SeatIndex
 from cortex_common.storage.sql import open_engine, sqlite_url
+from services.coordinator.domain.job import Tier
 from services.coordinator.domain.reach import EVERYTHING
 from services.coordinator.memory_store import MemoryStore
 from services.coordinator.sql_store import SqlStore
@@ -46,6 +49,23 @@ def test_opening_a_database_again_keeps_it(tmp_path):
     second = SqlStore(open_engine(sqlite_url(tmp_path / "jobs.db")))
     assert second.acquire("me", 2.0) == 2
     assert second.get(JobId("j1"), EVERYTHING) == new_job()
+
+
+def test_tiers_stored_before_they_could_lie_above_each_other_forward_to_the_root(tmp_path):
+    engine = open_engine(sqlite_url(tmp_path / "jobs.db"))
+    store = SqlStore(engine)
+    epoch = store.acquire("me", 1.0)
+    leaf = Tier("eu.paris", NodeName("agg-paris"), "a:1", (SeatIndex(0),), above=1)
+    nested = replace(new_job(), tiers=(leaf, Tier("eu", NodeName("agg-eu"), "a:2", ())))
+    store.insert(nested, None, NOTE, epoch, 1.0)
+    assert store.get(JobId("j1"), EVERYTHING) == nested
+    with engine.begin() as db:
+        state = json.loads(db.execute(select(JOB.c.state)).scalar_one())
+        assert [tier.pop("above") for tier in state["tiers"]] == [1, None]
+        db.execute(update_rows(JOB).values(state=json.dumps(state)))
+    found = store.get(JobId("j1"), EVERYTHING)
+    assert found is not None
+    assert [tier.above for tier in found.tiers] == [None, None]
 
 
 def test_a_job_that_cannot_be_read_keeps_nobody_from_starting(tmp_path):

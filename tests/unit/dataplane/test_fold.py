@@ -18,6 +18,7 @@ from cortex_common.identity import Identity, Role
 from cortex_common.security.encryption import EncryptionManager, ObjectHeader, ObjectKind
 from cortex_common.security.marks import HighWaterMarks
 from cortex_common.storage import DirectoryBlobStore
+from cortex_common.storage.records import last_record, record
 from cortex_common.tensors import Arena, Manifest, TensorKind, chunk_count, chunk_ranges, model_sha256
 from cortex_common.transfer import Receipt
 from services.aggregator import domain
@@ -170,6 +171,7 @@ TERMS = RoundTerms(ROUND, 1, "ab" * 32, {0: "w0", 1: "w1"}, "none", "{}", "fedav
     ("change", "message"),
     [
         ({"key": RoundKey("../x", 1, 0)}, "job_id"),
+        ({"upstream": domain.Upstream("a", "a:1", "job-1-t3", 0, "../x")}, "job_id"),
         ({"key": RoundKey("job-1", 0, 0)}, "round 0 is one seat"),
         ({"seats": {}}, "round.seats: 0 given"),
         ({"seats": dict.fromkeys(range(9), "w")}, "round.seats: 9 given; allowed are 1 to 8"),
@@ -286,6 +288,33 @@ def test_a_torn_state_of_a_round_leaves_the_one_before(tmp_path: Path) -> None:
     (tmp_path / "marks").unlink()
     os.truncate(path, first - 1)
     assert list(DirectoryRoundStore(tmp_path).load()) == []
+
+
+def test_a_round_stored_before_regions_lay_in_regions_takes_versions_from_the_round_above(tmp_path: Path) -> None:
+    store = DirectoryRoundStore(tmp_path)
+    above = domain.Upstream("aggregator-1", "a:1", "job-1", 0)
+    terms = replace(TERMS, key=RoundKey("job-1-t0", 1, 0), upstream=above)
+    store.save(StoredRound(terms, domain.Phase.OPEN))
+    path = store.directory(terms.key) / "round.log"
+    facts = json.loads(last_record_of(path))
+    assert facts["terms"]["upstream"].pop("model_job_id") == "job-1"
+    path.write_bytes(record(json.dumps(facts).encode()))
+    (tmp_path / "marks").unlink()
+    (loaded,) = DirectoryRoundStore(tmp_path).load()
+    assert loaded.terms == terms
+    assert loaded.terms.model_job_id == "job-1"
+    between = replace(terms, upstream=replace(above, job_id="job-1-t3", model_job_id="job-1"))
+    store.save(StoredRound(between, domain.Phase.OPEN))
+    (loaded,) = DirectoryRoundStore(tmp_path).load()
+    assert (loaded.terms, loaded.terms.model_job_id) == (between, "job-1")
+
+
+def last_record_of(path: Path) -> bytes:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return last_record(file)[0]
+    finally:
+        os.close(file)
 
 
 def test_a_state_of_a_round_that_was_on_the_disk_is_never_taken_back(tmp_path: Path) -> None:

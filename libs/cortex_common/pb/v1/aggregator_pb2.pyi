@@ -242,7 +242,7 @@ class RoundSpec(_message.Message):
 
     @_builtins.property
     def upstream(self) -> Global___Upstream:
-        """Set for a region's round: its result is pushed there, and a base version that is not here is fetched from there."""
+        """Set for the round of a region's tier: its result is pushed there, and a base version that is not here is fetched from there."""
 
     @_builtins.property
     def older_keys(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.DataKey]:
@@ -283,7 +283,9 @@ Global___RoundSpec: _TypeAlias = RoundSpec  # noqa: Y015
 
 @_typing.final
 class Upstream(_message.Message):
-    """The round one tier up. An aggregator is to it what a worker is to its own."""
+    """The round one tier up: the root's, or that of a region in which this one lies. An aggregator is to it what a worker is to its
+    own.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -291,12 +293,17 @@ class Upstream(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     JOB_ID_FIELD_NUMBER: _builtins.int
     SEAT_FIELD_NUMBER: _builtins.int
+    MODEL_JOB_ID_FIELD_NUMBER: _builtins.int
     aggregator: _builtins.str
-    """Node name and host:port of the aggregator."""
+    """Node name and host:port of the aggregator. It may be the one that is told this: then versions come from where its other
+    round of the job has them from.
+    """
     address: _builtins.str
     job_id: _builtins.str
-    """Job id under which the upper round runs, and the seat of this region in it."""
+    """Job id under which the upper round runs, and the seat of this tier in it."""
     seat: _builtins.int
+    model_job_id: _builtins.str
+    """Job id under which versions are asked for there: the root's. Empty: `job_id`."""
     def __init__(
         self,
         *,
@@ -304,10 +311,11 @@ class Upstream(_message.Message):
         address: _builtins.str = ...,
         job_id: _builtins.str = ...,
         seat: _builtins.int = ...,
+        model_job_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "aggregator", b"aggregator", "job_id", b"job_id", "seat", b"seat"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "aggregator", b"aggregator", "job_id", b"job_id", "model_job_id", b"model_job_id", "seat", b"seat"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
