@@ -16,7 +16,6 @@ from cortex_common.errors import (
     InvalidArgumentError,
     NotFoundError,
     PreconditionError,
-    UnavailableError,
 )
 from cortex_common.ids import JobId, NodeName, SeatIndex
 from cortex_common.job.site_policy import Refusal
@@ -28,17 +27,17 @@ from services.coordinator.datasets import SealedDatasets
 from services.coordinator.deployment import ModelDeploymentManager
 from services.coordinator.domain.advance import Now, Verdict, advance
 from services.coordinator.domain.assignments import assignments
-from services.coordinator.domain.epochs import with_holders
 from services.coordinator.domain.explain import waiting_for
 from services.coordinator.domain.job import Job, Note, Stage
 from services.coordinator.domain.placement import admission
 from services.coordinator.domain.reach import EVERYTHING, Caller, Reach
 from services.coordinator.domain.seen import Dataset, Rules, Seen, World
-from services.coordinator.keys import JobKeys, NewKey, PutOff
+from services.coordinator.keys import JobKeys
 from services.coordinator.link_keeper import LinkKeeper
 from services.coordinator.network_view import NetworkView
 from services.coordinator.observers import Observers
 from services.coordinator.orders import DataKeys, Order, SealedPart
+from services.coordinator.rekeying import Rekeying
 from services.coordinator.resealing import Resealing
 from services.coordinator.shown import status_of
 from services.coordinator.signal import Signal, first_of
@@ -83,6 +82,7 @@ class JobCoordinator:
         self,
         store: StoreThread[Store],
         keys: JobKeys,
+        rekeying: Rekeying,
         attendance: Attendance,
         network: NetworkView,
         links: LinkKeeper,
@@ -98,6 +98,7 @@ class JobCoordinator:
     ) -> None:
         self._store = store
         self._keys = keys
+        self._rekeying = rekeying
         self._attendance = attendance
         self._network = network
         self._links = links
@@ -298,12 +299,15 @@ class JobCoordinator:
         for tracked in list(self._jobs.values()):
             for _ in range(_MAX_STEPS):
                 steps = self._steps(tracked)
+                if not steps:
+                    tracked.wait_for_others()
                 if not steps or not await self._apply(tracked, steps, tasks):
                     break
             self._links.mend(tracked, tasks, self.observe, self._cleaned)
             self._resealing.mend(tracked, tasks, self._decide_later)
             if tracked.job.stage.is_terminal and tracked.job.cleaned:
                 del self._jobs[tracked.job.id]
+                self._rekeying.forget(tracked.job.id)
                 self._keys.forget(tracked.job.id)
                 self._datasets.forget(tracked.job.id)
 
@@ -338,12 +342,12 @@ class JobCoordinator:
 
     async def _apply(self, tracked: Tracked, steps: Sequence[Verdict], tasks: asyncio.TaskGroup | None) -> bool:
         """Store first, believe it then; False if that has to wait for whoever holds the key-encryption key."""
-        try:
-            steps, key = await self._with_key(tracked, steps)
-        except UnavailableError as error:
-            tracked.seen = replace(tracked.seen, trouble=error.message)
+        keyed, now = await self._rekeying.keyed(tracked.job, steps), self._now()
+        steps, key = keyed.steps, keyed.key
+        if not steps:
+            tracked.wait_for(keyed.waits_for, now.monotonic_s)
             return False
-        after, now = steps[-1].job, self._now()
+        after = steps[-1].job
         notes = tuple(note for step in steps for note in step.notes)
         before, keys = tracked.job, (key.stored,) if key else ()
         await self._store.call(lambda store: store.commit(before, after, notes, self._epoch, now.wall_s, keys))
@@ -360,24 +364,6 @@ class JobCoordinator:
                     self._prune(tracked, tasks)
         self._new_event.notify()
         return True
-
-    async def _with_key(self, tracked: Tracked, steps: Sequence[Verdict]) -> tuple[Sequence[Verdict], NewKey | None]:
-        """The steps, with the key that a round they open begins with: a new one, if that is due.
-
-        Raises:
-            UnavailableError: whoever holds the key-encryption key is away, and the old data key must not be used.
-        """
-        job, notes = steps[-1].job, steps[-1].notes
-        due = None
-        if job.stage is Stage.COLLECTING and is_new_stage(tracked.job, job):
-            due = await self._keys.due(job, self._rules)
-        key = due if isinstance(due, NewKey) else None
-        if key is not None:
-            job = replace(job, rekey="", key_holders=())
-            notes = (*notes, Note("data_key_rotated", job.round, f"epoch {key.stored.epoch}: {key.stored.reason}"))
-        elif isinstance(due, PutOff):
-            notes = (*notes, Note("data_key_not_rotated", job.round, due.reason))
-        return (*steps[:-1], Verdict(with_holders(job), notes)), key
 
     def _prune(self, tracked: Tracked, tasks: asyncio.TaskGroup) -> None:
         """Erase versions after a round, but not after each when rounds are shorter than a second."""

@@ -13,9 +13,8 @@ from cortex_common.ids import JobId, NodeName
 from cortex_common.logging import get_logger
 from cortex_common.security.encryption import DataKey, EncryptionManager
 from cortex_common.security.keyring import KeyEncryption, RestingKey, made_s
-from services.coordinator.domain.epochs import Epoch, needed, readable, rotation_due, rotation_required
+from services.coordinator.domain.epochs import Epoch, needed, readable
 from services.coordinator.domain.job import Job
-from services.coordinator.domain.seen import Rules
 from services.coordinator.orders import DataKeys
 from services.coordinator.store import OwnedKey, Store, StoredKey
 from services.coordinator.store_thread import StoreThread
@@ -44,12 +43,11 @@ class NewKey:
     stored: StoredKey
     open: OpenKey
 
-
-@dataclass(frozen=True, slots=True)
-class PutOff:
-    """A rotation that has to wait, while the old key is used; why."""
-
-    reason: str
+    def beginning(self, job: Job, reason: str) -> NewKey:
+        """The same key for an epoch that begins with the job's present attempt, and why it does."""
+        epoch = replace(self.open.epoch, from_round=job.round, from_attempt=job.attempt)
+        stored = replace(self.stored, reason=reason, from_round=job.round, from_attempt=job.attempt)
+        return NewKey(stored, replace(self.open, epoch=epoch))
 
 
 class JobKeys:
@@ -65,21 +63,16 @@ class JobKeys:
         self._clock = clock
         self._open: dict[JobId, tuple[OpenKey, ...] | CortexError] = {}
         self._unstored: dict[str, str] = {}
-        self._put_off_until_s: dict[JobId, float] = {}
         self.others: list[Callable[[int], Awaitable[int]]] = []
         """Wrap anew what else rests under the key-encryption keys, and give how much that was."""
 
     async def rest(self, owner: str, secret: bytes, context: bytes) -> RestingKey:
-        """Wrap a secret, whose key-encryption key stays until `stored`, or until the key `begin`s.
+        """Wrap a secret of somebody else, whose key-encryption key stays until `stored`.
 
         Raises:
             UnavailableError: whoever holds the key-encryption key is away.
         """
-        try:
-            resting = await asyncio.to_thread(self._keyring.wrap, secret, context)
-        except (NotFoundError, PreconditionError) as error:
-            # The token was taken away, or opened by another PIN: it may be put back.
-            raise UnavailableError(error.message) from error
+        resting = await asyncio.to_thread(self._keyring.wrap, secret, context)
         self._unstored[owner] = resting.kek_id
         return resting
 
@@ -95,33 +88,6 @@ class JobKeys:
         """
         return await self._new(job_id, 1, 0, 0, _FIRST)
 
-    async def due(self, job: Job, rules: Rules) -> NewKey | PutOff | None:
-        """The key that a round which is opened now begins with, if it is a new one; as `next`.
-
-        While whoever holds the key-encryption key is away, a key that is merely old goes on being used.
-
-        Raises:
-            UnavailableError: whoever holds the key-encryption key is away, and the present data key must not be used.
-        """
-        try:
-            newest = self.newest(job.id)
-        except (NotFoundError, CorruptError):
-            # Said where the round's keys are asked for: the job, and only it, cannot go on.
-            return None
-        reason = rotation_due(job, newest, rules, self._clock.wall_s())
-        if reason is None:
-            return None
-        is_required, now_s = rotation_required(job) is not None, self._clock.monotonic_s()
-        if not is_required and now_s < self._put_off_until_s.get(job.id, now_s):
-            return None
-        try:
-            return await self.next(job, reason)
-        except UnavailableError as error:
-            if is_required:
-                raise
-            self._put_off_until_s[job.id] = now_s + _LOOK_EVERY_S
-            return PutOff(f"{reason}, and stays in use: {error.message}")
-
     async def next(self, job: Job, reason: str) -> NewKey:
         """The key of an epoch that begins with the job's present attempt: to be stored, and then to `begin`.
 
@@ -132,7 +98,6 @@ class JobKeys:
 
     def begin(self, job_id: JobId, new: NewKey) -> None:
         """Use a key that has been stored."""
-        self._put_off_until_s.pop(job_id, None)
         earlier = self._open.get(job_id, ())
         self._open[job_id] = (*(earlier if isinstance(earlier, tuple) else ()), new.open)
         self._unstored.pop(job_id, None)
@@ -141,8 +106,8 @@ class JobKeys:
 
     def forget(self, job_id: JobId) -> None:
         """Drop from memory what belongs to a job that never came to be, or is over."""
-        for each in (self._open, self._unstored, self._put_off_until_s):
-            each.pop(job_id, None)
+        self._open.pop(job_id, None)
+        self._unstored.pop(job_id, None)
 
     async def load(self, job_id: JobId) -> None:
         """Open the keys of a stored job, so that they can be got, or it is known what is wrong with them."""
@@ -276,7 +241,8 @@ class JobKeys:
 
     async def _new(self, job_id: JobId, number: int, from_round: int, from_attempt: int, reason: str) -> NewKey:
         key = EncryptionManager.new_data_key(number)
-        resting = await self.rest(job_id, key.key, self._context(job_id, key.key_id, number))
+        resting = await asyncio.to_thread(self._keyring.wrap, key.key, self._context(job_id, key.key_id, number))
+        self._unstored[job_id] = resting.kek_id
         now_s = self._clock.wall_s()
         stored = StoredKey(key.key_id, number, resting, now_s, reason, from_round, from_attempt)
         return NewKey(stored, OpenKey(Epoch(from_round, from_attempt, number, now_s), key))

@@ -44,6 +44,7 @@ from services.coordinator.link_keeper import LinkKeeper
 from services.coordinator.links import Links
 from services.coordinator.network_view import NetworkView
 from services.coordinator.observers import Observers
+from services.coordinator.rekeying import Rekeying
 from services.coordinator.resealing import Resealing
 from services.coordinator.servicer import ASSIGNMENT_SERVICE, JOB_SERVICE, AssignmentServicer, JobServicer
 from services.coordinator.settings import CoordinatorSettings
@@ -149,6 +150,7 @@ async def _parts(
     coordinator = JobCoordinator(
         store=store,
         keys=keys,
+        rekeying=Rekeying(keys, clock, settings.rules),
         attendance=attendance,
         network=network,
         links=LinkKeeper(Links(aggregators, clock), keys, deployment, network, epoch),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cortex_common.ids import NodeName, SeatIndex
 from cortex_common.job.site_policy import Refusal
@@ -49,6 +49,19 @@ class Tracked:
         if is_new_stage(before, job):
             self.seen = Seen(since_s=now_s)
         self.changed.notify()
+
+    def wait_for(self, what: str | None, now_s: float) -> None:
+        """Note what keeps the next round from being opened. That time is not spent on waiting for workers."""
+        if what != self.seen.trouble:
+            log.warning("round_waits", job_id=self.job.id, round=self.job.round, reason=what)
+            self.changed.notify()
+        self.seen = replace(self.seen, trouble=what, since_s=now_s)
+
+    def wait_for_others(self) -> None:
+        """Note that the next round could not be opened anyway: there are not enough workers for it."""
+        if self.job.stage is Stage.GATHERING and self.seen.trouble is not None:
+            self.seen = replace(self.seen, trouble=None)
+            self.changed.notify()
 
     def wanted_link(self) -> LinkKey | None:
         """Identifies the link the job needs now; None for none."""

@@ -37,7 +37,10 @@ class RestingKey:
 
 
 class KeyEncryption(Protocol):
-    """Wraps secrets at rest. `context` says what a secret is for: under another one it does not open. Calls block."""
+    """Wraps secrets at rest. `context` says what a secret is for: under another one it does not open.
+
+    Calls block. Any may raise UnavailableError: whoever holds the keys is away, and may be asked again.
+    """
 
     @property
     def ids(self) -> tuple[str, ...]:

@@ -23,6 +23,8 @@ _TAG_BITS = 128
 class Pkcs11Keyring:
     """Implements KeyEncryption over one token of a PKCS#11 module; makes a first key where there is none.
 
+    A module that has answered once and does not any more is away: UnavailableError, until it does again.
+
     Keys are AES-256 secret keys with labels `kek-…`, sensitive and not extractable. The newest label is the current
     one.
     """
@@ -48,6 +50,8 @@ class Pkcs11Keyring:
         self._pkcs11 = _library_of_pkcs11()
         self._lock = Lock()
         self._session: Any = None
+        self._was_open = False
+        self._refusal = ""
         if not self.ids:
             self.rotate()
 
@@ -132,13 +136,24 @@ class Pkcs11Keyring:
         with self._lock:
             try:
                 if self._session is None:
-                    self._session = self._opened()
+                    self._session = self._opened_anew() if self._was_open else self._opened()
+                    self._was_open = True
                 return work(self._session)
             except self._pkcs11.exceptions.PKCS11Error as error:
                 self._session = None
                 raise UnavailableError(f"token {self._token!r} does not answer: {_words(error)}") from error
 
+    def _opened_anew(self) -> Any:
+        """A session in the place of one that broke. A module that was here once is away, and no mistake in settings."""
+        try:
+            return self._opened()
+        except (NotFoundError, PreconditionError) as error:
+            raise UnavailableError(error.message) from error
+
     def _opened(self) -> Any:
+        if self._refusal:
+            # Tokens lock themselves after a few wrong PINs.
+            raise PreconditionError(f"{self._refusal}; not tried again before the next start")
         exceptions = self._pkcs11.exceptions
         if not self._module.exists():
             raise NotFoundError(f"pkcs11_module {self._module} is not there")
@@ -153,7 +168,8 @@ class Pkcs11Keyring:
             # A login is the whole process's: another session of it is still open.
             return token.open(rw=True)
         except (exceptions.PinIncorrect, exceptions.PinInvalid, exceptions.PinLenRange, exceptions.PinLocked) as error:
-            raise PreconditionError(f"token {self._token!r} refuses the PIN: {_words(error)}") from None
+            self._refusal = f"token {self._token!r} refuses the PIN: {_words(error)}"
+            raise PreconditionError(self._refusal) from None
 
 
 def _library_of_pkcs11() -> Any:

@@ -23,6 +23,14 @@ class Epoch:
     created_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Why a new epoch is due; unless it is mandatory, the old key is only old and does for another round."""
+
+    reason: str
+    is_mandatory: bool
+
+
 def holders_of(job: Job) -> frozenset[str]:
     """Who is given the job's data key now: workers with a seat, and the aggregators of its round."""
     workers = {f"worker {name}" for name in job.seats if name is not None}
@@ -37,16 +45,10 @@ def with_holders(job: Job) -> Job:
     return job if holders == job.key_holders else replace(job, key_holders=holders)
 
 
-def rotation_required(job: Job) -> str | None:
-    """Why no round may be opened under the present key: somebody has it who should not, or it was asked for."""
-    if job.rekey:
-        return job.rekey
-    gone = sorted(set(job.key_holders) - holders_of(job))
-    return f"{', '.join(gone)} left" if gone else None
-
-
-def rotation_due(job: Job, newest: Epoch, rules: Rules, now_s: float) -> str | None:
+def rotation_due(job: Job, newest: Epoch, rules: Rules, now_s: float) -> Rotation | None:
     """Why a round that is opened now begins a new epoch; None if it does not.
+
+    It must where somebody asked for it, or somebody who was given the old key left.
 
     Args:
         job: As it is with the round open.
@@ -54,14 +56,17 @@ def rotation_due(job: Job, newest: Epoch, rules: Rules, now_s: float) -> str | N
         rules: How long an epoch may last.
         now_s: Wall-clock seconds.
     """
-    if (reason := rotation_required(job)) is not None:
-        return reason
+    if job.rekey:
+        return Rotation(job.rekey, is_mandatory=True)
+    gone = sorted(set(job.key_holders) - holders_of(job))
+    if gone:
+        return Rotation(f"{', '.join(gone)} left", is_mandatory=True)
     age_s = now_s - newest.created_s
     if age_s >= rules.data_key_age_s:
-        return f"{age_s:.0f} s old"
+        return Rotation(f"{age_s:.0f} s old", is_mandatory=False)
     rounds = job.round - newest.from_round
     if rounds >= rules.data_key_rounds:
-        return f"used for {rounds} rounds"
+        return Rotation(f"used for {rounds} rounds", is_mandatory=False)
     return None
 
 

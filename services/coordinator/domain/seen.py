@@ -107,7 +107,8 @@ class Seen:
     """Observations about one stage of one attempt; the next starts with an empty one.
 
     `open_seats` is who may upload, as the aggregator was told. `trouble` is why an aggregator cannot be talked to now,
-    `spoilt` why the attempt must be made again, `fatal` why the job cannot go on.
+    or why the next round cannot be opened, `spoilt` why the attempt must be made again, `fatal` why the job cannot go
+    on.
     """
 
     since_s: float

@@ -146,39 +146,6 @@ async def test_keys_rotate_in_every_round_and_no_round_is_lost(cortex, tmp_path,
     assert files_with(tmp_path, needles) == []
 
 
-async def test_while_nobody_can_wrap_a_new_key_only_rounds_wait_that_must_not_have_the_old_one(cortex, monkeypatch):
-    def away(*_):
-        raise UnavailableError("token 'x' does not answer")
-
-    cortex.coordinator_settings = {"data_key_rounds": 1}
-    await cortex.stop("coordinator")
-    await cortex.start("coordinator")
-    await announce(cortex, "w1", "w2")
-    workers = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 3.0)
-    async with working(*workers), cortex.jobs() as stub:
-        hold_at(2, *workers)
-        job_id = await submit(stub, job(training={"rounds": 7}))
-        await until(stub, job_id, JobPhase.TRAINING, round_number=2)
-        with monkeypatch.context() as patch:
-            patch.setattr(FileKeyring, "wrap", away)
-            let_go(*workers)
-            hold_at(5, *workers)
-            await until(stub, job_id, JobPhase.TRAINING, round_number=5)
-            await rotate(cortex, job_id)
-            let_go(*workers)
-            async for answer in stub.WatchJob(pb.WatchJobRequest(job_id=job_id)):
-                if "token" in (status_from_proto(answer.job).waiting_for or ""):
-                    break
-        status = await until(stub, job_id, JobPhase.COMPLETED)
-        events = [answer.event async for answer in stub.WatchEvents(pb.WatchEventsRequest(job_id=job_id))]
-    assert [(report.attempt, report.accepted) for report in status.history] == [(1, 2)] * 7
-    epochs = await epochs_of(cortex, job_id)
-    assert [each.from_round for each in epochs] == [0, 1, 2, 6, 7]
-    assert epochs[3].reason == "asked for by ann"
-    said = [event.message for event in events if event.name == "data_key_not_rotated"]
-    assert said == ["used for 1 rounds, and stays in use: token 'x' does not answer"]
-
-
 async def eventually_erased(cortex, job_id, keep):
     async with asyncio.timeout(20):
         while {each.epoch for each in await epochs_of(cortex, job_id) if each.state != pb.KEY_STATE_ERASED} != keep:  # noqa: ASYNC110 - it has to be asked for
@@ -299,6 +266,103 @@ async def test_data_keys_and_their_key_encryption_key_age_within_one_job(cortex)
         status = await until(stub, job_id, JobPhase.CANCELLED)
     assert all((report.attempt, report.accepted) == (1, 2) for report in status.history)
     assert any("s old" in each.reason for each in epochs)
+
+
+class Away(FileKeyring):
+    """A key-encryption key that is somewhere else for now."""
+
+    def wrap(self, secret, context):
+        raise UnavailableError("token 'x' does not answer")
+
+
+def take_away(cortex):
+    keyring_of(cortex).__class__ = Away
+
+
+def bring_back(cortex):
+    keyring_of(cortex).__class__ = FileKeyring
+
+
+def keyring_of(cortex):
+    return cortex.running.coordinator._keys._keyring
+
+
+async def events_of(stub, job_id, name):
+    events = [each.event async for each in stub.WatchEvents(pb.WatchEventsRequest(job_id=job_id))]
+    return [event.message for event in events if event.name == name]
+
+
+async def test_a_data_key_that_is_only_old_goes_on_while_the_key_encryption_key_is_away(cortex):
+    cortex.coordinator_settings = {"data_key_rounds": 1}
+    await cortex.stop("coordinator")
+    await cortex.start("coordinator")
+    await announce(cortex, "w1", "w2")
+    workers = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 3.0)
+    async with working(*workers), cortex.jobs() as stub:
+        hold_at(2, *workers)
+        job_id = await submit(stub, job(training={"rounds": 400}))
+        await until(stub, job_id, JobPhase.TRAINING, round_number=2)
+        assert len(await epochs_of(cortex, job_id)) == 3
+        take_away(cortex)
+        let_go(*workers)
+        await until(stub, job_id, JobPhase.TRAINING, round_number=8)
+        assert len(await epochs_of(cortex, job_id)) == 3
+        (kept,) = await events_of(stub, job_id, "data_key_kept")
+        assert kept == ("epoch 3 goes on, though used for 1 rounds; the key-encryption key: token 'x' does not answer")
+        bring_back(cortex)
+        await until_epochs(cortex, job_id, 5)
+        await stub.CancelJob(pb.CancelJobRequest(job_id=job_id))
+        status = await until(stub, job_id, JobPhase.CANCELLED)
+        fourth = (await epochs_of(cortex, job_id))[3]
+    assert fourth.from_round > 8
+    assert fourth.reason == f"used for {fourth.from_round - 2} rounds"
+    assert all((report.attempt, report.accepted) == (1, 2) for report in status.history)
+
+
+async def test_a_round_that_needs_a_new_data_key_waits_for_the_key_encryption_key_and_says_so(cortex):
+    await announce(cortex, "w1", "w2")
+    workers = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 3.0)
+    async with working(*workers), cortex.jobs() as stub:
+        hold_at(2, *workers)
+        job_id = await submit(stub, job(training={"rounds": 4}))
+        await until(stub, job_id, JobPhase.TRAINING, round_number=2)
+        take_away(cortex)
+        await rotate(cortex, job_id)
+        let_go(*workers)
+        waits = await until_waiting(stub, job_id, "key-encryption key")
+        assert waits.waiting_for == (
+            "the key-encryption key: token 'x' does not answer; a new data key is needed: asked for by ann"
+        )
+        assert [report.round for report in waits.history] == [1, 2], "the round before is stored"
+        with pytest.raises(UnavailableError, match="does not answer"):
+            await submit(stub, job())
+        await until_waiting(stub, job_id, "key-encryption key", answers=3)
+        bring_back(cortex)
+        status = await until(stub, job_id, JobPhase.COMPLETED)
+    assert [(report.round, report.attempt, report.accepted) for report in status.history] == [
+        (number, 1, 2) for number in range(1, 5)
+    ]
+    assert [(each.from_round, each.reason) for each in await epochs_of(cortex, job_id)] == [
+        (0, "job submitted"),
+        (3, "asked for by ann"),
+    ]
+
+
+async def until_epochs(cortex, job_id, count):
+    async with asyncio.timeout(20):
+        while len(await epochs_of(cortex, job_id)) < count:  # noqa: ASYNC110 - it has to be asked for
+            await asyncio.sleep(0.02)
+
+
+async def until_waiting(stub, job_id, what, answers=1):
+    """The status once the job has waited for this in so many answers, which come once a second."""
+    async for answer in stub.WatchJob(pb.WatchJobRequest(job_id=job_id)):
+        status = status_from_proto(answer.job)
+        assert not status.status.is_terminal, status
+        answers -= what in (status.waiting_for or "")
+        if not answers:
+            return status
+    raise AssertionError(f"the job never waited for {what}")
 
 
 def sealed_under(folder):

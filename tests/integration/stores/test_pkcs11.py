@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cortex_common.clock import SystemClock
-from cortex_common.errors import NotFoundError, PreconditionError
+from cortex_common.errors import NotFoundError, PreconditionError, UnavailableError
 from cortex_common.identity import Role
 from cortex_common.job.status import JobPhase
 from cortex_common.pb.v1 import coordinator_pb2, coordinator_pb2_grpc
@@ -22,6 +22,7 @@ from tests.conformance.key_encryption import SECRET, KeyEncryptionConformance
 from tests.fakes import ManualClock
 from tests.integration.coordinator.harness import ScriptedWorker, hold_at, let_go, site, working
 from tests.integration.coordinator.test_jobs import announce, job, submit, until
+from tests.integration.coordinator.test_keys import epochs_of, until_epochs
 
 PIN = "4711"
 LIBRARIES = [
@@ -124,6 +125,37 @@ def test_a_session_that_broke_is_opened_anew(ring: Pkcs11Keyring) -> None:
     assert ring.unwrap(resting, b"c") == SECRET
 
 
+def pull_out(ring: Pkcs11Keyring) -> None:
+    """Let the module be gone: its session breaks, and its library is not where it was."""
+    ring._module = ring._module / "gone"
+    ring._session.close()
+
+
+def plug_in(ring: Pkcs11Keyring) -> None:
+    ring._module = ring._module.parent
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_module_that_was_here_is_away_and_not_missing_until_it_is_back(ring: Pkcs11Keyring) -> None:
+    resting = ring.wrap(SECRET, b"c")
+    pull_out(ring)
+    for told in ("does not answer", "is not there", "is not there"):
+        with pytest.raises(UnavailableError, match=told):
+            ring.unwrap(resting, b"c")
+    plug_in(ring)
+    assert ring.unwrap(resting, b"c") == SECRET
+
+
+def test_a_pin_that_is_refused_is_not_tried_until_the_token_locks_itself(ring: Pkcs11Keyring) -> None:
+    ring._session.close()
+    ring._session, ring._pin = None, "9999"
+    with pytest.raises(UnavailableError, match="refuses the PIN"):
+        ring.wrap(SECRET, b"c")
+    ring._pin = PIN
+    with pytest.raises(UnavailableError, match="not tried again"):
+        ring.wrap(SECRET, b"c")
+
+
 def test_what_is_wrong_is_said(token: str, module_folder: Path, tmp_path: Path) -> None:
     clock, pin = SystemClock(), module_folder / "pin"
     with pytest.raises(NotFoundError, match="nobody"):
@@ -168,3 +200,34 @@ async def test_a_job_runs_under_keys_of_the_module_through_a_rotation_and_a_rest
         assert [(report.attempt, report.accepted) for report in status.history] == [(1, 2)] * 6
         assert Pkcs11Keyring(LIBRARY, token, module_folder / "pin", SystemClock()).ids == (made.kek_id,)
         assert not (tmp_path / "coordinator" / "keyring.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_rounds_begin_while_the_module_is_away_and_get_a_new_key_when_it_is_back(
+    token: str, module_folder: Path, tls_of: Any, tmp_path: Path
+) -> None:
+    async with site(tls_of, tmp_path) as cortex:
+        cortex.coordinator_settings = {
+            "pkcs11_module": LIBRARY,
+            "pkcs11_token": token,
+            "pkcs11_pin_file": module_folder / "pin",
+            "data_key_rounds": 2,
+        }
+        await cortex.stop("coordinator")
+        await cortex.start("coordinator")
+        await announce(cortex, "w1", "w2")
+        workers = ScriptedWorker(cortex, "w1", 1.0), ScriptedWorker(cortex, "w2", 3.0)
+        async with working(*workers), cortex.jobs() as stub:
+            hold_at(1, *workers)
+            job_id = await submit(stub, job(training={"rounds": 400}))
+            await until(stub, job_id, JobPhase.TRAINING, round_number=1)
+            ring = cortex.running.coordinator._keys._keyring
+            pull_out(ring)
+            let_go(*workers)
+            await until(stub, job_id, JobPhase.TRAINING, round_number=8)
+            assert len(await epochs_of(cortex, job_id)) == 1
+            plug_in(ring)
+            await until_epochs(cortex, job_id, 3)
+            await stub.CancelJob(coordinator_pb2.CancelJobRequest(job_id=job_id))
+            status = await until(stub, job_id, JobPhase.CANCELLED)
+    assert all((report.attempt, report.accepted) == (1, 2) for report in status.history)

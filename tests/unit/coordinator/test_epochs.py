@@ -12,7 +12,15 @@ from cortex_common.errors import PreconditionError
 from cortex_common.ids import NodeName
 from services.coordinator.domain import wishes
 from services.coordinator.domain.advance import Now
-from services.coordinator.domain.epochs import Epoch, epoch_at, needed, readable, rotation_due, with_holders
+from services.coordinator.domain.epochs import (
+    Epoch,
+    Rotation,
+    epoch_at,
+    needed,
+    readable,
+    rotation_due,
+    with_holders,
+)
 from services.coordinator.domain.job import Stage, Tier
 from services.coordinator.domain.seen import Rules
 from tests.unit.coordinator.jobs import collecting, version
@@ -33,30 +41,39 @@ def test_who_comes_is_noted_and_who_leaves_ends_the_epoch() -> None:
     assert joined.key_holders == ("aggregator agg", "worker a", "worker b", "worker c")
     assert rotation_due(joined, FIRST, RULES, 1000.0) is None
     left = replace(joined, seats=(NodeName("a"), None, NodeName("d")))
-    assert rotation_due(with_holders(left), FIRST, RULES, 1000.0) == "worker b, worker c left"
+    assert rotation_due(with_holders(left), FIRST, RULES, 1000.0) == Rotation(
+        "worker b, worker c left", is_mandatory=True
+    )
 
 
 def test_who_only_had_a_seat_within_a_round_is_remembered() -> None:
     job = with_holders(replace(collecting("a", "b"), seats=(NodeName("a"), NodeName("x"))))
     back = with_holders(replace(job, seats=(NodeName("a"), NodeName("b"))))
-    assert rotation_due(back, FIRST, RULES, 1000.0) == "worker x left"
+    assert rotation_due(back, FIRST, RULES, 1000.0) == Rotation("worker x left", is_mandatory=True)
 
 
 def test_an_aggregator_that_no_longer_serves_a_region_ends_the_epoch() -> None:
     served = replace(collecting("a"), tiers=(Tier("eu", NodeName("agg-eu"), "", (0,)),))
     moved = replace(with_holders(served), tiers=(Tier("eu", NodeName("agg-2"), "", (0,)),))
-    assert rotation_due(moved, FIRST, RULES, 1000.0) == "aggregator agg-eu left"
+    assert rotation_due(moved, FIRST, RULES, 1000.0) == Rotation("aggregator agg-eu left", is_mandatory=True)
 
 
 def test_age_rounds_and_people_end_an_epoch() -> None:
     job = with_holders(collecting("a"))
-    assert rotation_due(job, FIRST, RULES, 1100.0) == "100 s old"
+    assert rotation_due(job, FIRST, RULES, 1100.0) == Rotation("100 s old", is_mandatory=False)
     assert rotation_due(replace(job, round=9), FIRST, RULES, 1000.0) is None
-    assert rotation_due(replace(job, round=10), FIRST, RULES, 1000.0) == "used for 10 rounds"
+    assert rotation_due(replace(job, round=10), FIRST, RULES, 1000.0) == Rotation(
+        "used for 10 rounds", is_mandatory=False
+    )
     assert rotation_due(replace(job, round=14), replace(FIRST, from_round=5), RULES, 1000.0) is None
     asked = wishes.rotate_key(job, "ann", Now(0.0, 0.0))
-    assert rotation_due(asked.job, FIRST, RULES, 1000.0) == "asked for by ann"
+    assert rotation_due(asked.job, FIRST, RULES, 1000.0) == Rotation("asked for by ann", is_mandatory=True)
     assert [note.name for note in asked.notes] == ["key_rotation_asked"]
+
+
+def test_who_left_ends_an_epoch_that_is_also_old() -> None:
+    job = replace(with_holders(collecting("a", "b")), seats=(NodeName("a"), None), round=10)
+    assert rotation_due(job, FIRST, RULES, 1100.0) == Rotation("worker b left", is_mandatory=True)
 
 
 def test_asking_twice_is_asking_once_and_an_ended_job_has_no_next_round() -> None:
