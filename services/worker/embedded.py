@@ -11,7 +11,8 @@ from cortex_common.clock import SystemClock
 from cortex_common.data import DatasetInfo
 from cortex_common.errors import CortexError, UnavailableError
 from cortex_common.ids import JobId, KeyId, RoundNumber, Sha256Hex
-from cortex_common.job.spec import ModelSpec
+from cortex_common.job.site_policy import Refusal
+from cortex_common.job.spec import JobSpec, ModelSpec
 from cortex_common.job.status import JobStatus
 from cortex_common.network.bridge import TenzroBridge
 from cortex_common.network.messages import Assignments, JobStatusMessage, JobStatusRequest
@@ -21,6 +22,7 @@ from cortex_common.security.objects import WrappedKey
 from cortex_common.security.sealing import SealingKey
 from cortex_common.tensors import Arena, Manifest
 from cortex_common.transfer import pull_model
+from services.worker.gate import POLICY_UNUSABLE
 from services.worker.main import RunningWorker, run
 from services.worker.own import OwnParts
 from services.worker.settings import WorkerSettings
@@ -64,6 +66,7 @@ class EmbeddedWorker:
         self._task: asyncio.Task[None] | None = None
         self._running: RunningWorker | None = None
         self._assigned: dict[JobId, Assignment] = {}
+        self._refused: dict[JobId, tuple[Refusal, ...]] = {}
         self._keys: dict[JobId, dict[KeyId, WrappedKey]] = {}
         self._changed = asyncio.Event()
 
@@ -93,7 +96,7 @@ class EmbeddedWorker:
         await self._first_of(self._bridge.opened())
 
     async def assigned(self, timeout_s: float) -> JobId | None:
-        """The first job this node has work of; None if there is none in time.
+        """The first job this node has work of, and that its site does not refuse; None if there is none in time.
 
         Raises:
             CortexError: the worker has ended.
@@ -105,6 +108,18 @@ class EmbeddedWorker:
                 return None
             await self.changed(left_s)
         return next(iter(self._assigned))
+
+    def refusals(self, job: JobSpec) -> tuple[Refusal, ...]:
+        """The rules of this site that a job breaks which is to be submitted here.
+
+        Raises:
+            UnavailableError: this node has not joined yet.
+        """
+        return self._joined.gate.refusals_of_own(job)
+
+    def refused(self, job_id: JobId) -> tuple[Refusal, ...]:
+        """The rules by which this site takes no part in a job any more; none while only its policy is not readable."""
+        return tuple(each for each in self._refused.get(job_id, ()) if each.rule != POLICY_UNUSABLE)
 
     async def changed(self, timeout_s: float) -> None:
         """Return at the next news of a job, and when time is up.
@@ -155,13 +170,20 @@ class EmbeddedWorker:
             await asyncio.wait((self._task,))
 
     @property
-    def _bridge(self) -> TenzroBridge:
+    def _joined(self) -> RunningWorker:
         if self._running is None:
             raise UnavailableError("this node has not joined yet")
-        return self._running.bridge
+        return self._running
+
+    @property
+    def _bridge(self) -> TenzroBridge:
+        return self._joined.bridge
 
     def _assign(self, message: Assignments) -> None:
         for each in message.assignments:
+            self._refused[each.job_id] = self._joined.gate.refusals(each)
+            if self._refused[each.job_id]:
+                continue
             self._assigned[each.job_id] = each
             # A version may rest under a key that was replaced since: all that this node was given may be needed.
             known = self._keys.setdefault(each.job_id, {})

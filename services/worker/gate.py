@@ -15,7 +15,6 @@ from cortex_common.job.site_policy import (
     Refusal,
     SitePolicy,
     data_refusals,
-    policy_text,
     refusals,
     signature_refusals,
     update_bytes,
@@ -30,6 +29,8 @@ from services.worker.outgoing import Outgoing
 
 _log = get_logger(__name__)
 
+POLICY_UNUSABLE = "site_policy"
+"""The rule by which every job is refused while the changed file is wrong."""
 _LOOK_EVERY_S = 1.0
 _MAX_ADMITTED = 1000
 
@@ -63,6 +64,14 @@ class Gate:
         found = [*self._signed(assignment), *refusals(self._policy, assignment.spec, assignment.seats)]
         return (*found, *self._sealed(assignment), *self._too_much(assignment))
 
+    def refusals_of_own(self, spec: JobSpec) -> tuple[Refusal, ...]:
+        """The rules that would keep this site from a job that is submitted here, without a signature."""
+        if self._broken is not None:
+            return (self._broken,)
+        unsigned = signature_refusals(self._policy, (), "", is_signed=False)
+        too_much = self._above_limit(spent=0, due=update_bytes(spec))
+        return (*unsigned, *refusals(self._policy, spec, spec.placement.workers), *too_much)
+
     async def watch(self, on_change: Callable[[], None]) -> None:
         """Read the file again whenever it has changed, for ever. While it is wrong, every job is refused."""
         while self._path is not None:
@@ -76,7 +85,7 @@ class Gate:
         try:
             self._policy, self._broken = self._read(path), None
         except CortexError as error:
-            self._broken = Refusal("site_policy", error.message)
+            self._broken = Refusal(POLICY_UNUSABLE, error.message)
         if (self._digest, self._broken) == before:
             return False
         if self._broken is not None:
@@ -87,7 +96,7 @@ class Gate:
 
     def _read(self, path: Path) -> SitePolicy:
         try:
-            text = policy_text(path)
+            text = SitePolicy.text_of(path)
         except NotFoundError:
             self._digest = b""
             raise
@@ -137,19 +146,23 @@ class Gate:
 
         Work that was let through once stays so: what it sends is counted before it is sent.
         """
-        limit = self._policy.max_bytes_out
-        if limit is None or not isinstance(assignment.work, Train | Initialise):
+        if self._policy.max_bytes_out is None or not isinstance(assignment.work, Train | Initialise):
             return []
         if assignment.assignment_id in self._admitted:
             return []
-        spent, due = self._outgoing.spent(assignment.job_id), update_bytes(assignment.spec)
-        if spent + due > limit:
-            message = f"{spent} bytes have left for this job, its next update may take {due}; allowed: {limit} in all"
-            return [Refusal("max_bytes_out", message)]
+        if too_much := self._above_limit(self._outgoing.spent(assignment.job_id), update_bytes(assignment.spec)):
+            return too_much
         self._admitted[assignment.assignment_id] = None
         while len(self._admitted) > _MAX_ADMITTED:
             del self._admitted[next(iter(self._admitted))]
         return []
+
+    def _above_limit(self, spent: int, due: int) -> list[Refusal]:
+        limit = self._policy.max_bytes_out
+        if limit is None or spent + due <= limit:
+            return []
+        message = f"{spent} bytes have left for this job, its next update may take {due}; allowed: {limit} in all"
+        return [Refusal("max_bytes_out", message)]
 
 
 @lru_cache(maxsize=64)

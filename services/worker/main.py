@@ -54,6 +54,7 @@ class RunningWorker:
     metrics_port: int
     supervisor: Supervisor
     bridge: TenzroBridge
+    gate: Gate
 
 
 async def run(
@@ -123,7 +124,7 @@ async def run(
                 facts = {"name": settings.name, "service": "worker", "address": "", "metrics_port": metrics_port}
                 write_ready_file(settings.ready_file, facts)
             if started is not None:
-                started.set_result(RunningWorker(incarnation, metrics_port, supervisor, bridge))
+                started.set_result(RunningWorker(incarnation, metrics_port, supervisor, bridge, gate))
             await stop.wait()
             # Over WebSocket the goodbye goes over the line itself.
             await asyncio.wait((announcing,), timeout=_GOODBYE_S)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Protocol
 
 from cortex.client import Client
 from cortex.integration.settings import ManagerSettings
 from cortex_common.clock import Clock
-from cortex_common.errors import CortexError, InvalidArgumentError, PreconditionError
+from cortex_common.errors import CortexError, InvalidArgumentError, Violation
 from cortex_common.ids import JobId
 from cortex_common.job.parse import parse_job
-from cortex_common.job.site_policy import SitePolicy, policy_text, refusals, signature_refusals
+from cortex_common.job.site_policy import Refusal
 from cortex_common.job.spec import JobSpec
 from cortex_common.logging import get_logger
 
@@ -31,12 +31,16 @@ class Worker(Protocol):
     async def assigned(self, timeout_s: float) -> JobId | None:
         """The first job it has work of; None if there is none in time."""
 
+    def refusals(self, job: JobSpec) -> Sequence[Refusal]:
+        """The rules of its site that a job breaks."""
+
 
 async def join(worker: Worker, client: Client | None, settings: ManagerSettings, clock: Clock) -> JobId:
     """The job to train in: a running one over this node's data, or a new one.
 
     Raises:
-        PreconditionError: this node's own site policy refuses the job that it would submit.
+        InvalidArgumentError: there is none, and this site's policy forbids the one to submit: which rules, and what
+            they allow.
         CortexError: the network takes no such job.
     """
     name = settings.training.dataset_name
@@ -51,19 +55,10 @@ async def join(worker: Worker, client: Client | None, settings: ManagerSettings,
             _log.info("job_joined", job_id=job_id)
             return job_id
     job = job_of(settings)
-    _check_own_policy(settings.security.site_policy, job)
+    if rules := worker.refusals(job):
+        subject = f"site policy {settings.security.site_policy}: the job that this program would submit breaks it"
+        raise InvalidArgumentError.of(subject, [Violation(each.rule, each.message) for each in rules])
     return await _submit(client, job, clock)
-
-
-def _check_own_policy(path: Path | None, job: JobSpec) -> None:
-    """A job that not even this node would work for waits for others for ever."""
-    if path is None:
-        return
-    policy = SitePolicy.parse(policy_text(path), f"site policy {path}")
-    unsigned = signature_refusals(policy, (), "", is_signed=False)
-    if refused := [*unsigned, *refusals(policy, job, job.placement.workers)]:
-        told = "; ".join(map(str, refused))
-        raise PreconditionError(f"security.site_policy {path} refuses the job that this program would submit: {told}")
 
 
 def job_of(settings: ManagerSettings) -> JobSpec:

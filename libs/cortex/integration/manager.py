@@ -22,6 +22,7 @@ from cortex_common.errors import (
     UnavailableError,
 )
 from cortex_common.ids import JobId
+from cortex_common.job.site_policy import SitePolicy
 from cortex_common.job.status import JobPhase, JobStatus, RoundReport
 from cortex_common.logging import configure_logging, get_logger
 from cortex_common.security.sealing import SealingKey
@@ -89,7 +90,8 @@ class CortexManager:
                 each; says how to start one.
             UnauthenticatedError, ForbiddenError: it refuses this node; says why.
             NotFoundError: there is no token for this node; says how to make one.
-            InvalidArgumentError: `security.enable_encryption` is false.
+            InvalidArgumentError: `security.enable_encryption` is false, or the file `security.site_policy` is wrong:
+                lists every mistake in it.
         """
         settings = self.settings
         configure_logging(settings.network.node_id, settings.monitoring.log_level, json=False)
@@ -98,6 +100,8 @@ class CortexManager:
                 "security.enable_encryption: false given; networks of this version take sealed updates only and have "
                 "no setting that allows others (docs/manager.md says why); allowed: true"
             )
+        if (policy := settings.security.site_policy) is not None:
+            SitePolicy.read(policy.expanduser())
         access = Access(settings, self._key("cortex"))
         await access.check(lambda reason: _log.warning("network_away", reason=reason))
         self._sealing = self._key(access.network)
@@ -114,9 +118,9 @@ class CortexManager:
             The job as it ended; `model` and `history` are set.
 
         Raises:
-            InvalidArgumentError: the data does not fit the settings; the site policy has mistakes.
-            NotFoundError: there is no such site policy.
-            PreconditionError: the job failed or was cancelled, or this node's site policy refuses it; says why.
+            InvalidArgumentError: the data does not fit the settings, or the job to submit breaks the site's policy:
+                says which rules of which file, and what they allow.
+            PreconditionError: the job failed or was cancelled, or the site's policy forbids it by now; says why.
             CortexError: the network is away, or does not take this node or its job.
         """
         if self._access is None:
@@ -179,10 +183,10 @@ class CortexManager:
             "gateway_attempts": network.retry_attempts,
             "node_token": token,
             "node_token_file": None if token else self._access.token_file,
-            "site_policy": settings.security.site_policy,
             "metrics_host": _METRICS_HOST,
             "metrics_port": self._free_port(),
             "device": settings.training.device,
+            "site_policy": settings.security.site_policy,
         }
         return _module().EmbeddedWorker(
             facts,
@@ -205,8 +209,17 @@ class CortexManager:
         return wanted
 
     async def _follow(self, job_id: JobId, bar: Bar, scalars: Scalars) -> JobStatus:
-        """Show the job until it has ended."""
+        """Show the job until it has ended.
+
+        Raises:
+            PreconditionError: the site's policy has changed, or what may leave the site is used up.
+        """
         while True:
+            if rules := self._worker.refused(job_id):
+                policy, told = self.settings.security.site_policy, "; ".join(map(str, rules))
+                raise PreconditionError(
+                    f"site policy {policy}: this node takes no part in job {job_id} any more: {told}"
+                )
             status = await self._look(job_id)
             if status is not None:
                 for report in status.history[len(self.history) :]:

@@ -175,7 +175,7 @@ class TrainingSection(Section):
 
 
 class SecuritySection(Section):
-    """Encryption of everything that leaves this node."""
+    """Encryption of everything that leaves this node, and what this site takes part in."""
 
     enable_encryption: bool = Field(
         True, description="False is refused: networks of this version take sealed updates only, see above."
@@ -187,8 +187,8 @@ class SecuritySection(Section):
     )
     site_policy: Path | None = Field(
         None,
-        description="A site-policy.toml (docs/signed-jobs.md): rules for jobs that would train on this node's data. "
-        "None if null. Read again when it changes.",
+        description="This site's rules for jobs, a site-policy.toml ([signed-jobs.md](signed-jobs.md)): what breaks "
+        "them is neither submitted nor run, see above. Read again when it changes; no rules if null.",
     )
 
 

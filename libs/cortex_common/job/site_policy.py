@@ -108,6 +108,28 @@ class SitePolicy(Section):
             raise ValueError("allowed_orgs: given without allowed_signers: a job that nobody has signed can name any")
         return self
 
+    @staticmethod
+    def text_of(path: Path) -> str:
+        """The text of a policy file.
+
+        Raises:
+            NotFoundError: it cannot be read.
+        """
+        try:
+            return path.read_bytes().decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise NotFoundError(f"site policy {path} cannot be read: {error}") from None
+
+    @classmethod
+    def read(cls, path: Path) -> SitePolicy:
+        """Read a policy file.
+
+        Raises:
+            NotFoundError: it cannot be read.
+            InvalidArgumentError: it is not TOML, or lists every mistake in it.
+        """
+        return cls.parse(cls.text_of(path), f"site policy {path}")
+
     @classmethod
     def parse(cls, text: str, subject: str) -> SitePolicy:
         """Read the text of a policy file.
@@ -121,18 +143,6 @@ class SitePolicy(Section):
             raise InvalidArgumentError(f"{subject} is not TOML: {error}") from None
         except ValidationError as error:
             raise InvalidArgumentError.of(subject, violations_of(error, cls)) from None
-
-
-def policy_text(path: Path) -> str:
-    """What a policy's file says.
-
-    Raises:
-        NotFoundError: it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise NotFoundError(f"site policy {path} cannot be read: {error}") from None
 
 
 def refusals(policy: SitePolicy, spec: JobSpec, seats: int) -> list[Refusal]:

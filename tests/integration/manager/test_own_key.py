@@ -10,13 +10,11 @@ from pathlib import Path
 import pytest
 
 from cortex.integration.manager import CortexManager
-from cortex_common.errors import InvalidArgumentError, UnavailableError
+from cortex_common.errors import UnavailableError
 from cortex_common.identity import Role
 from cortex_common.ids import JobId, RoundNumber, Sha256Hex
 from cortex_common.job.parse import parse_job
-from cortex_common.job.spec import JobSpec
 from cortex_common.job.status import JobPhase
-from cortex_common.job.wire import spec_to_proto
 from cortex_common.network.work import Assignment
 from cortex_common.rpc.channel import open_channel
 from cortex_common.security.encryption import EncryptionManager
@@ -24,8 +22,7 @@ from cortex_common.security.sealing import SealingKey
 from cortex_common.tensors import Arena, Manifest
 from cortex_common.transfer import pull_model
 from tests.integration.coordinator.harness import site
-from tests.integration.coordinator.test_jobs import submit
-from tests.integration.manager.embedded import loader_for
+from tests.integration.manager.embedded import admitted, loader_for
 from tests.integration.worker.gateways import Nodes
 from tests.unit.manager.test_manager_settings import CONTRACT
 from tests.waiting import eventually
@@ -87,14 +84,3 @@ async def test_the_key_in_the_file_opens_what_the_network_gives_this_node_and_no
                 keys = EncryptionManager(data_key)
                 await pull_model(channel, JobId(job_id), wanted, "", keys, allocate, number)
             assert held[0].values.size == status.model.parameters
-
-
-async def admitted(jobs, spec: JobSpec, training: asyncio.Task) -> str:
-    """Submitted as soon as the coordinator has heard of the node's data."""
-    while not training.done():
-        try:
-            return await submit(jobs, spec_to_proto(spec))
-        except InvalidArgumentError as error:
-            assert {each.path for each in error.violations} == {"data.train"}  # noqa: PT017 - the wait goes on
-            await asyncio.sleep(0.05)
-    raise AssertionError(await training)

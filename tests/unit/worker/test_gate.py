@@ -167,6 +167,23 @@ def test_no_more_leaves_the_site_than_it_allows_and_a_restart_does_not_forget(si
     assert rules(gate, replace(assignment(job(), name="a5"), work=Evaluate((0,), 1))) == []
 
 
+def test_a_job_that_is_submitted_here_breaks_the_rules_that_keep_it_from_running_here(site: Site):
+    own = job(data={"train": "ward-7", "partition": {"scheme": "local"}}, placement={"workers": 2})
+    for text, broken in (
+        ("", []),
+        ('max_rounds = 5\nallowed_datasets = ["ward-7"]\nmin_group = 2', []),
+        ("max_rounds = 4", ["max_rounds"]),
+        ('allowed_datasets = ["ward-8"]', ["allowed_datasets"]),
+        ("min_group = 3", ["min_group"]),
+        (site.signers, ["allowed_signers"]),
+        (f"max_bytes_out = {update_bytes(own)}", []),
+        (f"max_bytes_out = {update_bytes(own) - 1}", ["max_bytes_out"]),
+    ):
+        assert [each.rule for each in site.gate(text).refusals_of_own(own)] == broken
+        if not broken:
+            assert rules(site.gate(text), assignment(own)) == broken
+
+
 def test_a_damaged_count_stops_the_worker_rather_than_begin_at_nothing(tmp_path: Path):
     (tmp_path / "outgoing.json").write_text("{")
     with pytest.raises(CorruptError, match=r"outgoing\.json"):
