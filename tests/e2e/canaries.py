@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from websockets.frames import Frame
+from websockets.protocol import Protocol, Side, State
 
 
 def appearances(secret: bytes) -> Iterator[bytes]:
@@ -47,55 +51,31 @@ def files_below(folders: Iterable[Path]) -> dict[str, bytes]:
     return found
 
 
-class Frames:
-    """One direction of a WebSocket connection: what its frames say, without the masks that hide it from a search."""
-
-    def __init__(self, record: bytearray) -> None:
-        self._record = record
-        self._rest = bytearray()
-        self._is_open = False
-
-    def __iadd__(self, data: bytes) -> Frames:
-        self._rest += data
-        while (size := self._size()) and len(self._rest) >= size:
-            self._record += self._said(bytes(self._rest[:size]))
-            del self._rest[:size]
-        return self
-
-    def _size(self) -> int:
-        """Of the head that opens the connection, or of the frame that begins here; 0 while that cannot be said."""
-        rest = self._rest
-        if not self._is_open:
-            return rest.find(b"\r\n\r\n") + 4 if b"\r\n\r\n" in rest else 0
-        if len(rest) < 2 or len(rest) < (head := _frame_head(rest)):
-            return 0
-        given = rest[1] & 0x7F
-        length = given if given < 126 else int.from_bytes(rest[2 : 4 if given == 126 else 10])
-        return head + length
-
-    def _said(self, part: bytes) -> bytes:
-        if not self._is_open:
-            self._is_open = True
-            return part
-        assert not part[0] & 0x70, "a frame is compressed: a search would find nothing in it"
-        head = _frame_head(part)
-        payload = part[head:]
-        if not part[1] & 0x80:
-            return payload
-        mask = part[head - 4 : head]
-        return bytes(byte ^ mask[place % 4] for place, byte in enumerate(payload))
+def frames_of(record: bytes, direction: str) -> list[Frame]:
+    """The frames of a WebSocket connection in one direction, unmasked; what a node sends ("up") comes masked."""
+    side = Side.SERVER if direction == "up" else Side.CLIENT
+    protocol = Protocol(side, state=State.OPEN, max_size=None)
+    protocol.receive_data(record.partition(b"\r\n\r\n")[2])
+    assert protocol.parser_exc is None
+    return [event for event in protocol.events_received() if isinstance(event, Frame)]
 
 
-def _frame_head(frame: bytes | bytearray) -> int:
-    """Bytes before a frame's payload (RFC 6455, 5.2)."""
-    return 2 + {126: 2, 127: 8}.get(frame[1] & 0x7F, 0) + (4 if frame[1] & 0x80 else 0)
+def said_over_websocket(record: bytes, direction: str) -> bytes:
+    """A connection's head, and everything that its frames carry: a message in several of them is in one piece here."""
+    return record.partition(b"\r\n\r\n")[0] + b"".join(frame.data for frame in frames_of(record, direction))
+
+
+def said_over_http(record: bytes, _: str) -> bytes:
+    """A connection as it is, and with bodies that were sent in chunks in one piece."""
+    return record + re.sub(rb"\r\n[0-9a-f]+\r\n", b"", record)
 
 
 class Recorder:
-    """Proxies on loopback that keep everything that passes, both ways; runs on a thread of its own."""
+    """Proxies on loopback that keep everything that passes; runs on a thread of its own."""
 
     def __init__(self) -> None:
-        self.passed: dict[str, bytearray] = {}
+        self.passed: dict[tuple[str, str], list[bytearray]] = {}
+        """By line and direction ("up": to the address behind the proxy) what each connection carried."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -110,12 +90,19 @@ class Recorder:
             self._thread.join(10)
             self._loop.close()
 
-    def before(self, address: str, *, frames: bool = False) -> str:
-        """An address at which `address` is reached through a proxy; `frames`: of WebSocket, in the clear."""
-        return asyncio.run_coroutine_threadsafe(self._open(address, frames), self._loop).result(10)
+    def before(self, address: str, line: str = "") -> str:
+        """An address at which `address` is reached through a proxy; `line` is what its traffic is known by."""
+        return asyncio.run_coroutine_threadsafe(self._open(address, line or address), self._loop).result(10)
 
-    async def _open(self, address: str, frames: bool) -> str:
-        record = self.passed.setdefault(f"traffic of {address}", bytearray())
+    def said(self, line: str, read: Callable[[bytes, str], bytes]) -> dict[str, bytes]:
+        """What a line of plain text carried, each direction apart, as `read` reads a connection."""
+        return {
+            f"{line}, {way}": b"".join(read(bytes(record), way) for record in self.passed[line, way])
+            for way in ("up", "down")
+        }
+
+    async def _open(self, address: str, line: str) -> str:
+        ups, downs = self.passed.setdefault((line, "up"), []), self.passed.setdefault((line, "down"), [])
         host, _, port = address.rpartition(":")
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -124,7 +111,9 @@ class Recorder:
             except OSError:
                 writer.close()
                 return
-            up, down = (Frames(record), Frames(record)) if frames else (record, record)
+            up, down = bytearray(), bytearray()
+            ups.append(up)
+            downs.append(down)
             with suppress(asyncio.CancelledError):
                 await asyncio.gather(_pump(reader, far_writer, up), _pump(far_reader, writer, down))
 
@@ -139,7 +128,7 @@ class Recorder:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, record: bytearray | Frames) -> None:
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, record: bytearray) -> None:
     with suppress(OSError):
         while data := await reader.read(1 << 16):
             record += data

@@ -1,4 +1,8 @@
-"""A job with planted weights, data, keys and tokens: nothing that any service writes or sends shows them."""
+"""Jobs with planted weights, data, keys and tokens: nothing that any service writes or sends shows them.
+
+Recorded are gRPC and enrolment, which are TLS, and a gateway's HTTP and WebSocket, which are plain on loopback: there a
+worker trains, and a person submits jobs, follows them and downloads a model.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,8 @@ import re
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -18,9 +22,10 @@ import pytest
 import safetensors.numpy
 import yaml
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from websockets.client import ClientProtocol
-from websockets.protocol import State
-from websockets.uri import parse_uri
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import Opcode
+from websockets.protocol import Protocol, Side, State
+from websockets.sync.client import connect
 
 from cortex.local.detached import stop_network
 from cortex.local.network import LocalNetwork, read_network
@@ -29,13 +34,22 @@ from cortex_common.identity import Role
 from cortex_common.security.joining import JoinToken
 from cortex_common.security.keyring import FileKeyring, RestingKey
 from cortex_common.security.node_tokens import NodeToken
-from tests.e2e.canaries import Frames, Recorder, appearances, files_below, found_in
+from tests.e2e.canaries import (
+    Recorder,
+    appearances,
+    files_below,
+    found_in,
+    frames_of,
+    said_over_http,
+    said_over_websocket,
+)
 from tests.e2e.conftest import Shell
 from tests.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 INPUTS, HIDDEN = 16, 32
+NODE = "lab-1"
 JOB = """
 name: canaries
 model: {{kind: mlp, input_dim: 16, hidden_dims: [32], output_dim: 2, init_from: {weights}, freeze: ["hidden_1.*"]}}
@@ -48,12 +62,12 @@ aggregation: {{topology: regional}}
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Shell]:
-    """A network of two workers, each with data of its own, and data for a third one elsewhere."""
+    """A network of two workers, each with data of its own; there are data for a third."""
     made = Shell(tmp_path)
     own = tmp_path / "own"
     own.mkdir()
     random = np.random.default_rng(5)
-    for name in ("eu-1", "us-1", "ward-3"):
+    for name in ("eu-1", "us-1", NODE):
         inputs = random.normal(size=(40, INPUTS)).astype(np.float32)
         np.savez(own / f"{name}.npz", x=inputs, y=(inputs[:, 0] > 0).astype(np.int64))
         (own / f"{name}.yaml").write_text(f"datasets:\n  wards: {{npz: {name}.npz}}\n")
@@ -107,40 +121,6 @@ def data_keys(network: Shell) -> list[bytes]:
     return made
 
 
-@contextmanager
-def worker_elsewhere(network: Shell, name: str, token: str, url: str) -> Iterator[None]:
-    """A worker without a certificate, behind the gateway."""
-    settings = {"NAME": name, "REGION": "eu", "NODE_TOKEN": token, "GATEWAY_URL": url, "STATE_DIR": f"{name}-state"}
-    settings |= {"CATALOGUE": str(network.folder / "own" / f"{name}.yaml")}
-    environment = network.environment | {f"CORTEX_{key}": value for key, value in settings.items()}
-    with (network.folder / f"{name}.log").open("w") as log:
-        command = [sys.executable, "-m", "cortex", "serve", "worker"]
-        process = subprocess.Popen(command, cwd=network.folder, env=environment, stdout=log, stderr=log)
-        try:
-            yield
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def test_the_recorder_sees_through_the_masks_of_a_websocket(monkeypatch: pytest.MonkeyPatch):
-    secret, record = os.urandom(70_000), bytearray()
-    frames = Frames(record)
-    protocol = ClientProtocol(parse_uri("ws://localhost"))
-    protocol.send_request(protocol.connect())
-    sent = [*protocol.data_to_send()]
-    protocol.state = State.OPEN
-    for piece in (secret[:20], secret[:300], secret):
-        protocol.send_binary(piece)
-        sent += protocol.data_to_send()
-    data = b"".join(sent)
-    assert secret[:20] not in data
-    for place in range(0, len(data), 1000):
-        frames += data[place : place + 1000]
-    assert record.startswith(b"GET / HTTP/1.1")
-    assert record.endswith(secret[:20] + secret[:300] + secret)
-
-
 def test_every_appearance_of_a_secret_is_found():
     secret = bytes(range(200, 232))
     for where in (b"", b"a", b"bc", b"def"):
@@ -153,87 +133,180 @@ def test_every_appearance_of_a_secret_is_found():
     assert min(map(len, appearances(secret))) >= 28
 
 
+@pytest.mark.parametrize("part", [64, 5])
+def test_what_passed_over_a_websocket_or_in_chunks_is_read_in_one_piece(part: int):
+    secret = bytes(range(180, 244))
+    parts = [secret[start : start + part] for start in range(0, len(secret), part)]
+    node = Protocol(Side.CLIENT, state=State.OPEN)
+    node.send_binary(parts[0], fin=len(parts) == 1)
+    for index, each in enumerate(parts[1:], start=2):
+        node.send_ping(b"in between")
+        node.send_continuation(each, fin=index == len(parts))
+    record = b"GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\n" + b"".join(node.data_to_send())
+    assert secret not in record
+    assert b"Upgrade" in said_over_websocket(record, "up")
+    assert secret in said_over_websocket(record, "up").replace(b"in between", b"")
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(each), each) for each in parts)
+    assert secret in said_over_http(b"HTTP/1.1 200 OK\r\n\r\n" + chunks + b"0\r\n\r\n", "down")
+
+
+def node_token(shell: Shell, name: str) -> NodeToken:
+    """One for a node without a certificate."""
+    return NodeToken.decode(shell.run("node", "token", "--gateway", "--name", name, "--region", "eu").stdout)
+
+
+@contextmanager
+def behind_the_gateway(shell: Shell, gateway: str, token: NodeToken) -> Iterator[None]:
+    """A worker on data of its own that has a token, and nothing but a WebSocket to the gateway."""
+    own, folder = shell.folder / "own", shell.folder / NODE
+    folder.mkdir()
+    secret = own / f"{NODE}.token"
+    secret.touch(0o600)
+    secret.write_text(token.encode())
+    settings = {"name": NODE, "region": "eu", "state_dir": str(folder), "catalogue": str(own / f"{NODE}.yaml")}
+    settings |= {"gateway_url": f"ws://{gateway}", "gateway_proxy": "none", "node_token_file": str(secret)}
+    (folder / "worker.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "cortex", "serve", "worker", "--config", str(folder / "worker.yaml")]
+    with (folder / "worker.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, env=shell.environment, stdout=log, stderr=log)
+    try:
+        until(lambda: shell.json("resources")["total"]["workers"] == 3, 60)
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def use_http(http: str, downloads: str, token: str, job: str) -> str:
+    """Do what a person does over HTTP: submit, follow, ask; and download over another line. The job's id."""
+    headers = {"Authorization": f"Bearer {token}"}
+    with httpx.Client(base_url=f"http://{http}", headers=headers, timeout=100, trust_env=False) as client:
+        submitted = client.post("/api/v1/jobs/submit", json=yaml.safe_load(job))
+        assert submitted.status_code < 300, submitted.text
+        job_id = str(submitted.json()["job_id"])
+        assert "end" in client.get(f"/api/v1/jobs/{job_id}/events").text
+        assert client.get(f"/api/v1/jobs/{job_id}/status").json()["status"] == "completed"
+        log = {"kind": "events", "follow": "false"}
+        assert "job_completed" in client.get(f"/api/v1/jobs/{job_id}/events", params=log).text
+        for path in (f"jobs/{job_id}/versions", "jobs", "network/status", "network/resources"):
+            assert client.get(f"/api/v1/{path}").status_code == 200
+        assert client.get("/api/v1/jobs/nobody/status").status_code == 404
+    with httpx.Client(base_url=f"http://{downloads}", headers=headers, timeout=100, trust_env=False) as client:
+        assert client.get(f"/api/v1/jobs/{job_id}/model").status_code == 200
+    return job_id
+
+
+def plant(http: str, gateway: str, secret: bytes) -> None:
+    """Send a secret in the clear over both lines, as nothing should: in a body, and in two parts of a message."""
+    httpx.post(f"http://{http}/api/v1/jobs/submit", content=secret, trust_env=False)
+    with connect(f"ws://{gateway}", compression=None, proxy=None) as node:
+        node.recv()
+        node.send([secret[:20], secret[20:]])
+        with suppress(ConnectionClosed):
+            node.recv(10)
+
+
 def test_nothing_is_written_or_sent_in_the_clear(shell: Shell):
     own, members = shell.folder / "own", read_network(shell.layout)
     operator = shell.layout.tls("operator")
+    api_token = shell.layout.token_file.read_text().strip()
+    job = JOB.format(weights=own / "weights.safetensors")
     recorder = Recorder()
     with recorder.running():
         proxies = put_between(shell, members, recorder)
-        (shell.folder / "job.yaml").write_text(JOB.format(weights=own / "weights.safetensors"))
+        http, gateway = (members.address(Role.GATEWAY, use) for use in ("http", "websocket"))
+        web = {line: recorder.before(http, line) for line in ("HTTP", "downloads", "planted HTTP")}
+        web |= {line: recorder.before(gateway, line) for line in ("WebSocket", "planted WebSocket")}
+        (shell.folder / "job.yaml").write_text(job)
         token = shell.json("node", "token", "--role", "worker", "--name", "eu-9")["token"]
         joined = shell.run(
             "node", "enroll", token, "--out", str(own / "eu-9"), "--at",
             recorder.before(members.address(Role.DISCOVERY, "enrolment")),
         )  # fmt: skip
         assert joined.returncode == 0, joined.stderr
-        shell.variables = {
-            "CORTEX_ENDPOINT": proxies[Role.COORDINATOR],
-            "CORTEX_DISCOVERY": proxies[Role.DISCOVERY],
-            "CORTEX_CA": str(operator.ca),
-            "CORTEX_CERTIFICATE": str(operator.certificate),
-            "CORTEX_KEY": str(operator.key),
-        }
-        named = ("--name", "ward-3", "--region", "eu")
-        node_token = shell.run("node", "token", "--gateway", *named).stdout.strip()
-        web, line = (members.address(Role.GATEWAY, use) for use in ("http", "websocket"))
-        with worker_elsewhere(shell, "ward-3", node_token, f"ws://{recorder.before(line, frames=True)}"):
-            until(lambda: "ward-3" in {node["name"] for node in shell.json("nodes")}, 60)
+        tokens = {NODE: node_token(shell, NODE), "another": node_token(shell, "lab-2")}
+        with behind_the_gateway(shell, web["WebSocket"], tokens[NODE]):
+            shell.variables = {
+                "CORTEX_ENDPOINT": proxies[Role.COORDINATOR],
+                "CORTEX_DISCOVERY": proxies[Role.DISCOVERY],
+                "CORTEX_CA": str(operator.ca),
+                "CORTEX_CERTIFICATE": str(operator.certificate),
+                "CORTEX_KEY": str(operator.key),
+            }
             status = shell.json("submit", "job.yaml", "--wait")
-        assert status["status"] == "completed", status
-        assert [report["accepted"] for report in status["history"]] == [3, 3, 3]
-        shell.json("model", "download", status["job_id"], "-o", str(own / "model.safetensors"))
-        api_token = shell.layout.token_file.read_text().strip().encode()
-        api, bearer = f"http://{recorder.before(web)}/api/v1", {"Authorization": f"Bearer {api_token.decode()}"}
-        for path in ("network/status", "network/resources", f"jobs/{status['job_id']}/status"):
-            assert httpx.get(f"{api}/{path}", headers=bearer).status_code == 200
-        downloaded = httpx.get(f"{api}/jobs/{status['job_id']}/model", headers=bearer)
-        assert downloaded.content == (own / "model.safetensors").read_bytes()
+            assert status["status"] == "completed", status
+            assert [report["accepted"] for report in status["history"]] == [3, 3, 3]
+            shell.json("model", "download", status["job_id"], "-o", str(own / "model.safetensors"))
+            job_id = use_http(web["HTTP"], web["downloads"], api_token, job)
+        weights = safetensors.numpy.load_file(own / "weights.safetensors")["hidden_1.weight"][5].tobytes()
+        plant(web["planted HTTP"], web["planted WebSocket"], weights)
 
-    with np.load(own / "eu-1.npz") as arrays:
-        data = arrays["x"][3].tobytes()
-    weights = safetensors.numpy.load_file(own / "weights.safetensors")["hidden_1.weight"][5].tobytes()
     keys = private_keys(shell.layout.root) | private_keys(own)
     keyring = shell.layout.state("coordinator") / "keyring.json"
     [kek] = [bytes.fromhex(each) for each in re.findall(r'"([0-9a-f]{64})"', keyring.read_text())]
     canaries = {
         "weights": weights,
-        "data": data,
+        **{f"data of {name}": data_of(own / f"{name}.npz") for name in ("eu-1", NODE)},
         "key-encryption key": kek,
-        "API token": api_token,
-        "API token's secret": api_token.rpartition(b"_")[2],
+        "API token": api_token.encode(),
+        "API token's secret": api_token.rpartition("_")[2].encode(),
         "join token": token.encode(),
         "join token's secret": JoinToken.decode(token).secret,
-        "node token": node_token.encode(),
-        "node token's secret": NodeToken.decode(node_token).secret,
+        **{f"token of {node}": each.encode().encode() for node, each in tokens.items()},
+        **{f"secret of {node}": each.secret for node, each in tokens.items()},
+        **{f"key of {node}": each._key().private_bytes_raw() for node, each in tokens.items()},
         **{f"data key {number}": key for number, key in enumerate(data_keys(shell))},
         **{f"private key of {path}": key for path, key in keys.items()},
     }
-    assert len(canaries) > 16
-    assert "data key 0" in canaries
+    assert len(canaries) > 23
+    assert {"data key 0", "data key 1"} <= set(canaries)
+    token_file, node_file = str(shell.layout.token_file), str(own / f"{NODE}.token")
     # Where each may be, and must be found, or the search is worth nothing.
     places = {
         ("weights", str(own / "weights.safetensors")),
         ("weights", str(own / "model.safetensors")),
-        ("data", str(own / "eu-1.npz")),
+        *((f"data of {name}", str(own / f"{name}.npz")) for name in ("eu-1", NODE)),
         ("key-encryption key", str(keyring)),
-        ("API token", str(shell.layout.token_file)),
-        ("API token's secret", str(shell.layout.token_file)),
+        *((f"API token{part}", token_file) for part in ("", "'s secret")),
+        *((f"{part} of {NODE}", node_file) for part in ("token", "secret")),
         *((f"private key of {path}", path) for path in keys),
-        # On loopback the gateway speaks plain HTTP: so are its callers' tokens, and the models that they ask for.
-        ("API token", f"traffic of {web}"),
-        ("API token's secret", f"traffic of {web}"),
-        ("weights", f"traffic of {web}"),
+        # HTTP has no other way to say who asks, and who downloads a model wants it opened: so plain HTTP is for
+        # loopback, and elsewhere there is HTTPS. Nothing is exempt on a node's WebSocket, not even its own token.
+        *((f"API token{part}", f"{line}, up") for part in ("", "'s secret") for line in ("HTTP", "downloads")),
+        ("weights", "downloads, down"),
+        *(("weights", f"planted {line}, up") for line in ("HTTP", "WebSocket")),
     }
-    assert sum(map(len, recorder.passed.values())) > 3 * 2 * 2 * 4 * HIDDEN * INPUTS
-    plain = {where: recorder.passed[f"traffic of {where}"] for where in (web, line)}
-    assert all(record.startswith(b"GET ") for record in plain.values())
-    # As plain as HTTP; the updates that went over it are sealed all the same.
-    assert b"ward-3" in plain[line]
-    assert len(plain[line]) > 3 * 2 * 4 * HIDDEN * INPUTS
-    encrypted = [record for where, record in recorder.passed.items() if where.removeprefix("traffic of ") not in plain]
-    assert all(record.startswith(b"\x16\x03") for record in encrypted if record)
-    contents = files_below([shell.folder]) | {where: bytes(record) for where, record in recorder.passed.items()}
+    sealed = {at: records for at, records in recorder.passed.items() if at[0] not in web}
+    assert sum(len(record) for records in sealed.values() for record in records) > 3 * 2 * 2 * 4 * HIDDEN * INPUTS
+    assert all(record.startswith(b"\x16\x03") for records in sealed.values() for record in records if record)
+    contents = files_below([shell.folder])
+    contents |= {f"traffic of {line}, {way}": b"".join(records) for (line, way), records in sealed.items()}
+    for line in web:
+        contents |= recorder.said(line, said_over_websocket if "WebSocket" in line else said_over_http)
 
     assert found_in(canaries, contents) == places
-    private = [str(keyring), str(shell.layout.token_file), *keys]
+    private = [str(keyring), token_file, *keys]
     assert {path: oct(Path(path).stat().st_mode & 0o777) for path in private} == dict.fromkeys(private, "0o600")
+    check_that_plain_text_is_seen(recorder, contents, [status["job_id"], job_id])
+
+
+def check_that_plain_text_is_seen(recorder: Recorder, contents: Mapping[str, bytes], jobs: Sequence[str]) -> None:
+    """What is in the clear on each line, in each direction, is read: names, ids, and how much was sealed."""
+    for line, words in {
+        "HTTP, up": [b"POST /api/v1/jobs/submit", b"hidden_1.*", jobs[1].encode()],
+        "HTTP, down": [b"text/event-stream", b"round_closed", jobs[1].encode()],
+        "WebSocket, up": [b"Upgrade: websocket", f'"{NODE}"'.encode(), *map(str.encode, jobs)],
+        "WebSocket, down": [b"101 Switching Protocols", b"hidden_1.*", *map(str.encode, jobs)],
+    }.items():
+        assert [word for word in words if word not in contents[line]] == [], line
+    carried = {way: recorder.passed["WebSocket", way] for way in ("up", "down")}
+    assert not any(f'"{NODE}"'.encode() in record for record in carried["up"]), "masked, as it passed"
+    for way, least_bytes in (("up", 3 * 4 * 2 * HIDDEN), ("down", 3 * 4 * HIDDEN * INPUTS)):
+        frames = [frame for record in carried[way] for frame in frames_of(bytes(record), way)]
+        assert sum(len(frame.data) for frame in frames if frame.opcode is Opcode.BINARY) > least_bytes
+
+
+def data_of(path: Path) -> bytes:
+    """One example of a node's data, as it lies in memory."""
+    with np.load(path) as arrays:
+        return bytes(arrays["x"][3].tobytes())
