@@ -6,7 +6,6 @@ import hashlib
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -20,7 +19,7 @@ from cortex.views import IdentitiesView, JobEvent, KeyEpochView, NodeView, Seale
 from cortex.wire import dataset_from_proto, identities_from_proto, key_epoch_from_proto, node_from_proto
 from cortex_common.clock import Clock, SystemClock
 from cortex_common.envelope import Envelope
-from cortex_common.errors import CorruptError, UnauthenticatedError, UnavailableError
+from cortex_common.errors import CorruptError, UnauthenticatedError
 from cortex_common.identity import Role
 from cortex_common.job.spec import JobSpec
 from cortex_common.job.statement import submission_of
@@ -39,6 +38,7 @@ from cortex_common.rpc.channel import RenewingSyncChannel
 from cortex_common.rpc.errors import calling
 
 if TYPE_CHECKING:
+    from cortex.shipping import Cut
     from cortex_common.data.sealed import Described
 
 Message = TypeVar("Message")
@@ -350,6 +350,7 @@ class Client:
         key: bytes,
         org: str,
         on_shard: Callable[[str, int], None] = lambda aggregator, index: None,
+        on_cut: Callable[[str, Cut], None] = lambda aggregator, cut: None,
     ) -> list[str]:
         """Bring a sealed data set to every aggregator, and its key to the coordinator; the aggregators it is at.
 
@@ -359,18 +360,16 @@ class Client:
             key: The data set's.
             org: Whose jobs may train on it.
             on_shard: Told of each that has arrived, and where.
+            on_cut: Told of each upload that goes on in the middle of a shard, and where.
 
         Raises:
-            UnavailableError: there is no aggregator, or one cannot be reached.
+            UnavailableError: there is no aggregator, or one cannot be reached; another call goes on with what arrived.
             AlreadyExistsError: it is known with another key, or for another organisation.
         """
-        from cortex.shipping import ship_shards
+        from cortex.shipping import ship_everywhere
 
         aggregators = self._aggregators()
-        if not aggregators:
-            raise UnavailableError("no aggregator is live; the shards of a data set are kept by aggregators")
-        for name, address in aggregators.items():
-            ship_shards(address, self.connection.tls, folder, told, partial(on_shard, name))
+        ship_everywhere(aggregators, self.connection.tls, folder, told, on_shard, on_cut, self._patience)
         request = coordinator_pb2.AddDatasetRequest(manifest=told.envelope.to_json(), key=key, org=org)
         self._call(lambda: self._datasets.AddDataset(request, timeout=RPC_TIMEOUT_S))
         return list(aggregators)

@@ -31,6 +31,7 @@ from cortex_common.validation import ValidationManager
 from services.aggregator.aggregation import WeightAggregator
 from services.aggregator.batches import BatchProcessor
 from services.aggregator.client import UpstreamChannels
+from services.aggregator.incoming_shards import IncomingShards
 from services.aggregator.servicer import (
     ROUND_SERVICE,
     SHARD_SERVICE,
@@ -40,7 +41,7 @@ from services.aggregator.servicer import (
     WeightServicer,
 )
 from services.aggregator.settings import AggregatorSettings
-from services.aggregator.shards import Room, ShardStore
+from services.aggregator.shards import ShardStore
 from services.aggregator.store import DirectoryRoundStore
 from services.aggregator.versions import VersionStore
 
@@ -73,7 +74,7 @@ async def run(
     publish_build_info("aggregator")
     publish_node(settings.tls, settings.state_dir, clock)
     membership = Membership(settings.tls, settings.discovery, settings.state_dir / "denials.json", clock)
-    shards = await asyncio.to_thread(_shards, settings)
+    shards = await asyncio.to_thread(_shards, settings, clock)
     async with (
         _aggregating(settings, identity, clock) as aggregator,
         ops_server(settings.metrics_host, settings.metrics_port, lambda: (not stop.is_set(), "")) as ops,
@@ -100,6 +101,7 @@ async def run(
             started.set_result(RunningAggregator(server, aggregator))
         await stop.wait()
         server.set_serving(False)
+        shards.stop()
         await aggregator.drain()
         await beating
         keeping.cancel()
@@ -132,10 +134,11 @@ async def _aggregating(
         processor.close()
 
 
-def _shards(settings: AggregatorSettings) -> ShardStore:
-    """The shards that are here."""
-    folder = settings.state_dir if settings.shards is None else None
-    return ShardStore(_blobs(settings, settings.shards, "shards"), Room(folder, settings.disk_reserve_bytes))
+def _shards(settings: AggregatorSettings, clock: Clock) -> ShardStore:
+    """The shards that are here; unfinished ones are on the disk wherever the others are kept."""
+    folder, life_s = settings.state_dir / "incoming", settings.unfinished_shard_life_s
+    incoming = IncomingShards(folder, settings.disk_reserve_bytes, life_s, clock)
+    return ShardStore(_blobs(settings, settings.shards, "shards"), incoming, settings.stream_idle_s)
 
 
 def _blobs(settings: AggregatorSettings, url: str | None, folder: str) -> BlobStore:

@@ -15,7 +15,7 @@ from cortex_common.rpc.identity import current_identity
 from cortex_common.security.objects import DataKey
 from cortex_common.security.sealing import SealingKey
 from cortex_common.transfer import ChunkFrame, HeaderFrame, TrailerFrame, frame_to_bytes
-from cortex_common.transfer.wire import receipt_to_proto
+from cortex_common.transfer.wire import header_from_proto, receipt_to_proto
 from services.aggregator.aggregation import WeightAggregator
 from services.aggregator.shards import ShardStore
 from services.aggregator.uploads import in_thread
@@ -188,7 +188,12 @@ class ShardServicer:
 
     def attach(self, server: grpc.aio.Server) -> None:
         """Register with a server, with the frames' own deserialiser."""
-        handlers = {
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "OfferShard": grpc.unary_unary_rpc_method_handler(
+                self.offer_shard,
+                request_deserializer=aggregator_pb2.OfferShardRequest.FromString,
+                response_serializer=aggregator_pb2.OfferShardResponse.SerializeToString,
+            ),
             "PutShard": grpc.stream_unary_rpc_method_handler(
                 self.put_shard, response_serializer=aggregator_pb2.PutShardResponse.SerializeToString
             ),
@@ -200,6 +205,13 @@ class ShardServicer:
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SHARD_SERVICE, handlers),))
 
+    async def offer_shard(
+        self, request: aggregator_pb2.OfferShardRequest, context: Any
+    ) -> aggregator_pb2.OfferShardResponse:
+        """How much of a shard is here."""
+        held = await self._shards.offer(header_from_proto(request.header))
+        return aggregator_pb2.OfferShardResponse(complete=held.complete, chunks=held.chunks, size_bytes=held.size_bytes)
+
     async def put_shard(self, messages: AsyncIterator[bytes], context: Any) -> aggregator_pb2.PutShardResponse:
         """Take one shard."""
         return aggregator_pb2.PutShardResponse(newly_stored=await self._shards.put(aiter(messages)))
@@ -208,7 +220,7 @@ class ShardServicer:
         self, request: aggregator_pb2.DropShardsRequest, context: Any
     ) -> aggregator_pb2.DropShardsResponse:
         """Erase shards."""
-        return aggregator_pb2.DropShardsResponse(dropped=await in_thread(lambda: self._shards.drop(request.sha256)))
+        return aggregator_pb2.DropShardsResponse(dropped=await self._shards.drop(request.sha256))
 
 
 def _frame(reader: PartReader, index: int) -> bytes:

@@ -36,6 +36,8 @@ class AggregatorSettings(ServiceSettings):
     """Where model versions are kept: s3://bucket/prefix, this aggregator's own; a folder in `state_dir` by default."""
     shards: str | None = None
     """Where sealed shards of data sets are kept: s3://bucket/prefix, its own; a folder in `state_dir` by default."""
+    unfinished_shard_life_s: float = Field(default=7 * 86400.0, gt=0)
+    """What has come of a shard is removed when nobody has gone on with its upload for so long."""
     s3_endpoint: str | None = Field(default=None, pattern=r"^https?://")
     """URL of the object store; Amazon's by default."""
     s3_region: str | None = None

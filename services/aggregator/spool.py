@@ -23,23 +23,18 @@ from cortex_common.errors import CorruptError
 from cortex_common.ids import SeatIndex
 from cortex_common.security.encryption import TAG_BYTES, ObjectHeader
 from cortex_common.storage.durable import (
-    EARLY_BYTES,
-    begin_sync,
     directory_syncer,
-    file_syncer,
     reporting_full,
     reporting_unreadable,
     sync_directory,
-    sync_file,
     sync_together,
-    write_fully,
 )
+from cortex_common.storage.growing import GrowingFile
 from cortex_common.storage.records import read_record, record
 from cortex_common.transfer import Receipt
 from cortex_common.transfer.content import chunk_digest
 
 _PREFIX_BYTES = 4
-_SYNC_EVERY_BYTES = 16 << 20
 _SMALL_BYTES = 1 << 20
 _FILE_NAME = re.compile(r"seat-(\d+)\.update")
 
@@ -47,14 +42,14 @@ _FILE_NAME = re.compile(r"seat-(\d+)\.update")
 class SeatSpool:
     """One seat's update. Not for two threads at a time, except `read`."""
 
-    def __init__(self, directory: Path, header: ObjectHeader, file: int, begin: int) -> None:
+    def __init__(self, directory: Path, header: ObjectHeader, file: GrowingFile) -> None:
         self.header = header
         self.digests: list[bytes] = []
         self.unproven = 0
         """So many chunks have been read back from the disk, and opened by nobody since."""
         self._directory = directory
         self._path = update_path(directory, header.seat)
-        self._offsets = [begin]
+        self._offsets = [file.end]
         self._file = file
 
     @classmethod
@@ -65,16 +60,14 @@ class SeatSpool:
             OverloadedError: the disk is full.
         """
         path = update_path(directory, header.seat)
-        first = record(_to_json(header.to_facts()))
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        file = GrowingFile(path, new=True)
         try:
-            with reporting_full(directory, len(first)):
-                write_fully(file, first)
+            file.append(record(_to_json(header.to_facts())))
         except BaseException:
-            os.close(file)
+            file.close()
             path.unlink()
             raise
-        return cls(directory, header, file, len(first))
+        return cls(directory, header, file)
 
     @classmethod
     def load(cls, directory: Path, seat: SeatIndex) -> tuple[SeatSpool, Receipt | None]:
@@ -84,21 +77,22 @@ class SeatSpool:
             CorruptError: there is no header, or not what the receipt was given for.
         """
         path = update_path(directory, seat)
-        file = os.open(path, os.O_RDWR)
+        file = GrowingFile(path)
         try:
             with reporting_unreadable(path):
-                first = read_record(file)
+                first = read_record(file.descriptor)
                 if first is None:
                     raise CorruptError(f"{path} is not readable: no header")
-                spool = cls(directory, ObjectHeader.from_facts(_from_json(path, first[0])), file, first[1])
+                file.end = first[1]
+                spool = cls(directory, ObjectHeader.from_facts(_from_json(path, first[0])), file)
                 spool._index()
                 receipt = spool._read_receipt()
         except BaseException:
-            os.close(file)
+            file.close()
             raise
         if receipt is None:
             spool.unproven = spool.chunks
-            os.ftruncate(file, spool._offsets[-1])
+            file.cut(spool._offsets[-1])
         return spool, receipt
 
     @property
@@ -117,20 +111,14 @@ class SeatSpool:
         Raises:
             OverloadedError: the disk is full; the chunk is not there.
         """
-        start = self._offsets[-1]
-        self._write(start, len(sealed).to_bytes(_PREFIX_BYTES, "big"), sealed)
+        self._file.append(len(sealed).to_bytes(_PREFIX_BYTES, "big"), sealed)
         self.digests.append(chunk_digest(sealed))
-        self._offsets.append(start + _PREFIX_BYTES + len(sealed))
-        if self._offsets[-1] // EARLY_BYTES != start // EARLY_BYTES:
-            begin_sync(self._file)
-        if self._offsets[-1] // _SYNC_EVERY_BYTES != start // _SYNC_EVERY_BYTES:
-            with reporting_full(self._directory, self.size_bytes):
-                sync_file(self._file, self._path)
+        self._offsets.append(self._file.end)
 
     def keep(self, chunks: int) -> None:
         """Give up all chunks but the first ones; what is left is proven."""
         del self.digests[chunks:], self._offsets[chunks + 1 :]
-        os.ftruncate(self._file, self._offsets[-1])
+        self._file.cut(self._offsets[-1])
         self.unproven = 0
 
     def commit(self, receipt: Receipt) -> None:
@@ -145,69 +133,55 @@ class SeatSpool:
             facts["whole"] = self._digest()
         else:
             self._sync()
-        self._write(end, record(_to_json(facts)))
+        self._file.append(record(_to_json(facts)))
         try:
             self._sync()
         except BaseException:
-            os.ftruncate(self._file, end)
+            self._file.cut(end)
             raise
 
     def read(self, index: int) -> bytes:
         """Sealed chunk `index`; threads may call this at the same time."""
         start, end = self._offsets[index] + _PREFIX_BYTES, self._offsets[index + 1]
-        with reporting_unreadable(self._path):
-            sealed = os.pread(self._file, end - start, start)
+        sealed = self._file.read(start, end - start)
         if len(sealed) != end - start:
             raise CorruptError(f"{self._path}: chunk {index} is cut short")
         return sealed
 
     def close(self) -> None:
         """Give the file up."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        self._file.close()
 
     def erase(self) -> None:
         """Remove everything of this update."""
         self.close()
         remove_seat(self._directory, self.header.seat)
 
-    def _write(self, start: int, *parts: bytes | memoryview) -> None:
-        """Write at a position; nothing of it stays when the disk is full."""
-        try:
-            with reporting_full(self._directory, sum(map(len, parts))):
-                written = os.pwritev(self._file, parts, start)
-                if written < sum(map(len, parts)):
-                    os.lseek(self._file, start + written, os.SEEK_SET)
-                    write_fully(self._file, b"".join(parts)[written:])
-        except BaseException:
-            os.ftruncate(self._file, start)
-            raise
-
     def _sync(self) -> None:
         """The file and its name."""
         with reporting_full(self._directory, self.size_bytes):
-            sync_together(file_syncer(self._file, self._path), directory_syncer(self._directory))
+            sync_together(self._file.syncer, directory_syncer(self._directory))
 
     def _digest(self) -> str:
         """SHA-256 of the header and all chunks, for small updates."""
-        return hashlib.sha256(os.pread(self._file, self._offsets[-1], 0)).hexdigest()
+        return hashlib.sha256(self._file.read(0, self._offsets[-1])).hexdigest()
 
     def _index(self) -> None:
         """Find the whole chunks."""
-        end = os.fstat(self._file).st_size
+        end = os.fstat(self._file.descriptor).st_size
         while self.chunks < self.header.chunks:
             start = self._offsets[-1] + _PREFIX_BYTES
-            prefix = os.pread(self._file, _PREFIX_BYTES, self._offsets[-1])
+            prefix = self._file.read(self._offsets[-1], _PREFIX_BYTES)
             stop = start + int.from_bytes(prefix, "big")
             if len(prefix) < _PREFIX_BYTES or stop < start + TAG_BYTES or stop > end:
                 break
             self._offsets.append(stop)
-            self.digests.append(os.pread(self._file, TAG_BYTES, stop - TAG_BYTES))
+            self.digests.append(self._file.read(stop - TAG_BYTES, TAG_BYTES))
+        self._file.end = self._offsets[-1]
 
     def _read_receipt(self) -> Receipt | None:
         """The receipt after the last chunk, if the update was accepted."""
-        last = read_record(self._file, self._offsets[-1]) if self.chunks == self.header.chunks else None
+        last = read_record(self._file.descriptor, self._offsets[-1]) if self.chunks == self.header.chunks else None
         if last is None:
             return None
         facts = _from_json(self._path, last[0])

@@ -34,26 +34,37 @@ async def in_thread(work: Callable[[], T], executor: Executor | None = None) -> 
         raise
 
 
-class Upload:
-    """One stream for one seat. Another one for the same seat, or the end of the round, interrupts it."""
+class Turn:
+    """One at work on files that only one may change; `ended` tells that it has let go of them."""
 
-    def __init__(self, messages: AsyncIterator[bytes], idle_s: float) -> None:
-        self._messages = messages
-        self._idle_s = idle_s
-        self._scope: asyncio.Timeout | None = None
+    def __init__(self) -> None:
         self._interrupted: CortexError | None = None
         self.ended = asyncio.Event()
 
     def interrupt(self, error: CortexError) -> None:
-        """Make the stream end with this error at its next frame; `ended` tells that it has let go of its files."""
+        """Ask it to end with this error."""
         self._interrupted = self._interrupted or error
-        if self._scope is not None:
-            self._scope.reschedule(asyncio.get_running_loop().time())
 
     def check(self) -> None:
-        """Raise what the stream was interrupted with."""
+        """Raise what it was interrupted with."""
         if self._interrupted is not None:
             raise self._interrupted
+
+
+class Upload(Turn):
+    """One stream for one seat or shard. Another one for the same, or the end of the round, interrupts it."""
+
+    def __init__(self, messages: AsyncIterator[bytes], idle_s: float) -> None:
+        super().__init__()
+        self._messages = messages
+        self._idle_s = idle_s
+        self._scope: asyncio.Timeout | None = None
+
+    def interrupt(self, error: CortexError) -> None:
+        """Make the stream end with this error at its next frame."""
+        super().interrupt(error)
+        if self._scope is not None:
+            self._scope.reschedule(asyncio.get_running_loop().time())
 
     async def next_frame(self) -> Frame:
         """The next frame.

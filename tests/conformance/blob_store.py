@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,20 @@ class BlobStoreConformance:
             assert reader.size == len(content)
             for offset, size in ((0, 1), (255, 514), (len(content) - 3, 10), (len(content), 1), (len(content) + 9, 1)):
                 assert reader.read_at(offset, size) == content[offset : offset + size]
+
+    def test_a_file_becomes_a_blob_and_stays(self, store: BlobStore, tmp_path: Path) -> None:
+        content, path = bytes(range(256)) * (5 << 12), tmp_path / "file"
+        path.write_bytes(content)
+        with store.adopt("job/given-up", path):
+            assert list(store.names("")) == []
+        assert list(store.names("")) == []
+        for _ in range(2):
+            with store.adopt("job/blob", path) as writer:
+                store.publish("job/facts", b"{}", [writer])
+        path.unlink()
+        assert list(store.names("")) == ["job/blob", "job/facts"]
+        with store.open("job/blob") as reader:
+            assert reader.read_at(0, len(content) + 1) == content
 
     def test_a_published_blob_is_there_with_its_parts(self, store: BlobStore) -> None:
         with store.create("job/part") as part, store.create("job/empty") as empty:

@@ -48,6 +48,8 @@ from cortex_common.transfer.frames import (
     frame_from_bytes,
     frame_to_bytes,
 )
+from cortex_common.transfer.wire import header_from_proto, header_to_proto
+from services.aggregator.shards import check_header
 from services.aggregator.wire import terms_from_proto
 from services.coordinator.wire import failure_of, round_of_assignment, scores_of, trained_of
 from services.discovery.identity_wire import token_request
@@ -273,6 +275,20 @@ def round_seeds() -> list[bytes]:
     return [root, spec.SerializeToString()]
 
 
+def shard_offer(message: aggregator_pb2.OfferShardRequest) -> None:
+    """What an aggregator does with an offer before it looks for the shard: the digest names files."""
+    header = header_from_proto(message.header)
+    check_header(header)
+    assert Path(header.model_sha256).name == header.model_sha256
+    assert ObjectHeader.from_facts(json.loads(json.dumps(header.to_facts()))) == header
+
+
+def shard_offer_seeds() -> list[bytes]:
+    facts = header().to_facts() | {"kind": "shard", "model_sha256": "ab" * 32, "manifest": "", "elements": 2000}
+    offered = header_to_proto(ObjectHeader.from_facts(facts))
+    return [aggregator_pb2.OfferShardRequest(header=offered).SerializeToString()]
+
+
 def heartbeat_seeds() -> list[bytes]:
     request = discovery_pb2.HeartbeatRequest()
     node = request.node
@@ -480,6 +496,7 @@ TARGETS: Mapping[str, Target] = {
     ),
     "report": Target(from_proto(coordinator_pb2.ReportRequest, report), _WRONG, report_seeds),
     "round": Target(from_proto(aggregator_pb2.RoundSpec, terms_from_proto), _WRONG, round_seeds),
+    "shard-offer": Target(from_proto(aggregator_pb2.OfferShardRequest, shard_offer), _WRONG, shard_offer_seeds),
     "heartbeat": Target(
         from_proto(discovery_pb2.HeartbeatRequest, lambda each: announcement_from_proto(each.node)),
         _WRONG,

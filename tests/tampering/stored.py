@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +22,16 @@ from cortex_common.ids import JobId
 from cortex_common.security.audit import AuditLog, Entry, check_log, read_log
 from cortex_common.security.encryption import ObjectHeader, ObjectKind
 from cortex_common.security.keyring import FileKeyring, RestingKey
+from cortex_common.security.shards import sealed_size
 from cortex_common.security.signed_heads import sign_head, verified_head
 from cortex_common.storage import DirectoryBlobStore
 from cortex_common.storage.checked import to_checked_json
-from cortex_common.transfer import Receipt
+from cortex_common.transfer import Receipt, TrailerFrame
 from cortex_common.transfer.content import chunk_digest, content_digest
 from services.aggregator.domain import Contribution, Phase, RoundKey, RoundTerms
 from services.aggregator.rounds import LiveRound
 from services.aggregator.sealed import Plaintext, SealedChunks, SealedSource
+from services.aggregator.shard_spool import JOURNAL, SEALED, ShardSpool
 from services.aggregator.spool import SeatSpool
 from services.aggregator.store import DirectoryRoundStore, StoredRound
 from services.aggregator.versions import SealedPart, Version, VersionStore, _to_facts
@@ -161,6 +164,40 @@ def spool_stored(root: Path) -> Subject:
         spool_pieces(scratch, OTHER_JOB, seed=3),
         read,
     )
+
+
+def shard_pieces(root: Path, job: str = JOB, number: int = 2, seed: int = 1) -> tuple[str, Pieces]:
+    """A shard of a data set whose chunks are all here: its digest, the journal's records, and the chunks."""
+    root.mkdir(parents=True, exist_ok=True)
+    header = replace(header_of(ObjectKind.SHARD, job, number), chunk_elements=1024, elements=3000, chunks=3)
+    chunks = [np.random.default_rng(seed + n).bytes(sealed_size(header, n)) for n in range(header.chunks)]
+    header = replace(header, model_sha256=hashlib.sha256(b"".join(chunks)).hexdigest())
+    spool, journal = ShardSpool.start(root, header), root / f"{header.model_sha256}{JOURNAL}"
+    ends = [0, journal.stat().st_size]
+    for chunk in chunks:
+        spool.append(chunk)
+        ends.append(journal.stat().st_size)
+    data = journal.read_bytes()
+    spool.erase()
+    return header.model_sha256, (*(data[begin:end] for begin, end in pairwise(ends)), *chunks)
+
+
+def shard_stored(root: Path) -> Subject:
+    """A shard on its way, read by an aggregator that starts; whole, or what it lacks is sent again."""
+    digest, pieces = shard_pieces(root)
+    trailer = TrailerFrame(3, content_digest(map(chunk_digest, pieces[-3:])))
+
+    def read(given: Sequence[bytes]) -> Any:
+        records = len(pieces) - 3
+        (root / f"{digest}{JOURNAL}").write_bytes(b"".join(given[:records]))
+        (root / f"{digest}{SEALED}").write_bytes(b"".join(given[records:]))
+        spool = ShardSpool.load(root, digest)
+        spool.prove()
+        spool.finish(trailer)
+        return spool.header, spool.path.read_bytes()
+
+    earlier, foreign = shard_pieces(root, number=1, seed=10)[1], shard_pieces(root, OTHER_JOB, seed=20)[1]
+    return Subject("shard on its way", pieces, earlier, foreign, read)
 
 
 def residual_pieces(root: Path, job: str = JOB, number: int = 2, seed: int = 1) -> Pieces:
@@ -379,6 +416,7 @@ def everything_stored(root: Path, tls: TlsFiles) -> list[Subject]:
     made: list[Callable[[Path], Subject]] = [
         version_stored,
         spool_stored,
+        shard_stored,
         residual_stored,
         outbox_stored,
         lambda folder: audit_stored(folder, tls),

@@ -14,6 +14,7 @@ from cortex_common.errors import AlreadyExistsError, InvalidArgumentError, NotFo
 from cortex_common.ids import DEFAULT_ORG
 
 if TYPE_CHECKING:
+    from cortex.shipping import Cut
     from cortex_common.data.loading import Dataset
 
 _KEY_FILE_KEYS = {"dataset", "key_id", "key"}
@@ -98,7 +99,10 @@ def add(
     directory: DirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring the shards to every aggregator of the network, and the key to its coordinator; again does no harm."""
+    """Bring the shards to every aggregator of the network, and the key to its coordinator; again does no harm.
+
+    A shard whose upload broke off goes on where it was, now or when the command is given again.
+    """
     from cortex.shipping import check_shards, read_manifest
 
     told = read_manifest(folder)
@@ -106,7 +110,7 @@ def add(
     key = _read_key(data_key or Path(f"{told.manifest.name}{_SUFFIX}"), told.manifest.key_id)
     with open_client(directory) as client:
         reached = client.add_dataset(
-            folder, told, key, org, lambda aggregator, index: say(f"{aggregator}: shard {index}")
+            folder, told, key, org, lambda aggregator, index: say(f"{aggregator}: shard {index}"), _say_cut
         )
     if as_json:
         print_json({"reference": told.reference, "org": org, "aggregators": reached})
@@ -144,6 +148,13 @@ def remove(
         print_json({"reference": reference, "shards_dropped": dropped})
     else:
         typer.echo(f"{reference}: its key is erased, and {dropped} shards are gone from the aggregators")
+
+
+def _say_cut(aggregator: str, cut: Cut) -> None:
+    """Tell that an upload goes on in the middle of a shard."""
+    why = f"{cut.reason}, " if cut.reason else ""
+    held, whole = (f"{size / 1e6:,.1f}" for size in (cut.held_bytes, cut.size_bytes))
+    say(f"{aggregator}: shard {cut.index}: {why}going on at {held} of {whole} MB")
 
 
 def _read(name: str, source: str, classes: int | None) -> Dataset:

@@ -48,7 +48,7 @@ _TABLE: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "ResealJob": _COORDINATOR,
     },
     "WeightService": {"PushUpdate": _PUSHERS, "PullModel": _PULLERS},
-    "ShardService": {"PutShard": _OPERATOR, "DropShards": _OPERATOR},
+    "ShardService": {"OfferShard": _OPERATOR, "PutShard": _OPERATOR, "DropShards": _OPERATOR},
     "DiscoveryService": {
         "Heartbeat": _NODES,
         "Leave": _NODES,
@@ -133,6 +133,7 @@ ROUTINE = frozenset(
         "RoundService/ResealJob",
         "WeightService/PushUpdate",
         "WeightService/PullModel",
+        "ShardService/OfferShard",
         "DiscoveryService/Heartbeat",
         "DiscoveryService/Leave",
         "DiscoveryService/ListNodes",

@@ -60,8 +60,12 @@ def open_sync_channel(
 class RenewingSyncChannel:
     """`open_sync_channel`, opened anew when the certificate files have changed."""
 
-    def __init__(self, address: str, tls: TlsFiles, server_role: Role, clock: Clock = _SYSTEM_CLOCK) -> None:
-        self._open: Callable[[], grpc.Channel] = partial(open_sync_channel, address, tls, server_role, clock=clock)
+    def __init__(
+        self, address: str, tls: TlsFiles, server_role: Role, clock: Clock = _SYSTEM_CLOCK, *, bulk: bool = False
+    ) -> None:
+        self._open: Callable[[], grpc.Channel] = partial(
+            open_sync_channel, address, tls, server_role, bulk=bulk, clock=clock
+        )
         self._tls = tls
         self._stamp = files_stamp(tls)
         self._channel = self._open()

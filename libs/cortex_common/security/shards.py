@@ -131,7 +131,12 @@ def shard_file(index: int) -> str:
 
 def sealed_size(header: ObjectHeader, index: int) -> int:
     """Length of a sealed chunk of a shard."""
-    return min(header.chunk_elements, header.elements - index * header.chunk_elements) + TAG_BYTES
+    return sealed_bytes(header, index + 1) - sealed_bytes(header, index)
+
+
+def sealed_bytes(header: ObjectHeader, chunks: int) -> int:
+    """Length of the first sealed chunks of a shard together: where the next one begins in its file."""
+    return min(chunks * header.chunk_elements, header.elements) + chunks * TAG_BYTES
 
 
 class ShardIntake:

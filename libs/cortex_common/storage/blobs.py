@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
@@ -25,6 +26,9 @@ from cortex_common.storage.durable import (
 )
 
 _TEMPORARY = ".tmp"
+_PIECE_BYTES = 4 << 20
+# Another file system, or one that knows no second name of a file, or no more of them.
+_NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS})
 
 
 class BlobWriter(Protocol):
@@ -68,6 +72,13 @@ class BlobStore(Protocol):
     def create(self, name: str) -> BlobWriter:
         """Begin a blob."""
 
+    def adopt(self, name: str, path: Path) -> BlobWriter:
+        """Begin a blob with what a local file holds; the file stays, and may only be removed from now on.
+
+        Raises:
+            OverloadedError: the store is full.
+        """
+
     def open(self, name: str) -> BlobReader:
         """Open one. NotFoundError: there is none of that name."""
 
@@ -106,6 +117,17 @@ class DirectoryBlobStore:
         path = self._path(name)
         make_directory(path.parent)
         return _FileWriter(path)
+
+    def adopt(self, name: str, path: Path) -> BlobWriter:
+        """Give the file a second name where that can be done, so that nothing is copied."""
+        target = self._path(name)
+        make_directory(target.parent)
+        try:
+            return _FileWriter(target, path)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+        return filled(self.create(name), path)
 
     def open(self, name: str) -> BlobReader:
         """Open a file."""
@@ -182,11 +204,30 @@ def checked_parts(name: str) -> list[str]:
     return parts
 
 
+def filled(writer: BlobWriter, path: Path) -> BlobWriter:
+    """The writer, with what a file holds written to it; given up when that fails."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            while piece := file.read(_PIECE_BYTES):
+                writer.write(piece)
+    except BaseException as error:
+        writer.__exit__(type(error), error, error.__traceback__)
+        raise
+    return writer
+
+
 class _FileWriter:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, adopted: Path | None = None) -> None:
+        """Begin an empty file, or one that has another name already."""
         self._path = path
         self._temporary = path.with_name(path.name + _TEMPORARY)
-        self._file: int | None = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        flags = os.O_WRONLY
+        if adopted is None:
+            flags |= os.O_CREAT | os.O_TRUNC
+        else:
+            self._temporary.unlink(missing_ok=True)
+            os.link(adopted, self._temporary)
+        self._file: int | None = os.open(self._temporary, flags, 0o600)
         self._visible = False
         self._synced = False
         self._unsent_bytes = 0
@@ -215,6 +256,8 @@ class _FileWriter:
         if sync and not self._synced:
             self.sync()
         self._temporary.replace(self._path)
+        # Two names of one file are left alone by a rename.
+        self._temporary.unlink(missing_ok=True)
         self._visible = True
         if sync:
             self._close()

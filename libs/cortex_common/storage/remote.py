@@ -15,7 +15,7 @@ from fsspec.asyn import sync
 from s3fs import S3FileSystem
 
 from cortex_common.errors import CorruptError, InvalidArgumentError, NotFoundError, UnavailableError
-from cortex_common.storage.blobs import BlobReader, BlobWriter, checked_parts
+from cortex_common.storage.blobs import BlobReader, BlobWriter, checked_parts, filled
 from cortex_common.storage.durable import DAMAGED
 
 # Parts of an upload; S3 allows 10,000 of them, so a blob may have 160 GB.
@@ -72,6 +72,10 @@ class S3BlobStore:
         path = self._path(name)
         with _reporting(path):
             return _ObjectWriter(self._files.open(path, "wb", autocommit=False), path)
+
+    def adopt(self, name: str, path: Path) -> BlobWriter:
+        """Send the file."""
+        return filled(self.create(name), path)
 
     def open(self, name: str) -> BlobReader:
         """Open an object."""

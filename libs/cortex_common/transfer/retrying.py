@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -19,7 +19,8 @@ from cortex_common.rpc.retry import backoff
 T = TypeVar("T")
 
 _TRANSPORT_FAULTS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED)
-_MAX_FAULTS = 4
+MAX_FAULTS = 4
+"""So often a peer may be full, or bytes damaged, before a transfer is given up."""
 
 
 @contextmanager
@@ -32,11 +33,12 @@ def transferring(what: str, channel: grpc.aio.Channel | None = None) -> Iterator
     serial = serial_of(channel)
     try:
         yield
-    except grpc.aio.AioRpcError as error:
-        if error.code() is grpc.StatusCode.UNAUTHENTICATED and serial_of(channel) != serial:
+    except grpc.RpcError as error:
+        call: Any = error
+        if call.code() is grpc.StatusCode.UNAUTHENTICATED and serial_of(channel) != serial:
             raise UnavailableError(f"{what}: it lasted longer than the certificate it began with") from error
-        if error.code() in _TRANSPORT_FAULTS and not error.trailing_metadata():
-            raise UnavailableError(f"{what}: the stream broke ({error.details()})") from error
+        if call.code() in _TRANSPORT_FAULTS and not call.trailing_metadata():
+            raise UnavailableError(f"{what}: the stream broke ({call.details()})") from error
         raise error_from_rpc(error, what) from error
 
 
@@ -89,7 +91,7 @@ async def until_through(
             return await attempt()
         except (CorruptError, OverloadedError) as error:
             faults += 1
-            if faults > _MAX_FAULTS:
+            if faults > MAX_FAULTS:
                 raise
             raise UnavailableError(error.message) from error
 

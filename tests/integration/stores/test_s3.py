@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from cortex_common.clock import SystemClock
 from cortex_common.data import Partition, load, partition
 from cortex_common.errors import CorruptError, InvalidArgumentError, NotFoundError, UnavailableError
 from cortex_common.security.shards import header_of, seal_dataset, sealed_size, shard_file
@@ -14,7 +15,8 @@ from cortex_common.security.signing import SigningKey
 from cortex_common.storage.remote import S3Access, S3BlobStore
 from cortex_common.transfer import ChunkFrame, HeaderFrame, TrailerFrame, frame_to_bytes
 from cortex_common.transfer.content import chunk_digest, content_digest
-from services.aggregator.shards import Room, ShardStore
+from services.aggregator.incoming_shards import IncomingShards
+from services.aggregator.shards import ShardStore
 from tests.conformance.blob_store import BlobStoreConformance
 from tests.integration.stores.servers import free_port
 
@@ -87,28 +89,40 @@ def test_a_missing_key_file_is_named(tmp_path):
         S3BlobStore("s3://b/x", S3Access(key_file=tmp_path / "nowhere"))
 
 
+def shard_store(store, tmp_path):
+    """An aggregator's, as after a start."""
+    return ShardStore(store, IncomingShards(tmp_path / "incoming", 0, 60.0, SystemClock()), 30.0)
+
+
 async def test_sealed_shards_are_kept_there_and_found_again_until_they_are_dropped(store, tmp_path):
     digits = load("digits", tmp_path)
     parts, key = partition(digits.labels, Partition(), 2), SigningKey.create(tmp_path / "ann.key")
     told, _ = seal_dataset("ward", digits, parts, key, tmp_path / "sealed", datetime.now(UTC))
-    shards = ShardStore(store, Room(None, 0))
+    with pytest.raises(UnavailableError, match="ended before its trailer; it can be resumed"):
+        await shard_store(store, tmp_path).put(
+            _sent(tmp_path / "sealed" / shard_file(0), header_of(told.manifest, 0), ends=True)
+        )
+    assert list(store.names("")) == []
+    shards = shard_store(store, tmp_path)
+    assert (await shards.offer(header_of(told.manifest, 0))).chunks == 1
     for index in (0, 1):
         assert await shards.put(_sent(tmp_path / "sealed" / shard_file(index), header_of(told.manifest, index)))
     assert not await shards.put(_sent(tmp_path / "sealed" / shard_file(0), header_of(told.manifest, 0)))
 
-    again = ShardStore(store, Room(None, 0))
+    again = shard_store(store, tmp_path)
     for index, facts in enumerate(told.manifest.shards):
         part = again.part(facts.sha256)
         reader = again.open(part)
         chunks = b"".join(bytes(reader.read(chunk)) for chunk in range(part.header.chunks))
         reader.close()
         assert chunks == (tmp_path / "sealed" / shard_file(index)).read_bytes()
-    assert again.drop([shard.sha256 for shard in told.manifest.shards]) == 2
+    assert list((tmp_path / "incoming").iterdir()) == []
+    assert await again.drop([shard.sha256 for shard in told.manifest.shards]) == 2
     assert list(store.names("")) == []
 
 
-async def _sent(path, header):
-    """A shard as an operator brings it."""
+async def _sent(path, header, *, ends=False):
+    """A shard as an operator brings it; or its first chunk only."""
     yield frame_to_bytes(HeaderFrame(header))
     content, digests = path.read_bytes(), []
     for index in range(header.chunks):
@@ -116,6 +130,8 @@ async def _sent(path, header):
         sealed, content = content[:size], content[size:]
         digests.append(chunk_digest(sealed))
         yield frame_to_bytes(ChunkFrame(index, sealed))
+        if ends:
+            return
     yield frame_to_bytes(TrailerFrame(header.chunks, content_digest(digests)))
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from cortex.cli.main import main
-from cortex.shipping import check_shards, read_manifest
+from cortex.cli.sealing import _say_cut
+from cortex.shipping import Cut, check_shards, read_manifest
 from cortex_common.errors import CorruptError
 from cortex_common.security.signing import SigningKey
 
@@ -79,3 +80,15 @@ def test_a_name_that_no_job_could_use_is_refused(here: Path, capsys: pytest.Capt
     assert seal("ward.npz", "--output", "out", "--data-key", "k", name="Ward 7") == 1
     assert "name" in capsys.readouterr().err
     assert not (here / "k").exists()
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("connection lost", "eu-1: shard 3: connection lost, going on at 12.6 of 4,294.9 MB\n"),
+        ("", "eu-1: shard 3: going on at 12.6 of 4,294.9 MB\n"),
+    ],
+)
+def test_an_upload_that_goes_on_says_where(reason: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _say_cut("eu-1", Cut(3, 12_582_912, 4_294_901_760, reason))
+    assert capsys.readouterr().err == told

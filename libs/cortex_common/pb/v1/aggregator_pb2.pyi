@@ -21,6 +21,54 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class OfferShardRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> _transfer_pb2.TransferHeader: ...
+    def __init__(
+        self,
+        *,
+        header: _transfer_pb2.TransferHeader | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfferShardRequest: _TypeAlias = OfferShardRequest  # noqa: Y015
+
+@_typing.final
+class OfferShardResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    complete: _builtins.bool
+    """It is here, whole and durable: nothing needs to be sent."""
+    chunks: _builtins.int
+    """Chunks that are here, the first ones: where PutShard may go on."""
+    size_bytes: _builtins.int
+    """Their sealed bytes."""
+    def __init__(
+        self,
+        *,
+        complete: _builtins.bool = ...,
+        chunks: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "complete", b"complete", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfferShardResponse: _TypeAlias = OfferShardResponse  # noqa: Y015
+
+@_typing.final
 class PutShardRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

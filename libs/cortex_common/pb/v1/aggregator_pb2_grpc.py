@@ -556,6 +556,11 @@ class ShardServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.OfferShard = channel.unary_unary(
+                '/cortex.v1.ShardService/OfferShard',
+                request_serializer=cortex_dot_v1_dot_aggregator__pb2.OfferShardRequest.SerializeToString,
+                response_deserializer=cortex_dot_v1_dot_aggregator__pb2.OfferShardResponse.FromString,
+                _registered_method=True)
         self.PutShard = channel.stream_unary(
                 '/cortex.v1.ShardService/PutShard',
                 request_serializer=cortex_dot_v1_dot_aggregator__pb2.PutShardRequest.SerializeToString,
@@ -572,16 +577,27 @@ class ShardServiceServicer:
     """For operators: the sealed shards of data sets, which workers fetch with PullModel.
     """
 
+    def OfferShard(self, request, context):
+        """How much of a shard is here: asked before PutShard, and again after a cut, to go on there. Changes nothing.
+        INVALID_ARGUMENT: the header can be no shard's (says what, and what is allowed).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PutShard(self, request_iterator, context):
-        """Takes one shard: header, chunks in order, trailer. Durable when this answers; the same shard again changes nothing.
-        INVALID_ARGUMENT: no shard. DATA_LOSS: its chunks are not what header and trailer say. RESOURCE_EXHAUSTED: no room.
+        """Takes one shard: header, chunks in order from the header's first_chunk on, trailer. Durable when this answers; the same
+        shard again changes nothing. What came of a stream that breaks off stays, and is gone on with; a newer stream for the same
+        shard takes over.
+        INVALID_ARGUMENT: no shard. DATA_LOSS: its chunks are not what header and trailer say, or do not begin where those here end;
+        offer it again. RESOURCE_EXHAUSTED: no room. ABORTED: a newer stream took over, or the shard was dropped meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DropShards(self, request, context):
-        """Erases shards; those that are not there are passed over.
+        """Erases shards, also what is here of unfinished ones; those that are not there are passed over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -590,6 +606,11 @@ class ShardServiceServicer:
 
 def add_ShardServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'OfferShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.OfferShard,
+                    request_deserializer=cortex_dot_v1_dot_aggregator__pb2.OfferShardRequest.FromString,
+                    response_serializer=cortex_dot_v1_dot_aggregator__pb2.OfferShardResponse.SerializeToString,
+            ),
             'PutShard': grpc.stream_unary_rpc_method_handler(
                     servicer.PutShard,
                     request_deserializer=cortex_dot_v1_dot_aggregator__pb2.PutShardRequest.FromString,
@@ -611,6 +632,33 @@ def add_ShardServiceServicer_to_server(servicer, server):
 class ShardService:
     """For operators: the sealed shards of data sets, which workers fetch with PullModel.
     """
+
+    @staticmethod
+    def OfferShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cortex.v1.ShardService/OfferShard',
+            cortex_dot_v1_dot_aggregator__pb2.OfferShardRequest.SerializeToString,
+            cortex_dot_v1_dot_aggregator__pb2.OfferShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def PutShard(request_iterator,

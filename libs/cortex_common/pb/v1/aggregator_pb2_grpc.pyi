@@ -263,27 +263,51 @@ class ShardServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ShardServiceAsyncStub: ...
+    OfferShard: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.OfferShardRequest, _aggregator_pb2.OfferShardResponse]
+    """How much of a shard is here: asked before PutShard, and again after a cut, to go on there. Changes nothing.
+    INVALID_ARGUMENT: the header can be no shard's (says what, and what is allowed).
+    """
     PutShard: _grpc.StreamUnaryMultiCallable[_aggregator_pb2.PutShardRequest, _aggregator_pb2.PutShardResponse]
-    """Takes one shard: header, chunks in order, trailer. Durable when this answers; the same shard again changes nothing.
-    INVALID_ARGUMENT: no shard. DATA_LOSS: its chunks are not what header and trailer say. RESOURCE_EXHAUSTED: no room.
+    """Takes one shard: header, chunks in order from the header's first_chunk on, trailer. Durable when this answers; the same
+    shard again changes nothing. What came of a stream that breaks off stays, and is gone on with; a newer stream for the same
+    shard takes over.
+    INVALID_ARGUMENT: no shard. DATA_LOSS: its chunks are not what header and trailer say, or do not begin where those here end;
+    offer it again. RESOURCE_EXHAUSTED: no room. ABORTED: a newer stream took over, or the shard was dropped meanwhile.
     """
     DropShards: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.DropShardsRequest, _aggregator_pb2.DropShardsResponse]
-    """Erases shards; those that are not there are passed over."""
+    """Erases shards, also what is here of unfinished ones; those that are not there are passed over."""
 
 @_typing.type_check_only
 class ShardServiceAsyncStub(ShardServiceStub):
     """For operators: the sealed shards of data sets, which workers fetch with PullModel."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    OfferShard: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.OfferShardRequest, _aggregator_pb2.OfferShardResponse]  # type: ignore[assignment]
+    """How much of a shard is here: asked before PutShard, and again after a cut, to go on there. Changes nothing.
+    INVALID_ARGUMENT: the header can be no shard's (says what, and what is allowed).
+    """
     PutShard: _aio.StreamUnaryMultiCallable[_aggregator_pb2.PutShardRequest, _aggregator_pb2.PutShardResponse]  # type: ignore[assignment]
-    """Takes one shard: header, chunks in order, trailer. Durable when this answers; the same shard again changes nothing.
-    INVALID_ARGUMENT: no shard. DATA_LOSS: its chunks are not what header and trailer say. RESOURCE_EXHAUSTED: no room.
+    """Takes one shard: header, chunks in order from the header's first_chunk on, trailer. Durable when this answers; the same
+    shard again changes nothing. What came of a stream that breaks off stays, and is gone on with; a newer stream for the same
+    shard takes over.
+    INVALID_ARGUMENT: no shard. DATA_LOSS: its chunks are not what header and trailer say, or do not begin where those here end;
+    offer it again. RESOURCE_EXHAUSTED: no room. ABORTED: a newer stream took over, or the shard was dropped meanwhile.
     """
     DropShards: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.DropShardsRequest, _aggregator_pb2.DropShardsResponse]  # type: ignore[assignment]
-    """Erases shards; those that are not there are passed over."""
+    """Erases shards, also what is here of unfinished ones; those that are not there are passed over."""
 
 class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
     """For operators: the sealed shards of data sets, which workers fetch with PullModel."""
+
+    @_abc_1.abstractmethod
+    def OfferShard(
+        self,
+        request: _aggregator_pb2.OfferShardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_aggregator_pb2.OfferShardResponse, _abc.Awaitable[_aggregator_pb2.OfferShardResponse]]:
+        """How much of a shard is here: asked before PutShard, and again after a cut, to go on there. Changes nothing.
+        INVALID_ARGUMENT: the header can be no shard's (says what, and what is allowed).
+        """
 
     @_abc_1.abstractmethod
     def PutShard(
@@ -291,8 +315,11 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_aggregator_pb2.PutShardRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_aggregator_pb2.PutShardResponse, _abc.Awaitable[_aggregator_pb2.PutShardResponse]]:
-        """Takes one shard: header, chunks in order, trailer. Durable when this answers; the same shard again changes nothing.
-        INVALID_ARGUMENT: no shard. DATA_LOSS: its chunks are not what header and trailer say. RESOURCE_EXHAUSTED: no room.
+        """Takes one shard: header, chunks in order from the header's first_chunk on, trailer. Durable when this answers; the same
+        shard again changes nothing. What came of a stream that breaks off stays, and is gone on with; a newer stream for the same
+        shard takes over.
+        INVALID_ARGUMENT: no shard. DATA_LOSS: its chunks are not what header and trailer say, or do not begin where those here end;
+        offer it again. RESOURCE_EXHAUSTED: no room. ABORTED: a newer stream took over, or the shard was dropped meanwhile.
         """
 
     @_abc_1.abstractmethod
@@ -301,6 +328,6 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _aggregator_pb2.DropShardsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_aggregator_pb2.DropShardsResponse, _abc.Awaitable[_aggregator_pb2.DropShardsResponse]]:
-        """Erases shards; those that are not there are passed over."""
+        """Erases shards, also what is here of unfinished ones; those that are not there are passed over."""
 
 def add_ShardServiceServicer_to_server(servicer: ShardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
