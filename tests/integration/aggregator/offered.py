@@ -18,7 +18,7 @@ from cortex_common.data.catalogue import DatasetInfo
 from cortex_common.data.loading import Dataset
 from cortex_common.data.normalise import Normalisation
 from cortex_common.data.sealed import Described
-from cortex_common.identity import Role
+from cortex_common.identity import Role, TlsFiles
 from cortex_common.pb.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cortex_common.rpc.errors import calling
 from cortex_common.security.encryption import ObjectHeader
@@ -112,12 +112,14 @@ class Ann:
     cluster: Cluster
     shard: Shard
     patience_s: float = 20.0
+    tls: TlsFiles | None = None
+    """Another certificate than that of the test network's."""
     arrived: list[int] = field(default_factory=list)
     cuts: list[Cut] = field(default_factory=list)
 
     async def ship(self, address: str = "") -> None:
         """As `cortex data add` does."""
-        shard, tls = self.shard, self.cluster.tls_of(Role.OPERATOR, ANN)
+        shard, tls = self.shard, self.tls or self.cluster.tls_of(Role.OPERATOR, ANN)
         to = address or self.cluster.address
 
         def patience(limit_s: float) -> Patience:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import os
 import resource
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from cortex_common.clock import SystemClock
 from cortex_common.errors import (
     ConflictError,
     CorruptError,
@@ -21,15 +23,22 @@ from cortex_common.errors import (
     OverloadedError,
     UnavailableError,
 )
-from cortex_common.identity import Role, TlsFiles
+from cortex_common.identity import Identity, Role, TlsFiles
+from cortex_common.ids import NodeName
 from cortex_common.rpc import server
+from cortex_common.rpc.server import RpcSettings, serving
+from cortex_common.security.authority import Authority
 from cortex_common.security.objects import ObjectKind
 from cortex_common.security.shards import sealed_bytes
+from cortex_common.storage import DirectoryBlobStore
 from cortex_common.transfer import ChunkFrame, HeaderFrame
+from services.aggregator.incoming_shards import IncomingShards
+from services.aggregator.servicer import SHARD_SERVICE, ShardServicer
+from services.aggregator.shards import ShardStore
 from tests.integration.aggregator.harness import Cluster, settings_for
 from tests.integration.aggregator.offered import Ann, RawPut, Shard
 from tests.integration.aggregator.test_restarts import KillableCluster
-from tests.links import CountedLink, CutLink, over
+from tests.links import CountedLink, CutLink, Link, over
 
 CHUNK = 1 << 20
 # On its way beside the window: the message that was being put together, and what two sockets of the proxy hold.
@@ -88,6 +97,38 @@ async def test_a_later_command_goes_on_where_one_was_given_up(cluster: Cluster, 
     await ann.ship()
     assert [each.reason for each in ann.cuts] == [""]
     assert ann.cuts[0].held_bytes >= sealed_bytes(ann.shard.header, 2)
+    assert (ann.arrived, ann.is_there()) == ([0], True)
+
+
+async def test_an_upload_outlives_its_connection(tls_of: Callable[..., TlsFiles], tmp_path: Path) -> None:
+    """Which a server ends after half an hour, here after a second."""
+    settings = settings_for(tls_of(Role.AGGREGATOR, "aggregator-1"), tmp_path / "state")
+    incoming = IncomingShards(settings.state_dir / "incoming", 0, 60.0, SystemClock())
+    store = ShardStore(DirectoryBlobStore(settings.state_dir / "shards"), incoming, 30.0)
+    rules = RpcSettings(
+        "127.0.0.1", 0, settings.tls, "cortex", bulk=True, connection_life_s=0.7, connection_grace_s=0.3
+    )
+    async with serving(rules, [ShardServicer(store).attach], [SHARD_SERVICE]) as running:
+        cluster = Cluster(tls_of, settings, address=running.address)
+        ann, link = Ann(cluster, Shard.of(tmp_path / "ward", 3 * CHUNK, 64 << 10)), Link(bytes_per_s=1.5e6)
+        async with over(link, target(cluster)) as address:
+            await ann.ship(address)
+    assert ann.cuts
+    assert (ann.arrived, ann.is_there()) == ([0], True)
+
+
+async def test_an_upload_outlives_its_certificate(cluster: Cluster, authority: Authority, tmp_path: Path) -> None:
+    life = dt.timedelta(seconds=3)
+    operator = Identity("cortex", Role.OPERATOR, NodeName("ann"))
+    ann = Ann(cluster, Shard.of(tmp_path / "ward", 2 * CHUNK, 64 << 10))
+    ann.tls = authority.issue(operator, [], tmp_path / "ann", life=life)
+    link = Link(bytes_per_s=ann.shard.size_bytes / (1.5 * life.total_seconds()))
+    async with over(link, target(cluster)) as address:
+        shipping = asyncio.create_task(ann.ship(address))
+        await ann.until_held(2)
+        authority.issue(operator, [], tmp_path / "ann")
+        await shipping
+    assert [each.reason for each in ann.cuts] == ["certificate replaced"]
     assert (ann.arrived, ann.is_there()) == ([0], True)
 
 
