@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,27 +123,35 @@ def seaweed(folder: Path) -> Iterator[S3]:
     account = {"accessKey": "tester", "secretKey": "secret-of-the-tests"}  # pragma: allowlist secret
     identity = {"name": "tester", "credentials": [account], "actions": ["Admin"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
+    kinds = [f"{name}.port{use}" for name in ("master", "volume", "filer", "s3") for use in ("", ".grpc")]
+    ports = dict(zip(kinds, free_ports(len(kinds)), strict=True))
     command = [program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", "-volume.max=8"]
-    command += [f"-{name}.port={port}" for name, port in ports.items()]
-    command += [f"-{name}.port.grpc={free_port()}" for name in ports] + [
+    command += [f"-{kind}={port}" for kind, port in ports.items()]
+    command += [
         f"-s3.config={folder / 's3.json'}",
         "-master.volumeSizeLimitMB=64",
     ]
     with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log, cwd=folder) as process:
         try:
-            until(lambda: _answers(ports["s3"]) or process.poll() is not None, 60)
+            until(lambda: _answers(ports["s3.port"]) or process.poll() is not None, 60)
             assert process.poll() is None, (folder / "log").read_text()[-2000:]
-            yield S3(f"http://127.0.0.1:{ports['s3']}", folder / "key", folder / "secret")
+            yield S3(f"http://127.0.0.1:{ports['s3.port']}", folder / "key", folder / "secret")
         finally:
             process.terminate()
 
 
 def free_port() -> int:
     """One that nobody listens at now."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """As many different ones: what is free again may be given out again at once."""
+    with ExitStack() as taken:
+        sockets = [taken.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def skip(reason: str) -> None:
