@@ -249,7 +249,7 @@ def test_nothing_is_written_or_sent_in_the_clear(shell: Shell):
         **{f"data of {name}": data_of(own / f"{name}.npz") for name in ("eu-1", NODE)},
         "key-encryption key": kek,
         "API token": api_token.encode(),
-        "API token's secret": api_token.rpartition("_")[2].encode(),
+        "API token's secret": api_token.split("_", 2)[2].encode(),
         "join token": token.encode(),
         "join token's secret": JoinToken.decode(token).secret,
         **{f"token of {node}": each.encode().encode() for node, each in tokens.items()},
@@ -259,6 +259,7 @@ def test_nothing_is_written_or_sent_in_the_clear(shell: Shell):
         **{f"private key of {path}": key for path, key in keys.items()},
     }
     assert len(canaries) > 23
+    assert min(map(len, canaries.values())) >= 32
     assert {"data key 0", "data key 1"} <= set(canaries)
     token_file, node_file = str(shell.layout.token_file), str(own / f"{NODE}.token")
     # Where each may be, and must be found, or the search is worth nothing.
