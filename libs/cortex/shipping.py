@@ -40,6 +40,8 @@ from cortex_common.transfer.wire import header_to_proto
 _PUT_METHOD = "/cortex.v1.ShardService/PutShard"
 _SHARD_S = 3600.0
 _CALL_S = 60.0
+# After a restart an aggregator reads all that it has of a shard before it answers.
+_OFFER_S = 600.0
 # An aggregator that does not answer at all is told soon; one that is started again, or a line that is down, waited for.
 _REACH_PATIENCE_S = 10.0
 _SEND_PATIENCE_S = 120.0
@@ -262,4 +264,4 @@ def _offer(line: RenewingSyncChannel, what: str, header: ObjectHeader) -> aggreg
     """What an aggregator has of a shard."""
     request = aggregator_pb2.OfferShardRequest(header=header_to_proto(header))
     with transferring(what):
-        return aggregator_pb2_grpc.ShardServiceStub(line.current()).OfferShard(request, timeout=_CALL_S)
+        return aggregator_pb2_grpc.ShardServiceStub(line.current()).OfferShard(request, timeout=_OFFER_S)

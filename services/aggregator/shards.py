@@ -113,7 +113,7 @@ class ShardStore:
         check_header(first.header)
         if sha256 in self._parts:
             return False
-        await self._remove_old()
+        await self._remove_old(sha256)
         async with self._alone(sha256, upload, "a newer upload took over"):
             if sha256 in self._parts:
                 return False
@@ -135,10 +135,10 @@ class ShardStore:
         for turn in self._turns.values():
             turn.interrupt(UnavailableError("the aggregator stops; the upload can be resumed when it is back"))
 
-    async def _remove_old(self) -> None:
-        """Make room for what somebody goes on with."""
+    async def _remove_old(self, wanted: str) -> None:
+        """Make room for a shard that somebody goes on with."""
         for sha256 in await in_thread(self._incoming.old):
-            if sha256 not in self._turns:
+            if sha256 != wanted and sha256 not in self._turns:
                 async with self._alone(sha256, Turn(), "it was too old"):
                     await in_thread(lambda sha256=sha256: self._incoming.erase_if_old(sha256))  # type: ignore[misc]
 

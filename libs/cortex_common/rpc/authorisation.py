@@ -145,14 +145,15 @@ ROUTINE = frozenset(
     )
 )
 
-# Answers that take as long as folding, forwarding or sealing anew what there is: only coordinators and operators may
-# ask, and say how long they wait.
+# Answers that take as long as folding, forwarding, sealing anew or reading what there is: only coordinators and
+# operators may ask, and say how long they wait.
 PATIENT = frozenset(
     f"/{_PACKAGE}.{method}"
     for method in (
         "RoundService/SealRound",
         "RoundService/ForwardRound",
         "RoundService/ResealJob",
+        "ShardService/OfferShard",
         "KeyService/RotateDataKey",
         "KeyService/RotateKeyEncryptionKey",
     )

@@ -357,6 +357,13 @@ async def test_what_nobody_goes_on_with_is_removed_when_it_is_old(ann: Ann, tmp_
         assert list(ann.incoming.parent.iterdir()) == []
         assert (await ann.offer()).chunks == 0
         await ann.begin_and_cut(4)
+    os.utime(ann.incoming, (0, 0))
+    os.utime(ann.journal, (0, 0))
+    await ann.ship()
+    assert [each.held_bytes for each in ann.cuts] == [sealed_bytes(ann.shard.header, 4)], (
+        "it is what somebody goes on with"
+    )
+    assert ann.is_there()
 
 
 async def test_a_full_disk_takes_nothing_and_keeps_nothing(ann: Ann, file_size_limit: Callable[[int], None]) -> None:
