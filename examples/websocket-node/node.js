@@ -6,6 +6,8 @@ import WebSocket from "ws";
 import { SealingKey, chunkFrame, headerFrame, objectKey, readFrame, signer, trailerFrame } from "./wire.js";
 
 const [url, token, node, region, dataset, file] = process.argv.slice(2);
+const usage = "usage: node node.js ws://HOST:8765 TOKEN NAME REGION DATASET FILE.csv; TOKEN begins with ctxnode_";
+if (!file || !token.startsWith("ctxnode_")) process.exit(console.error(usage) ?? 2);
 const rows = fs.readFileSync(file, "utf8").trim().split("\n").map((line) => line.split(",").map(Number));
 const [, token_id, secret] = token.split("_"), sign = signer(secret), sealing = new SealingKey();
 const hello = { node, region, incarnation: crypto.randomUUID() }, sealing_key = sealing.public.toString("hex");

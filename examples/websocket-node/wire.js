@@ -71,8 +71,7 @@ const FIELDS = [..."+kind *object_id *salt network job_id +round +attempt +fence
   .concat("codec_options +chunk_elements +elements +counters +chunks manifest_sha256 base_sha256 model_sha256 ")
   .concat("*manifest #weight +first_chunk").matchAll(/(\W?)(\w+) ?/g)].map(([, kind, name]) => [kind.trim(), name]);
 
-function varint(value) {
-  const low = [];
+function varint(value, low = []) {
   for (; value > 127; value = Math.floor(value / 128)) low.push((value % 128) | 128);
   return Buffer.from([...low, value]);
 }
@@ -86,8 +85,7 @@ function field(number, value, kind = "") {
 }
 
 function fields(data) {
-  const found = {};
-  let at = 0;
+  const found = {}; let at = 0;
   const next = (value = 0, scale = 1) => {
     const byte = data[at++];
     return byte < 128 ? value + byte * scale : next(value + (byte - 128) * scale, scale * 128);

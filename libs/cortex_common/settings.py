@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -181,11 +181,9 @@ def load_settings(
     """
     environment = os.environ if environment is None else environment
     values = _read_yaml(config) if config is not None else {}
-    violations = list(_unknown_variables(cls, environment))
-    try:
-        given = _environment_source(cls, environment)
-    except SettingsError as error:
-        raise InvalidArgumentError(f"{service} settings: {error}: allowed is JSON ({error.__cause__})") from error
+    unreadable = {name: reason for name in environment if (reason := _unreadable(cls, name, environment[name]))}
+    violations = [*_unknown_variables(cls, environment), *(Violation(*each) for each in unreadable.items())]
+    given = _environment_source(cls, {name: environment[name] for name in environment if name not in unreadable})
     merged = _merged(values, given)
     try:
         settings = cls(**merged)
@@ -225,6 +223,17 @@ def _environment_source(cls: type[FileSettings], environment: Mapping[str, str])
     return GivenEnvironment(cls)()
 
 
+def _unreadable(cls: type[FileSettings], name: str, value: str) -> str | None:
+    """What is wrong with a variable that stands for a list or a mapping."""
+    if not name.upper().startswith(PREFIX):
+        return None
+    try:
+        _environment_source(cls, {name: value})
+    except SettingsError as error:
+        return f'is not JSON ({error.__cause__}); allowed: a list as in [512, 256], a mapping as in {{"key": 1}}'
+    return None
+
+
 def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(low)
     for key, value in high.items():
@@ -249,9 +258,9 @@ def _variables(cls: type[BaseModel], prefix: str) -> Iterator[str]:
     """Names of every variable that sets something in `cls`."""
     for name, field in cls.model_fields.items():
         yield prefix + name
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _variables(kind, prefix + name + NESTED)
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _variables(kind, prefix + name + NESTED)
 
 
 def _with_variable(violation: Violation, given: Mapping[str, Any]) -> Violation:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from cortex_common.clock import Clock, SystemClock
 from cortex_common.data import DatasetInfo, available_datasets
-from cortex_common.errors import InvalidArgumentError
+from cortex_common.errors import InvalidArgumentError, PreconditionError
 from cortex_common.identity import Role
 from cortex_common.ids import NodeName
 from cortex_common.lifecycle import run_service, write_ready_file
@@ -189,7 +189,14 @@ async def _metrics_of(settings: WorkerSettings, own: OwnParts | None, readiness:
     if own is not None and not own.serves_metrics:
         yield 0
         return
-    async with ops_server(settings.metrics_host, settings.metrics_port, readiness) as ops:
+    async with AsyncExitStack() as stack:
+        try:
+            ops = await stack.enter_async_context(ops_server(settings.metrics_host, settings.metrics_port, readiness))
+        except PreconditionError:
+            if own is None:
+                raise
+            # Several programs with one file: each but the first takes any port, and tells which.
+            ops = await stack.enter_async_context(ops_server(settings.metrics_host, 0, readiness))
         yield ops.port
 
 

@@ -47,6 +47,7 @@ class TrainerThread(Trainer):
         self._connection.shutdown(socket.SHUT_RDWR)
 
     async def _epitaph(self) -> str:
-        await asyncio.wait((asyncio.wrap_future(self._serving),))
-        error = self._serving.exception()
+        served = asyncio.wrap_future(self._serving)
+        await asyncio.wait((served,))
+        error = served.exception()
         return f"the trainer ended by {type(error).__name__}: {error}" if error else "the trainer has ended"

@@ -84,7 +84,7 @@ class Access:
             count = "1 attempt" if settings.retry_attempts == 1 else f"{settings.retry_attempts} attempts"
             raise UnavailableError(
                 f"no Cortex network answers at {settings.websocket_url} after {count}: {error.message}. {_HOW_TO_START}"
-            ) from error
+            ) from None
         _log.info("network_found", url=settings.websocket_url, network=self.network)
         return token
 

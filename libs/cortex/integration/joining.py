@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Protocol
 
 from cortex.client import Client
 from cortex.integration.settings import ManagerSettings
 from cortex_common.clock import Clock
-from cortex_common.errors import CortexError, InvalidArgumentError, Violation
+from cortex_common.errors import CortexError, InvalidArgumentError, PreconditionError, UnavailableError, Violation
 from cortex_common.ids import JobId
 from cortex_common.job.parse import parse_job
 from cortex_common.job.site_policy import Refusal
@@ -41,6 +42,7 @@ async def join(worker: Worker, client: Client | None, settings: ManagerSettings,
     Raises:
         InvalidArgumentError: there is none, and this site's policy forbids the one to submit: which rules, and what
             they allow.
+        PreconditionError: the job ended without this node, for which it had no place.
         CortexError: the network takes no such job.
     """
     name = settings.training.dataset_name
@@ -49,7 +51,8 @@ async def join(worker: Worker, client: Client | None, settings: ManagerSettings,
         while (job_id := await worker.assigned(_LOOK_S)) is None:
             pass
         return job_id
-    if any(not job.status.is_terminal for job in await asyncio.to_thread(client.jobs)):
+    running = {job.job_id for job in await asyncio.to_thread(client.jobs) if not job.status.is_terminal}
+    if running:
         job_id = await worker.assigned(_LOOK_S)
         if job_id is not None:
             _log.info("job_joined", job_id=job_id)
@@ -58,7 +61,32 @@ async def join(worker: Worker, client: Client | None, settings: ManagerSettings,
     if rules := worker.refusals(job):
         subject = f"site policy {settings.security.site_policy}: the job that this program would submit breaks it"
         raise InvalidArgumentError.of(subject, [Violation(each.rule, each.message) for each in rules])
-    return await _submit(client, job, clock)
+    job_id = await _submit(client, job, clock)
+    _log.info("job_found" if job_id in running else "job_submitted", job_id=job_id, dataset=name)
+    return await _placed(worker, client, job_id)
+
+
+async def _placed(worker: Worker, client: Client, job_id: JobId) -> JobId:
+    """Wait until this node has work; say what the job waits for meanwhile: another node may have the only place.
+
+    Raises:
+        PreconditionError: the job ended without this node.
+    """
+    told = ""
+    while (mine := await worker.assigned(_LOOK_S)) is None:
+        try:
+            status = await asyncio.to_thread(client.status, job_id)
+        except UnavailableError:
+            continue
+        if status.status.is_terminal:
+            reason = status.error or "its places were taken (training.nodes says how many a job has)"
+            raise PreconditionError(f"job {job_id} {status.status.value} without this node: {reason}")
+        reason = status.waiting_for or "the nodes that have its places"
+        # How long it has waited is no news.
+        if (news := re.sub(r"\d+", "", reason)) != told:
+            told = news
+            _log.warning("no_work_yet", job_id=job_id, job_waits_for=reason)
+    return mine
 
 
 def job_of(settings: ManagerSettings) -> JobSpec:
@@ -84,7 +112,7 @@ def job_of(settings: ManagerSettings) -> JobSpec:
                 "seed": training.seed,
             },
             "aggregation": {"deadline": _DEADLINE_S},
-            "placement": {"workers": max(training.nodes, training.min_nodes), "min_workers": training.min_nodes},
+            "placement": {"workers": training.nodes, "min_workers": training.min_nodes},
         }
     )
 
@@ -96,7 +124,6 @@ async def _submit(client: Client, job: JobSpec, clock: Clock) -> JobId:
         job_id = await _admitted(client, job, f"manager-{digest}-{number}", clock)
         status = await asyncio.to_thread(client.status, job_id)
         if not status.status.is_terminal:
-            _log.info("job_submitted", job_id=job_id, dataset=job.data.train)
             return JobId(job_id)
     raise CortexError("this job has been run a million times")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cortex.integration.access import Access
 from cortex.integration.joining import join
+from cortex.integration.paths import check_paths
 from cortex.integration.reporting import Bar, Scalars, progress_bar, write_checkpoint
 from cortex.integration.settings import ManagerSettings, load_manager_settings
 from cortex_common.clock import SystemClock
@@ -26,7 +27,6 @@ from cortex_common.job.site_policy import SitePolicy
 from cortex_common.job.status import JobPhase, JobStatus, RoundReport
 from cortex_common.logging import configure_logging, get_logger
 from cortex_common.security.sealing import SealingKey
-from cortex_common.telemetry.ops_server import listen
 
 if TYPE_CHECKING:
     from cortex_common.model import CortexModel
@@ -90,11 +90,12 @@ class CortexManager:
                 each; says how to start one.
             UnauthenticatedError, ForbiddenError: it refuses this node; says why.
             NotFoundError: there is no token for this node; says how to make one.
-            InvalidArgumentError: `security.enable_encryption` is false, or the file `security.site_policy` is wrong:
-                lists every mistake in it.
+            InvalidArgumentError: a folder of the settings cannot be written, a file is not there, or
+                `security.enable_encryption` is false, or the file `security.site_policy` is wrong: lists every mistake.
         """
         settings = self.settings
         configure_logging(settings.network.node_id, settings.monitoring.log_level, json=False)
+        check_paths(settings)
         if not settings.security.enable_encryption:
             raise InvalidArgumentError(
                 "security.enable_encryption: false given; networks of this version take sealed updates only and have "
@@ -125,12 +126,14 @@ class CortexManager:
         """
         if self._access is None:
             await self.initialize()
+        self.model, self.status, self.history, self._checkpointed = None, None, (), 0
         worker = self._embedded(dataloader)
         scalars = Scalars(self.settings.monitoring.tensorboard_dir)
         try:
             with progress_bar(self.settings) as bar:
                 await worker.start()
                 self._worker = worker
+                self._tell_where_metrics_are()
                 assert self._access is not None  # noqa: S101  initialised
                 job_id = await join(worker, self._access.client, self.settings, SystemClock())
                 status = await self._follow(job_id, bar, scalars)
@@ -184,7 +187,7 @@ class CortexManager:
             "node_token": token,
             "node_token_file": None if token else self._access.token_file,
             "metrics_host": _METRICS_HOST,
-            "metrics_port": self._free_port(),
+            "metrics_port": settings.monitoring.metrics_port if settings.monitoring.enable_prometheus else 0,
             "device": settings.training.device,
             "site_policy": settings.security.site_policy,
         }
@@ -197,16 +200,14 @@ class CortexManager:
             serves_metrics=settings.monitoring.enable_prometheus,
         )
 
-    def _free_port(self) -> int:
-        wanted = self.settings.monitoring.metrics_port
-        if not self.settings.monitoring.enable_prometheus or not wanted:
-            return 0
-        try:
-            listen(_METRICS_HOST, wanted).close()
-        except PreconditionError as error:
-            _log.warning("metrics_elsewhere", reason=f"{error.message}; a free port is taken instead")
-            return 0
-        return wanted
+    def _tell_where_metrics_are(self) -> None:
+        if not self.settings.monitoring.enable_prometheus:
+            return
+        wanted, url = self.settings.monitoring.metrics_port, f"http://{_METRICS_HOST}:{self.metrics_port}/metrics"
+        if wanted in (0, self.metrics_port):
+            _log.info("metrics_served", url=url)
+        else:
+            _log.warning("metrics_elsewhere", reason=f"port {wanted} is taken", url=url)
 
     async def _follow(self, job_id: JobId, bar: Bar, scalars: Scalars) -> JobStatus:
         """Show the job until it has ended.
@@ -245,12 +246,11 @@ class CortexManager:
         job_id = JobId(status.job_id)
         try:
             _, manifest, arena = await self._worker.model(job_id, version.sha256, version.round)
-        except CortexError as error:
-            _log.warning("checkpoint_left_out", round=version.round, reason=error.message)
+            name, keep = f"{job_id}-{version.round}", self.settings.training.checkpoint_keep
+            await asyncio.to_thread(write_checkpoint, directory.expanduser(), keep, name, manifest, arena)
+        except (CortexError, OSError) as error:
+            _log.warning("checkpoint_left_out", round=version.round, reason=str(error))
             return
-        name = f"{job_id}-{version.round}"
-        keep = self.settings.training.checkpoint_keep
-        await asyncio.to_thread(write_checkpoint, directory.expanduser(), keep, name, manifest, arena)
         self._checkpointed = version.round
 
     async def _ended(self, job_id: JobId, status: JobStatus) -> JobStatus:

@@ -8,12 +8,23 @@ from __future__ import annotations
 import binascii
 import hashlib
 import math
+import re
 from base64 import b64decode
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StrictStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StrictStr,
+    ValidationInfo,
+    field_validator,
+)
 
 from cortex_common.errors import InvalidArgumentError
 from cortex_common.identity import Identity, Role
@@ -30,10 +41,12 @@ from cortex_common.job.spec import (
     Options,
     Positive,
 )
+from cortex_common.security.node_tokens import NodeToken
 from cortex_common.settings import FileSettings, load_settings
 
 KEY_BYTES = 32
 _LONGEST_NAME = 100
+_REGION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _NOT_A_KEY = "a secret (not shown) given; allowed: 32 bytes as base64, or null to have one generated"
 
 # Not the strict types of the job file: variables of the environment are text.
@@ -45,6 +58,24 @@ def _websocket_url(value: str) -> str:
     scheme, separator, rest = value.partition("://")
     if scheme not in ("ws", "wss") or not separator or not rest.strip("/"):
         raise ValueError("allowed: ws://host:port or wss://host:port")
+    try:
+        urlsplit(value).port  # noqa: B018 - reading it checks it
+    except ValueError:
+        raise ValueError("allowed: ws://host:port or wss://host:port, the port a number up to 65535") from None
+    return value
+
+
+def _region(value: str) -> str:
+    if _REGION.fullmatch(value) is None:
+        raise ValueError("allowed: 1 to 63 of A-Z a-z 0-9 . _ and -, a letter or digit first and last")
+    return value
+
+
+def _token(value: SecretStr) -> SecretStr:
+    try:
+        NodeToken.decode(value.get_secret_value())
+    except InvalidArgumentError:
+        raise ValueError("a secret (not shown) given; allowed: what `cortex node token --gateway` printed") from None
     return value
 
 
@@ -79,7 +110,7 @@ class NetworkSection(Section):
         "ws://localhost:8765", description="Where the network's gateway takes WebSocket nodes."
     )
     node_id: Annotated[StrictStr, AfterValidator(_node_id)] = Field(description="Name of this node in the network.")
-    region: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")] = Field(
+    region: Annotated[StrictStr, AfterValidator(_region)] = Field(
         "local", description="Region this node counts to: it exchanges weights with the aggregator there."
     )
     retry_attempts: Annotated[int, Field(ge=1, le=10_000)] = Field(
@@ -88,7 +119,7 @@ class NetworkSection(Section):
     connection_timeout: Annotated[float, Field(gt=0, le=3600), NUMBER] = Field(
         30.0, description="Seconds each attempt may take until the network has welcomed this node."
     )
-    token: SecretStr | None = Field(
+    token: Annotated[SecretStr, AfterValidator(_token)] | None = Field(
         None, description="Node token (`cortex node token --gateway`). If null: looked for, see above."
     )
     token_file: Path | None = Field(None, description="File with the node token, instead of `token`.")
@@ -144,6 +175,14 @@ class TrainingSection(Section):
     device: DeviceName = Field("auto", description="auto, cpu, cuda or cuda:N.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="fp32 or bf16 (autocast).")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Of the initial weights, dropout and rounding.")
+
+    @field_validator("min_nodes")
+    @classmethod
+    def _has_places(cls, value: int, info: ValidationInfo) -> int:
+        places = info.data.get("nodes", value)
+        if value > places:
+            raise ValueError(f"allowed: up to training.nodes, which is {places}")
+        return value
 
     @property
     def rounds(self) -> int:

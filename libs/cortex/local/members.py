@@ -22,7 +22,8 @@ _DEFAULTS: Mapping[Role, Mapping[str, int]] = {
     Role.GATEWAY: {"http": 8080, "websocket": 8765},
     Role.WORKER: {},
 }
-_FIRST_METRICS_PORT = 9090
+# Not 9090: that is where Prometheus itself listens, and a CortexManager by default.
+_FIRST_METRICS_PORT = 9190
 
 
 class Member(BaseModel):

@@ -229,7 +229,8 @@ async def open_link(access: GatewayAccess, *, attends: bool) -> Link:
     except ProxyError as error:
         raise UnavailableError(f"the proxy to {access.url} refused: {error}") from None
     except (OSError, InvalidHandshake) as error:
-        raise UnavailableError(f"{access.url} cannot be reached: {error}") from None
+        reason = str(error).strip(". ") or type(error).__name__
+        raise UnavailableError(f"{access.url} cannot be reached: {reason}") from None
 
 
 def error_of(message: m.ErrorMessage) -> CortexError:

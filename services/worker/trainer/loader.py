@@ -12,10 +12,13 @@ from torch.utils.data import DataLoader
 
 from cortex_common.errors import InvalidArgumentError
 from cortex_common.job.spec import ModelSpec
+from cortex_common.logging import get_logger
 from cortex_common.model import CortexModel, build_model, copy_from_arena
 from cortex_common.tensors import Arena
 from services.worker.failures import WorkFailedError
 from services.worker.trainer.examples import Examples
+
+_log = get_logger(__name__)
 
 
 class LoaderData:
@@ -29,7 +32,9 @@ class LoaderData:
         """
         self._loader = loader
         self._model = model
-        _, labels = _first(loader, model)
+        inputs, labels = _first(loader, model)
+        if inputs.dtype is torch.uint8:
+            _log.warning("inputs_are_bytes", reason="taken as they are; networks learn better from inputs / 255")
         self._batch = len(labels)
 
     @property
@@ -137,11 +142,21 @@ def _check_inputs(inputs: Tensor, model: ModelSpec) -> None:
         raise InvalidArgumentError("the DataLoader gives inputs that are not finite; allowed: neither NaN nor infinity")
 
 
+def _remedy(labels: Tensor) -> str:
+    if labels.dim() == 2:
+        return (
+            "; labels.flatten() makes such of these"
+            if labels.shape[1] == 1
+            else "; labels.argmax(1) makes such of these"
+        )
+    return "; labels.long() makes such of these" if labels.dim() == 1 else ""
+
+
 def _check_labels(labels: Tensor, model: ModelSpec) -> None:
     if labels.dim() != 1 or labels.is_floating_point():
         raise InvalidArgumentError(
             f"the DataLoader gives labels of shape {tuple(labels.shape)} and type {labels.dtype}; allowed: one class "
-            "number an input, whole numbers"
+            f"number an input, whole numbers{_remedy(labels)}"
         )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= model.output_dim:

@@ -10,8 +10,10 @@ import pytest
 from cortex.integration.reference import table, with_table
 from cortex.integration.settings import ManagerSettings, load_manager_settings
 from cortex_common.errors import InvalidArgumentError, NotFoundError
+from cortex_common.security.node_tokens import NodeToken
 from tests.architecture.sources import ROOT
 
+TOKEN = NodeToken.fresh().encode()
 CONTRACT = """\
 network:
   websocket_url: "ws://localhost:8765"
@@ -113,6 +115,35 @@ def test_a_misspelt_or_bad_variable_is_named(config: Path) -> None:
     assert "CORTEX_TRAINING__MAX_EPOCHS" in said["training.max_epochs"]
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        (
+            "NETWORK__WEBSOCKET_URL",
+            "ws://localhost:99999",
+            "network.websocket_url: 'ws://localhost:99999' given; allowed: ws",
+        ),
+        ("NETWORK__REGION", "a b", "network.region: 'a b' given; allowed: 1 to 63 of A-Z a-z 0-9"),
+        ("NETWORK__TOKEN", "junk", "network.token: a secret (not shown) given; allowed: what `cortex node token"),
+        ("TRAINING__MIN_NODES", "3", "training.min_nodes: '3' given; allowed: up to training.nodes, which is 1"),
+        ("TRAINING__HIDDEN_DIMS", "5,6", "CORTEX_TRAINING__HIDDEN_DIMS: is not JSON"),
+    ],
+)
+def test_each_mistake_is_told_beside_the_others(config: Path, variable: str, value: str, says: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        loaded(config, **{f"CORTEX_{variable}": value, "CORTEX_TRAINING__MAX_EPOCHS": "many"})
+    assert says in str(caught.value)
+    assert "training.max_epochs: 'many' given" in str(caught.value)
+    assert "junk" not in str(caught.value)
+
+
+def test_a_section_that_may_be_left_out_has_variables_too(config: Path) -> None:
+    settings = loaded(config, CORTEX_TRAINING__EARLY_STOPPING__PATIENCE="7", CORTEX_TRAINING__NODES="3")
+    assert settings.training.stopping is not None
+    assert settings.training.stopping.patience == 7
+    assert loaded(config, CORTEX_TRAINING__NODES="3", CORTEX_TRAINING__MIN_NODES="3").training.min_nodes == 3
+
+
 @pytest.mark.parametrize("name", ["", "Has Space", "UPPER", "a/b", "-x"])
 def test_a_node_id_must_survive_in_an_identity(config: Path, name: str) -> None:
     config.write_text(CONTRACT.replace("local_node_1", name))
@@ -131,9 +162,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_secrets_are_not_shown(config: Path) -> None:
     key = b64encode(bytes(range(32))).decode()
-    settings = loaded(config, CORTEX_SECURITY__ENCRYPTION_KEY=key, CORTEX_NETWORK__TOKEN="ctx_1_secret")
+    settings = loaded(config, CORTEX_SECURITY__ENCRYPTION_KEY=key, CORTEX_NETWORK__TOKEN=TOKEN)
     assert key not in repr(settings)
-    assert "secret" not in repr(settings.network)
+    assert TOKEN.rpartition("_")[2] not in repr(settings.network)
 
 
 def test_the_table_of_settings_is_current() -> None:
