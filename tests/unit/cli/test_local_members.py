@@ -43,7 +43,7 @@ def test_free_default_ports_are_used_without_a_word():
     members, notices = assign_ports(members_of(("eu", "us"), 1), {}, lambda _: True)
 
     ports = {member.name: member.ports for member in members}
-    assert ports["coordinator"] == {"grpc": 50051, "metrics": 9091}
+    assert ports["coordinator"] == {"grpc": 50051, "metrics": 9191}
     assert ports["discovery"]["grpc"] == 50052
     assert [ports[f"aggregator-{region}"]["grpc"] for region in ("eu", "us")] == [50054, 50055]
     assert ports["gateway"]["http"] == 8080
