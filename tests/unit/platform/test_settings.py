@@ -93,7 +93,7 @@ def test_a_file_of_the_wrong_kind_is_refused(config: Callable[[str], Path], text
 
 
 def test_a_list_that_is_no_json_is_refused(config: Callable[[str], Path]) -> None:
-    with pytest.raises(InvalidArgumentError, match="regions"):
+    with pytest.raises(InvalidArgumentError, match="CORTEX_REGIONS: is not JSON"):
         load_settings(ExampleSettings, config(GOOD), "example", {"CORTEX_REGIONS": "eu,us"})
 
 
