@@ -11,6 +11,8 @@ from cortex_common.errors import InvalidArgumentError
 from cortex_common.ids import NodeName
 
 INTERNAL_DOMAIN = "cortex.internal"
+REGION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+"""What names of regions look like."""
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 _URI = re.compile(r"spiffe://(?P<network>[^/]+)/(?P<role>[^/]+)/(?P<name>[^/]+)")
 

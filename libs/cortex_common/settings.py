@@ -181,9 +181,13 @@ def load_settings(
     """
     environment = os.environ if environment is None else environment
     values = _read_yaml(config) if config is not None else {}
-    unreadable = {name: reason for name in environment if (reason := _unreadable(cls, name, environment[name]))}
-    violations = [*_unknown_variables(cls, environment), *(Violation(*each) for each in unreadable.items())]
-    given = _environment_source(cls, {name: environment[name] for name in environment if name not in unreadable})
+    violations = list(_unknown_variables(cls, environment))
+    try:
+        given = _environment_source(cls, environment)
+    except SettingsError:
+        unreadable = {name: reason for name, value in environment.items() if (reason := _unreadable(cls, name, value))}
+        violations += [Violation(*each) for each in unreadable.items()]
+        given = _environment_source(cls, {name: environment[name] for name in environment if name not in unreadable})
     merged = _merged(values, given)
     try:
         settings = cls(**merged)

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from cortex_common.errors import InvalidArgumentError, Violation
-from cortex_common.identity import Role
+from cortex_common.identity import REGION, Role
 from cortex_common.pb.v1 import identity_pb2 as pb
 from cortex_common.rpc.denial import Denial
 from services.discovery.identities import Identities
-from services.discovery.wire import REGION, role_from_proto
+from services.discovery.wire import role_from_proto
 
 _REGIONS = "{!r} given; allowed: 1 to 63 letters, digits, '.', '_' and '-'"
 

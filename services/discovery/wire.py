@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 from cortex_common.errors import InvalidArgumentError, Violation
-from cortex_common.identity import Role
+from cortex_common.identity import REGION, Role
 from cortex_common.ids import NodeName
 from cortex_common.pb.v1 import common_pb2
 from services.discovery.domain import Announcement, Health, View
 
-REGION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _LIMITS = {"address": 255, "incarnation": 64, "version": 64, "activity": 512}
 _MAX_DATASETS = 1000
 _MAX_GPUS = 64

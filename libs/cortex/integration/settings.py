@@ -8,7 +8,6 @@ from __future__ import annotations
 import binascii
 import hashlib
 import math
-import re
 from base64 import b64decode
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ from pydantic import (
 )
 
 from cortex_common.errors import InvalidArgumentError
-from cortex_common.identity import Identity, Role
+from cortex_common.identity import REGION, Identity, Role
 from cortex_common.ids import NodeName
 from cortex_common.job.quantities import NUMBER
 from cortex_common.job.spec import (
@@ -46,7 +45,6 @@ from cortex_common.settings import FileSettings, load_settings
 
 KEY_BYTES = 32
 _LONGEST_NAME = 100
-_REGION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _NOT_A_KEY = "a secret (not shown) given; allowed: 32 bytes as base64, or null to have one generated"
 
 # Not the strict types of the job file: variables of the environment are text.
@@ -66,7 +64,7 @@ def _websocket_url(value: str) -> str:
 
 
 def _region(value: str) -> str:
-    if _REGION.fullmatch(value) is None:
+    if REGION.fullmatch(value) is None:
         raise ValueError("allowed: 1 to 63 of A-Z a-z 0-9 . _ and -, a letter or digit first and last")
     return value
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +21,7 @@ from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex
 from cortex_common.pb.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cortex_common.rpc.channel import open_channel
 from cortex_common.security.encryption import DataKey, EncryptionManager, ObjectHeader, ObjectKind
+from cortex_common.storage.records import read_record
 from cortex_common.tensors import Arena, ChunkRange, Manifest, TensorKind, chunk_count
 from cortex_common.transfer import PullResult, PushResult, Receipt, pull_model, push_update
 from services.aggregator.main import run
@@ -221,6 +224,17 @@ class Cluster:
 
     def spool(self, number: int, attempt: int = 0) -> Path:
         return self.settings.state_dir / "spool" / JOB / f"{number}-{attempt}"
+
+
+def object_begun(update: Path) -> str:
+    """Which object the update in a spool is of."""
+    file = os.open(update, os.O_RDONLY)
+    try:
+        first = read_record(file)
+    finally:
+        os.close(file)
+    assert first is not None
+    return str(json.loads(first[0])["object_id"])
 
 
 def encoder(header: ObjectHeader, arena: Arena) -> Callable[[ChunkRange], bytes | bytearray]:

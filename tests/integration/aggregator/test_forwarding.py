@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -17,9 +15,8 @@ from cortex_common.identity import Role, TlsFiles
 from cortex_common.ids import JobId
 from cortex_common.pb.v1 import aggregator_pb2
 from cortex_common.rpc.errors import calling
-from cortex_common.storage.records import read_record
 from cortex_common.transfer import Receipt
-from tests.integration.aggregator.harness import JOB, Cluster, arena_of, running_cluster, settings_for
+from tests.integration.aggregator.harness import JOB, Cluster, arena_of, object_begun, running_cluster, settings_for
 from tests.integration.aggregator.test_readers import who_may
 from tests.integration.aggregator.test_uploads import until_received
 from tests.keys import wrapped
@@ -108,13 +105,7 @@ async def test_a_root_that_has_not_reopened_the_round_is_told_and_forwarding_goe
 
 
 def object_at_root(tiers: Tiers) -> str:
-    file = os.open(tiers.root.spool(1) / "seat-0.update", os.O_RDONLY)
-    try:
-        first = read_record(file)
-    finally:
-        os.close(file)
-    assert first is not None
-    return str(json.loads(first[0])["object_id"])
+    return object_begun(tiers.root.spool(1) / "seat-0.update")
 
 
 async def test_an_upload_given_up_goes_on_when_asked_for_again(tiers: Tiers) -> None:

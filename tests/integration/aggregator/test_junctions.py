@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -19,11 +17,18 @@ from cortex_common.identity import Role, TlsFiles
 from cortex_common.ids import JobId
 from cortex_common.pb.v1 import aggregator_pb2
 from cortex_common.rpc.errors import calling
-from cortex_common.storage.records import read_record
 from cortex_common.tensors import Arena
 from cortex_common.transfer import Receipt
 from cortex_common.transfer.wire import receipt_from_proto
-from tests.integration.aggregator.harness import JOB, MANIFEST, Cluster, arena_of, running_cluster, settings_for
+from tests.integration.aggregator.harness import (
+    JOB,
+    MANIFEST,
+    Cluster,
+    arena_of,
+    object_begun,
+    running_cluster,
+    settings_for,
+)
 from tests.integration.aggregator.test_readers import who_may
 from tests.integration.aggregator.test_restarts import KillableCluster
 from tests.keys import wrapped
@@ -277,13 +282,7 @@ async def test_an_upload_from_below_goes_on_where_a_killed_aggregator_has_it(pla
 
 def object_from_below(eu: Cluster) -> str:
     """What Paris has begun to send."""
-    file = os.open(eu.settings.state_dir / "spool" / JUNCTION / "1-0" / "seat-0.update", os.O_RDONLY)
-    try:
-        first = read_record(file)
-    finally:
-        os.close(file)
-    assert first is not None
-    return str(json.loads(first[0])["object_id"])
+    return object_begun(eu.settings.state_dir / "spool" / JUNCTION / "1-0" / "seat-0.update")
 
 
 async def until_one_chunk(eu: Cluster) -> None:
