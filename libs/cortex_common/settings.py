@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from cortex_common.rpc.denial import DenyList
 from cortex_common.rpc.server import MAX_MESSAGE_BYTES, RpcSettings, join_address
 from cortex_common.security.certificates import certificate_of, read_file
 from cortex_common.security.joining import JoinToken
+from cortex_common.yaml_text import load_yaml
 
 PREFIX = "CORTEX_"
 NESTED = "__"
@@ -42,6 +44,8 @@ class FileSettings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_nested_delimiter=NESTED, extra="forbid", frozen=True, validate_default=True
     )
+    OTHERS_VARIABLES: ClassVar[re.Pattern[str]] = re.compile(r"(?!)")
+    """Variables that are passed over unless they look like one of these settings. A service has its shell to itself."""
 
     @classmethod
     def settings_customise_sources(
@@ -188,7 +192,7 @@ def load_settings(
         unreadable = {name: reason for name, value in environment.items() if (reason := _unreadable(cls, name, value))}
         violations += [Violation(*each) for each in unreadable.items()]
         given = _environment_source(cls, {name: environment[name] for name in environment if name not in unreadable})
-    merged = _merged(values, given)
+    merged = _with_sections(cls, _merged(values, given))
     try:
         settings = cls(**merged)
     except ValidationError as error:
@@ -202,7 +206,7 @@ def load_settings(
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise NotFoundError(f"settings file {path} cannot be read: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -246,16 +250,29 @@ def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _with_sections(cls: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A section that must be there and is not, or is empty, as one without keys: each missing key is told."""
+    required = {name: field.annotation for name, field in cls.model_fields.items() if field.is_required()}
+    sections = {name for name, kind in required.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
+    return {**values, **{name: {} for name in sections if values.get(name) is None}}
+
+
 def _unknown_variables(cls: type[FileSettings], environment: Mapping[str, str]) -> Iterator[Violation]:
-    known = {name.upper() for name in _variables(cls, PREFIX)}
+    known = sorted(name.upper() for name in _variables(cls, PREFIX))
     for name in sorted(environment):
         upper = name.upper()
         if not upper.startswith(PREFIX) or upper in known or upper in KNOWN_ENVIRONMENT:
             continue
-        hint = (
-            "; set by Kubernetes: put `enableServiceLinks: false` in the pod" if _SERVICE_LINK.fullmatch(upper) else ""
-        )
-        yield Violation(name, f"unknown environment variable{hint}; allowed are {', '.join(sorted(known))}")
+        close = difflib.get_close_matches(upper, known, n=3, cutoff=0.8)
+        if not close and cls.OTHERS_VARIABLES.fullmatch(upper):
+            continue
+        if _SERVICE_LINK.fullmatch(upper):
+            hint = "set by Kubernetes: put `enableServiceLinks: false` in the pod"
+        elif close:
+            hint = f"did you mean {' or '.join(close)}?"
+        else:
+            hint = f"allowed are {', '.join(known)}"
+        yield Violation(name, f"unknown environment variable; {hint}")
 
 
 def _variables(cls: type[BaseModel], prefix: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ from cortex_common.envelope import Envelope, is_envelope
 from cortex_common.errors import InvalidArgumentError
 from cortex_common.job.parse import parse_job
 from cortex_common.job.spec import JobSpec
+from cortex_common.yaml_text import load_yaml
 from services.gateway.configs import has_configs, job_of
 from services.gateway.domain import NodeInfo
 from services.gateway.problems import MediaTypeError
@@ -98,7 +99,7 @@ def parse_yaml(text: str) -> object:
     """
     try:
         _check_yaml(text)
-        return yaml.load(text, _Loader)  # noqa: S506 - a safe loader  # nosec B506
+        return load_yaml(text, _Loader)
     except yaml.YAMLError as error:
         raise InvalidArgumentError(f"the body is not YAML: {' '.join(str(error).split())}") from None
     except ValueError as error:

@@ -9,10 +9,10 @@ from typing import Any
 
 from cortex_common.clock import SystemClock
 from cortex_common.data import DatasetInfo
-from cortex_common.errors import CortexError, UnavailableError
+from cortex_common.errors import CortexError, InvalidArgumentError, UnavailableError
 from cortex_common.ids import JobId, KeyId, RoundNumber, Sha256Hex
 from cortex_common.job.site_policy import Refusal
-from cortex_common.job.spec import JobSpec, ModelSpec
+from cortex_common.job.spec import JobSpec, TrainingSpec
 from cortex_common.job.status import JobStatus
 from cortex_common.network.bridge import TenzroBridge
 from cortex_common.network.messages import Assignments, JobStatusMessage, JobStatusRequest
@@ -22,11 +22,14 @@ from cortex_common.security.objects import WrappedKey
 from cortex_common.security.sealing import SealingKey
 from cortex_common.tensors import Arena, Manifest
 from cortex_common.transfer import pull_model
+from services.worker.failures import WorkFailedError
 from services.worker.gate import POLICY_UNUSABLE
 from services.worker.main import RunningWorker, run
 from services.worker.own import OwnParts
 from services.worker.settings import WorkerSettings
+from services.worker.trainer.device import choose_device
 from services.worker.trainer.loader import LoaderData, model_of
+from services.worker.trainer.optimisers import check_optimizer
 from services.worker.trainer_thread import TrainerThread
 
 
@@ -37,26 +40,28 @@ class EmbeddedWorker:
         self,
         settings: Mapping[str, object],
         loader: Any,
-        model: ModelSpec,
+        job: JobSpec,
         dataset: str,
         sealing: SealingKey,
         *,
         serves_metrics: bool,
     ) -> None:
-        """Look at the data; nothing is connected yet.
+        """Look at the data, and at what training on it needs; nothing is connected yet.
 
         Args:
             settings: Of `WorkerSettings`.
             loader: A torch DataLoader of (inputs, labels).
-            model: What it must fit.
+            job: What it is for: the model it must fit, the optimizer and the device that must be there.
             dataset: The name it gets.
             sealing: This node's key.
             serves_metrics: Whether to listen for Prometheus.
 
         Raises:
-            InvalidArgumentError: the data does not fit the model; says how.
+            InvalidArgumentError: the data does not fit the model, or this program cannot train so; says how.
         """
         self._settings = WorkerSettings.model_validate(settings)
+        model = job.model
+        _check_training(job.training, self._settings.device)
         data = LoaderData(loader, model)
         info = DatasetInfo(dataset, (model.input_dim,), model.output_dim, data.examples)
         start = partial(TrainerThread.start, self._settings.device, lambda _spec, _message: data)
@@ -213,6 +218,15 @@ class EmbeddedWorker:
                 raise
             raise _leaf(told) from group
         raise UnavailableError("the worker has ended")
+
+
+def _check_training(training: TrainingSpec, rule: str) -> None:
+    """Find out here, instead of in a job that fails on every node."""
+    check_optimizer(training)
+    try:
+        choose_device(training.device, rule)
+    except WorkFailedError as error:
+        raise InvalidArgumentError(str(error)) from None
 
 
 def _leaf(group: BaseExceptionGroup[CortexError]) -> CortexError:

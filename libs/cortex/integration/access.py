@@ -13,7 +13,10 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from cortex.client import Client
 from cortex.connection import find_connection
 from cortex.integration.settings import ManagerSettings
+from cortex.local.describe import websocket_url
 from cortex.local.files import write_text
+from cortex.local.layout import Layout
+from cortex.local.network import read_network
 from cortex_common.errors import (
     CortexError,
     ForbiddenError,
@@ -83,10 +86,20 @@ class Access:
         except UnavailableError as error:
             count = "1 attempt" if settings.retry_attempts == 1 else f"{settings.retry_attempts} attempts"
             raise UnavailableError(
-                f"no Cortex network answers at {settings.websocket_url} after {count}: {error.message}. {_HOW_TO_START}"
+                f"no Cortex network answers at {settings.websocket_url} after {count}: {error.message}. "
+                f"{self._remedy()}"
             ) from None
         _log.info("network_found", url=settings.websocket_url, network=self.network)
         return token
+
+    def _remedy(self) -> str:
+        """How to get a network that answers; where this machine's takes nodes, if that is somewhere else."""
+        directory = self.client.connection.directory if self.client is not None else None
+        with contextlib.suppress(CortexError):
+            own = websocket_url(read_network(Layout.of(directory))) if directory is not None else ""
+            if own and own != self._settings.network.websocket_url.rstrip("/").replace("localhost", "127.0.0.1"):
+                return f"The network in {directory} takes nodes at {own}: set network.websocket_url to it"
+        return _HOW_TO_START
 
     async def _let_in(self) -> NodeToken:
         token, is_kept = self._token()

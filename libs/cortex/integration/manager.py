@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cortex.integration.access import Access
-from cortex.integration.joining import join
+from cortex.integration.joining import job_of, join
 from cortex.integration.paths import check_paths
 from cortex.integration.reporting import Bar, Scalars, progress_bar, write_checkpoint
 from cortex.integration.settings import ManagerSettings, load_manager_settings
@@ -119,7 +119,8 @@ class CortexManager:
             The job as it ended; `model` and `history` are set.
 
         Raises:
-            InvalidArgumentError: the data does not fit the settings, or the job to submit breaks the site's policy:
+            InvalidArgumentError: the data does not fit the settings, or the optimizer refuses its options, or this
+                machine has no such device, or the job to submit breaks the site's policy:
                 says which rules of which file, and what they allow.
             PreconditionError: the job failed or was cancelled, or the site's policy forbids it by now; says why.
             CortexError: the network is away, or does not take this node or its job.
@@ -194,7 +195,7 @@ class CortexManager:
         return _module().EmbeddedWorker(
             facts,
             dataloader,
-            settings.training.model,
+            job_of(settings),
             settings.training.dataset_name,
             self._sealing,
             serves_metrics=settings.monitoring.enable_prometheus,

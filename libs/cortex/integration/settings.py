@@ -8,15 +8,17 @@ from __future__ import annotations
 import binascii
 import hashlib
 import math
+import re
 from base64 import b64decode
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -47,9 +49,17 @@ KEY_BYTES = 32
 _LONGEST_NAME = 100
 _NOT_A_KEY = "a secret (not shown) given; allowed: 32 bytes as base64, or null to have one generated"
 
-# Not the strict types of the job file: variables of the environment are text.
-Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
-Dimension = Annotated[int, Field(ge=1, le=10_000_000)]
+
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("allowed: a whole number")
+    return value
+
+
+# Not the strict types of the job file: variables of the environment are text. Left alone, true would be 1.
+WHOLE = BeforeValidator(_no_boolean)
+Count = Annotated[int, Field(ge=1, le=1_000_000_000), WHOLE]
+Dimension = Annotated[int, Field(ge=1, le=10_000_000), WHOLE]
 
 
 def _websocket_url(value: str) -> str:
@@ -111,7 +121,7 @@ class NetworkSection(Section):
     region: Annotated[StrictStr, AfterValidator(_region)] = Field(
         "local", description="Region this node counts to: it exchanges weights with the aggregator there."
     )
-    retry_attempts: Annotated[int, Field(ge=1, le=10_000)] = Field(
+    retry_attempts: Annotated[int, Field(ge=1, le=10_000), WHOLE] = Field(
         3, description="How often to try to connect before giving up; also after a connection was lost."
     )
     connection_timeout: Annotated[float, Field(gt=0, le=3600), NUMBER] = Field(
@@ -149,10 +159,10 @@ class TrainingSection(Section):
     optimizer: OptimizerName = Field("adam", description="A torch.optim name.")
     optimizer_options: Options = Field({}, description="Further arguments of the optimizer, such as `momentum`.")
     weight_decay: NonNegative = Field(0.0, description="Of the optimizer, where it has one.")
-    max_epochs: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+    max_epochs: Annotated[int, Field(ge=1, le=1_000_000), WHOLE] = Field(
         100, description="Passes over the DataLoader, in rounds of `epochs_per_round`."
     )
-    epochs_per_round: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+    epochs_per_round: Annotated[int, Field(ge=1, le=1_000_000), WHOLE] = Field(
         1, description="Passes between two exchanges of weights."
     )
     early_stopping: EarlyStoppingSection | None = Field(None, description="Ends the training before `max_epochs`.")
@@ -172,7 +182,9 @@ class TrainingSection(Section):
     checkpoint_keep: Count = Field(3, description="How many of these files stay, the newest.")
     device: DeviceName = Field("auto", description="auto, cpu, cuda or cuda:N.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="fp32 or bf16 (autocast).")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Of the initial weights, dropout and rounding.")
+    seed: Annotated[int, Field(ge=0, lt=2**63), WHOLE] = Field(
+        0, description="Of the initial weights, dropout and rounding."
+    )
 
     @field_validator("min_nodes")
     @classmethod
@@ -234,7 +246,7 @@ class MonitoringSection(Section):
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Of this program's log.")
     enable_prometheus: bool = Field(True, description="Serve metrics for Prometheus.")
-    metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+    metrics_port: Annotated[int, Field(ge=0, le=65535), WHOLE] = Field(
         9090,
         description="Where, on 127.0.0.1; 0 takes any free port. If it is taken, a free one is, and the log says so.",
     )
@@ -244,6 +256,9 @@ class MonitoringSection(Section):
 
 class ManagerSettings(FileSettings):
     """The whole file."""
+
+    # A person's shell may hold those of a service or of the command: no section, no `__`.
+    OTHERS_VARIABLES: ClassVar[re.Pattern[str]] = re.compile(r"CORTEX(_[A-Z0-9]+)+")
 
     network: NetworkSection
     training: TrainingSection

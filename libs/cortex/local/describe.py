@@ -18,12 +18,17 @@ def facts_of(layout: Layout, network: LocalNetwork, token: str) -> dict[str, Any
         "discovery": network.address(Role.DISCOVERY),
         "aggregators": {member.name: member.address() for member in network.of_role(Role.AGGREGATOR)},
         "gateway": f"http://{network.address(Role.GATEWAY, 'http')}",
-        "websocket": f"ws://{network.address(Role.GATEWAY, 'websocket')}",
+        "websocket": websocket_url(network),
         "workers": [member.name for member in network.of_role(Role.WORKER)],
         "token": token,
         "token_file": str(layout.token_file),
         "tensorboard": str(layout.tensorboard),
     }
+
+
+def websocket_url(network: LocalNetwork) -> str:
+    """Where it takes nodes without a certificate."""
+    return f"ws://{network.address(Role.GATEWAY, 'websocket')}"
 
 
 def describe(layout: Layout, network: LocalNetwork, token: str, *, detached: bool) -> str:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from cortex_common.data.catalogue import DatasetInfo, known_datasets
 from cortex_common.data.idx import idx_shape, read_idx
 from cortex_common.errors import CorruptError, InvalidArgumentError, NotFoundError
+from cortex_common.yaml_text import load_yaml
 
 Array = NDArray[Any]
 
@@ -91,7 +92,7 @@ def read_catalogue(path: Path) -> Mapping[str, FileEntry]:
 @functools.lru_cache(maxsize=16)
 def _read_catalogue(path: Path, _version: int) -> Mapping[str, FileEntry]:
     try:
-        document = yaml.safe_load(path.read_text("utf-8"))
+        document = load_yaml(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidArgumentError(f"catalogue {path}: not YAML: {error}") from error
     if not isinstance(document, dict) or set(document) != {"datasets"} or not isinstance(document["datasets"], dict):

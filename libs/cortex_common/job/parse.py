@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from cortex_common.errors import InvalidArgumentError, NotFoundError, Violation
 from cortex_common.job.spec import JobSpec
+from cortex_common.yaml_text import load_yaml
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -48,7 +49,7 @@ def parse_job_text(text: str, subject: str = "job") -> JobSpec:
     if len(text) > MAX_JOB_BYTES:
         raise InvalidArgumentError(f"{subject}: {len(text)} characters; allowed are {MAX_JOB_BYTES}")
     try:
-        document = yaml.safe_load(text)
+        document = load_yaml(text)
     except yaml.YAMLError as error:
         raise InvalidArgumentError(f"{subject} is not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:

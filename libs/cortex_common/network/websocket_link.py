@@ -8,11 +8,12 @@ import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI, ProxyError
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI, ProxyError
 
 from cortex_common.errors import (
     CortexError,
@@ -228,6 +229,11 @@ async def open_link(access: GatewayAccess, *, attends: bool) -> Link:
         raise UnauthenticatedError(f"the certificate of {access.url} is not trusted: {error.verify_message}") from None
     except ProxyError as error:
         raise UnavailableError(f"the proxy to {access.url} refused: {error}") from None
+    except InvalidStatus as error:
+        code = error.response.status_code
+        is_elsewhere = 400 <= code < 500 and code != HTTPStatus.TOO_MANY_REQUESTS
+        hint = ": no gateway of Cortex takes nodes there; look at the port and the path" if is_elsewhere else ""
+        raise UnavailableError(f"{access.url} answers HTTP {code}{hint}") from None
     except (OSError, InvalidHandshake) as error:
         reason = str(error).strip(". ") or type(error).__name__
         raise UnavailableError(f"{access.url} cannot be reached: {reason}") from None

@@ -64,6 +64,15 @@ def build_optimizer(model: nn.Module, training: TrainingSpec) -> torch.optim.Opt
         raise InvalidArgumentError(f"training: {training.optimizer} refuses its options: {error}") from error
 
 
+def check_optimizer(training: TrainingSpec) -> None:
+    """See that it can be built, whatever the network.
+
+    Raises:
+        InvalidArgumentError: as `build_optimizer`.
+    """
+    build_optimizer(nn.Linear(1, 1), training)
+
+
 def _options_of(cls: Callable[..., torch.optim.Optimizer]) -> set[str]:
     return set(inspect.signature(cls).parameters) - {"self", "params", "lr", "fused", "foreach"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,8 +13,12 @@ import pytest
 from cortex.integration.access import Access
 from cortex.integration.manager import CortexManager
 from cortex.integration.settings import ManagerSettings, load_manager_settings
+from cortex.local.layout import Layout
+from cortex.local.members import Member
+from cortex.local.network import LocalNetwork, OperatorFiles, write_network
 from cortex_common.clock import SystemClock
 from cortex_common.errors import CortexError, InvalidArgumentError, UnavailableError
+from cortex_common.identity import Role, TlsFiles
 from cortex_common.security.node_tokens import NodeToken
 from cortex_common.security.sealing import SealingKey
 from tests.integration.worker.gateways import node_network
@@ -131,3 +135,50 @@ async def test_a_key_is_made_once_with_mode_0600_and_a_given_one_is_used(tmp_pat
     assert path.stat().st_mode & 0o777 == 0o600
     assert SealingKey.of("cortex", bytes(range(32))).public == SealingKey.of("cortex", bytes(range(32))).public
     assert SealingKey.of("cortex", bytes(range(32))).public != made.public
+
+
+@asynccontextmanager
+async def answering(head: bytes) -> AsyncIterator[str]:
+    """Something that speaks HTTP, and gives everybody this answer."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 " + head + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_another_http_server_is_told_from_a_network_that_is_away(tmp_path: Path) -> None:
+    limits = {"NETWORK__RETRY_ATTEMPTS": "1"}
+    async with answering(b"404 Not Found") as url:
+        error = await refusal(settings_of(tmp_path, NETWORK__WEBSOCKET_URL=url, **limits))
+    assert "answers HTTP 404: no gateway of Cortex takes nodes there; look at the port and the path" in error.message
+    async with answering(b"503 Service Unavailable") as url:
+        error = await refusal(settings_of(tmp_path, NETWORK__WEBSOCKET_URL=url, **limits))
+    assert f"{url} answers HTTP 503. Start a network" in error.message
+
+
+async def test_where_the_network_of_this_machine_takes_nodes_is_told(
+    tls_of: Callable[[Role, str], TlsFiles], tmp_path: Path
+) -> None:
+    tls = tls_of(Role.OPERATOR, "operator")
+    ports = {"http": 18080, "websocket": 18765}
+    members = (
+        Member(name="gateway-1", service=Role.GATEWAY, region="eu", ports=ports),
+        Member(name="coordinator-1", service=Role.COORDINATOR, region="eu", ports={"grpc": 18051}),
+        Member(name="discovery-1", service=Role.DISCOVERY, region="eu", ports={"grpc": 18052}),
+    )
+    operator = OperatorFiles(ca=tls.ca, certificate=tls.certificate, key=tls.key)
+    layout = Layout.of(tmp_path / ".cortex")
+    layout.root.mkdir()
+    write_network(layout, LocalNetwork(members=members, operator=operator))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"ws://127.0.0.1:{taken.getsockname()[1]}"
+        error = await refusal(settings_of(tmp_path, NETWORK__WEBSOCKET_URL=url, NETWORK__RETRY_ATTEMPTS="1"))
+    assert "takes nodes at ws://127.0.0.1:18765: set network.websocket_url to it" in error.message
+    assert str(layout.root) in error.message

@@ -171,3 +171,43 @@ def test_the_table_of_settings_is_current() -> None:
     document = (ROOT / "docs/manager.md").read_text()
     assert with_table(document) == document, "run `python -m cortex.integration.reference docs/manager.md`"
     assert all(f"`{key}`" in table() for key in ("network.node_id", "training.early_stopping.patience", "state_dir"))
+
+
+@pytest.mark.parametrize("text", ["", "{}", "network:\ntraining:\n"])
+def test_an_empty_file_is_told_every_key_it_lacks(config: Path, text: str) -> None:
+    config.write_text(text)
+    with pytest.raises(InvalidArgumentError) as caught:
+        loaded(config)
+    said = {violation.path for violation in caught.value.violations}
+    assert said == {"network.node_id", "training.input_dim", "training.output_dim"}
+    assert loaded(
+        config,
+        CORTEX_NETWORK__NODE_ID="a",
+        CORTEX_TRAINING__INPUT_DIM="4",
+        CORTEX_TRAINING__OUTPUT_DIM="2",
+    )
+
+
+def test_a_key_that_stands_twice_is_a_mistake(config: Path) -> None:
+    config.write_text(CONTRACT.replace("  batch_size: 32\n", "  batch_size: 32\n  batch_size: 64\n"))
+    with pytest.raises(InvalidArgumentError, match="key 'batch_size' stands twice, in line 10 and in line 11"):
+        loaded(config)
+
+
+def test_true_is_no_number(config: Path) -> None:
+    config.write_text(CONTRACT.replace("batch_size: 32", "batch_size: true").replace("[512, 256]", "[512, true]"))
+    with pytest.raises(InvalidArgumentError) as caught:
+        loaded(config)
+    said = {violation.path: violation.message for violation in caught.value.violations}
+    assert said["training.batch_size"] == "True given; allowed: a whole number"
+    assert set(said) == {"training.batch_size", "training.hidden_dims.1"}
+
+
+def test_variables_of_others_are_passed_over_and_slips_are_not(config: Path) -> None:
+    assert loaded(config, CORTEX_NAME="worker-1", CORTEX_GATEWAY_URL="ws://elsewhere:1")
+    with pytest.raises(InvalidArgumentError) as caught:
+        loaded(config, CORTEX_NAME="worker-1", CORTEX_NETWORK_NODE_ID="x", CORTEX_NET__NAME="y")
+    said = {violation.path: violation.message for violation in caught.value.violations}
+    assert set(said) == {"CORTEX_NETWORK_NODE_ID", "CORTEX_NET__NAME"}
+    assert "did you mean CORTEX_NETWORK__NODE_ID" in said["CORTEX_NETWORK_NODE_ID"]
+    assert len(said["CORTEX_NETWORK_NODE_ID"]) < 200

@@ -79,7 +79,7 @@ def test_all_mistakes_are_told_at_once(config: Callable[[str], Path]) -> None:
     assert "'high'" in said["port"]
     assert "CORTEX_PORT" in said["port"]
     assert "greater than or equal to 1" in said["lease.misses"]
-    assert "CORTEX_LEASE__SECONDS" in said["CORTEX_HOTS"]
+    assert "did you mean CORTEX_HOST or CORTEX_PORT?" in said["CORTEX_HOTS"]
     assert "enableServiceLinks" in said["CORTEX_API_SERVICE_HOST"]
     assert str(caught.value).startswith(f"example settings ({path}): 6 mistakes")
 
