@@ -114,11 +114,17 @@ class SitePolicy(Section):
 
         Raises:
             NotFoundError: it cannot be read.
+            InvalidArgumentError: it is empty, as while somebody writes it: that is not to mean that all is allowed.
         """
         try:
-            return path.read_bytes().decode()
+            text = path.read_bytes().decode()
         except (OSError, UnicodeDecodeError) as error:
             raise NotFoundError(f"site policy {path} cannot be read: {error}") from None
+        if not text.strip():
+            raise InvalidArgumentError(
+                f"site policy {path} is empty; allowed: rules, or a comment that says there are none"
+            )
+        return text
 
     @classmethod
     def read(cls, path: Path) -> SitePolicy:

@@ -170,7 +170,7 @@ def test_no_more_leaves_the_site_than_it_allows_and_a_restart_does_not_forget(si
 def test_a_job_that_is_submitted_here_breaks_the_rules_that_keep_it_from_running_here(site: Site):
     own = job(data={"train": "ward-7", "partition": {"scheme": "local"}}, placement={"workers": 2})
     for text, broken in (
-        ("", []),
+        ("# no rules", []),
         ('max_rounds = 5\nallowed_datasets = ["ward-7"]\nmin_group = 2', []),
         ("max_rounds = 4", ["max_rounds"]),
         ('allowed_datasets = ["ward-8"]', ["allowed_datasets"]),
@@ -204,7 +204,14 @@ async def test_a_policy_that_changes_is_read_again_and_one_that_is_wrong_refuses
     watching = asyncio.create_task(gate.watch(lambda: changes.put_nowait(None)))
     given = assignment(job())
     assert rules(gate, given) == ["max_rounds"]
-    for text, told in (("max_rounds = 5", []), ("max_rounds = 0", ["site_policy"]), (None, ["site_policy"])):
+    for text, told in (
+        ("max_rounds = 5", []),
+        ("max_rounds = 0", ["site_policy"]),
+        ("# no rules\n", []),
+        ("", ["site_policy"]),  # about to be written
+        ("max_rounds = 3", ["max_rounds"]),
+        (None, ["site_policy"]),
+    ):
         if text is None:
             site.file.unlink()
         else:
