@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks import channel as channel_cost
-from benchmarks import channel_return, comparison, plots, results, startup
+from benchmarks import channel_return, channel_silence, comparison, plots, results, startup
 from benchmarks import codecs as codec_speed
 from benchmarks import links as slow_links
 from benchmarks import memory as memory_cost
@@ -212,6 +212,11 @@ def channel(
     for entry in entries:
         store.put(entry, machine)
     typer.echo(channel_return.table(entries), err=True)
+    store = PartialResults(out / "channel_silence.json", channel_silence.SILENCE_KEY)
+    entries = channel_silence.measure(limit_s=90.0)
+    for entry in entries:
+        store.put(entry, machine)
+    typer.echo(channel_silence.table(entries), err=True)
 
 
 @app.command()

@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import channel, channel_return, codecs, comparison_tables, regions, targets, worker_memory
+from benchmarks import (
+    channel,
+    channel_return,
+    channel_silence,
+    codecs,
+    comparison_tables,
+    regions,
+    targets,
+    worker_memory,
+)
 from benchmarks.machine import load_average, speed_note
 from benchmarks.memory import allowed_bytes
 from benchmarks.summary import Summary
@@ -174,6 +183,7 @@ _PARTIAL = {
     "regions": regions.table,
     "channel": channel.table,
     "channel_return": channel_return.table,
+    "channel_silence": channel_silence.table,
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import channel, channel_return, regions, worker_memory
+from benchmarks import channel, channel_return, channel_silence, regions, worker_memory
 
 MB = 1_000_000
 
@@ -68,6 +68,14 @@ def test_every_variant_differs_from_what_is_set() -> None:
 def test_a_server_that_was_away_has_the_median_of_its_returns() -> None:
     entries = [{"variant": channel.AS_SET, "away_s": 10.0, "seconds": [0.5, 2.5, 1.5]}]
     assert cells(channel_return.table(entries)) == [["as set", "10", "1.50 (0.50 to 2.50)"]]
+
+
+def test_a_call_that_does_not_end_has_no_seconds() -> None:
+    entries = [
+        {"variant": channel.AS_SET, "limit_s": 90.0, "seconds": 38.04},
+        {"variant": "keepalive left", "limit_s": 90.0, "seconds": None},
+    ]
+    assert cells(channel_silence.table(entries)) == [["as set", "38.0"], ["keepalive left", "not within 90"]]
 
 
 def test_regions_are_compared_with_the_flat_job_of_the_same_size() -> None:
