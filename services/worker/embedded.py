@@ -66,7 +66,7 @@ class EmbeddedWorker:
         info = DatasetInfo(dataset, (model.input_dim,), model.output_dim, data.examples)
         start = partial(TrainerThread.start, self._settings.device, lambda _spec, _message: data)
         self._sealing = sealing
-        self._own = OwnParts(start, (info,), sealing, serves_metrics=serves_metrics)
+        self._own = OwnParts(start, (info,), sealing, model, serves_metrics=serves_metrics)
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._running: RunningWorker | None = None

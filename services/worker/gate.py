@@ -19,7 +19,7 @@ from cortex_common.job.site_policy import (
     signature_refusals,
     update_bytes,
 )
-from cortex_common.job.spec import JobSpec
+from cortex_common.job.spec import JobSpec, ModelSpec
 from cortex_common.job.statement import JobStatement, statement_of
 from cortex_common.job.wire import spec_bytes
 from cortex_common.logging import get_logger
@@ -38,11 +38,21 @@ _MAX_ADMITTED = 1000
 class Gate:
     """Asked about every assignment before anything of its job runs, and again whenever the policy has changed.
 
-    Without a policy file every job may run; one that is signed must still be what was signed.
+    Without a policy file every job may run; one that is signed must still be what was signed. A person's own program
+    takes jobs about its own network only.
     """
 
-    def __init__(self, path: Path | None, network: str, outgoing: Outgoing, clock: Clock) -> None:
+    def __init__(
+        self, path: Path | None, network: str, outgoing: Outgoing, clock: Clock, model: ModelSpec | None = None
+    ) -> None:
         """Read the policy.
+
+        Args:
+            path: The policy file; None: there is none.
+            network: Whose jobs these are.
+            outgoing: Counts what has left the site.
+            clock: Says when signatures end.
+            model: The only network that is trained here; None: any.
 
         Raises:
             NotFoundError: there is no such file.
@@ -52,6 +62,7 @@ class Gate:
         self._network = network
         self._outgoing = outgoing
         self._clock = clock
+        self._model = model
         self._digest = b""
         self._broken: Refusal | None = None
         self._admitted: dict[str, None] = {}
@@ -62,7 +73,7 @@ class Gate:
         if self._broken is not None:
             return (self._broken,)
         found = [*self._signed(assignment), *refusals(self._policy, assignment.spec, assignment.seats)]
-        return (*found, *self._sealed(assignment), *self._too_much(assignment))
+        return (*found, *self._other_model(assignment.spec), *self._sealed(assignment), *self._too_much(assignment))
 
     def refusals_of_own(self, spec: JobSpec) -> tuple[Refusal, ...]:
         """The rules that would keep this site from a job that is submitted here, without a signature."""
@@ -105,6 +116,12 @@ class Gate:
             return self._policy
         self._digest = digest
         return SitePolicy.parse(text, f"site policy {path}")
+
+    def _other_model(self, spec: JobSpec) -> list[Refusal]:
+        """Whether the job is about another network than the program that this worker is part of."""
+        if self._model is None or (wanted := _layers(spec.model)) == (own := _layers(self._model)):
+            return []
+        return [Refusal("model", f"layers {wanted:.100} wanted; this program trains {own:.100}")]
 
     def _signed(self, assignment: Assignment) -> list[Refusal]:
         """What is wrong with the job's signatures, and with what they are for."""
@@ -163,6 +180,10 @@ class Gate:
             return []
         message = f"{spent} bytes have left for this job, its next update may take {due}; allowed: {limit} in all"
         return [Refusal("max_bytes_out", message)]
+
+
+def _layers(model: ModelSpec) -> str:
+    return f"{model.kind} {'-'.join(map(str, (model.input_dim, *model.hidden_dims, model.output_dim)))}"
 
 
 @lru_cache(maxsize=64)

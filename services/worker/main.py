@@ -89,7 +89,7 @@ async def run(
     bridge = TenzroBridge(transport_of(settings, hello, sealing, clock), clock, policy_of(settings))
     paces = Paces.of(settings.bandwidth.up, settings.bandwidth.down, clock)
     outgoing = Outgoing(settings.state_dir / "outgoing.json")
-    gate = Gate(settings.site_policy, settings.network, outgoing, clock)
+    gate = Gate(settings.site_policy, settings.network, outgoing, clock, own.model if own else None)
     counted = outgoing if settings.site_policy else None
     surroundings = Surroundings(settings.network, NodeName(settings.name), bridge, clock, sealing, counted, paces)
     forks = fork_server(settings.threads, settings.device)

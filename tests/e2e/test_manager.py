@@ -183,7 +183,18 @@ def test_a_program_trains_in_a_job_that_others_evaluate(network: Shell):
         "CORTEX_NETWORK__NODE_ID": "trains-only",
         "CORTEX_TRAINING__DATASET": "digits",
         "CORTEX_TRAINING__INPUT_DIM": 64,
+        "CORTEX_TRAINING__HIDDEN_DIMS": "[32]",
     }
+    # Over the same data, and about another network: it takes no part.
+    elsewhere = network.run("node", "token", "--gateway", "--name", "other", "--region", "local").stdout.strip()
+    other = given | {"CORTEX_NETWORK__TOKEN": elsewhere, "CORTEX_NETWORK__NODE_ID": "other"}
+    refusing = Program(network, "other", RUN, width=64, **other | {"CORTEX_TRAINING__HIDDEN_DIMS": "[16]"})
+    until(lambda: network.json("status", job_id)["refusals"], 60)
+    [refusal] = network.json("status", job_id)["refusals"]
+    assert (refusal["worker"], refusal["rule"]) == ("other", "model")
+    assert refusal["message"] == "layers mlp 64-32-10 wanted; this program trains mlp 64-16-10"
+    refusing.process.kill()
+    refusing.process.communicate()
     out, log = Program(network, "trains-only", RUN, width=64, **given).end()
     said = json.loads(out.splitlines()[-1])
     assert (said["job"], said["accepted"]) == (job_id, [3, 3])

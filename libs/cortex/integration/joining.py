@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from cortex.client import Client
@@ -16,6 +16,7 @@ from cortex_common.ids import JobId
 from cortex_common.job.parse import parse_job
 from cortex_common.job.site_policy import Refusal
 from cortex_common.job.spec import JobSpec
+from cortex_common.job.status import JobPhase
 from cortex_common.logging import get_logger
 
 _log = get_logger(__name__)
@@ -37,12 +38,12 @@ class Worker(Protocol):
 
 
 async def join(worker: Worker, client: Client | None, settings: ManagerSettings, clock: Clock) -> JobId:
-    """The job to train in: a running one over this node's data, or a new one.
+    """The job to train in: a running one over this node's data and model that has a place for it, or a new one.
 
     Raises:
         InvalidArgumentError: there is none, and this site's policy forbids the one to submit: which rules, and what
             they allow.
-        PreconditionError: the job ended without this node, for which it had no place.
+        PreconditionError: the job failed or was cancelled before this node had work in it.
         CortexError: the network takes no such job.
     """
     name = settings.training.dataset_name
@@ -61,16 +62,20 @@ async def join(worker: Worker, client: Client | None, settings: ManagerSettings,
     if rules := worker.refusals(job):
         subject = f"site policy {settings.security.site_policy}: the job that this program would submit breaks it"
         raise InvalidArgumentError.of(subject, [Violation(each.rule, each.message) for each in rules])
-    job_id = await _submit(client, job, clock)
-    _log.info("job_found" if job_id in running else "job_submitted", job_id=job_id, dataset=name)
-    return await _placed(worker, client, job_id)
+    async for job_id in _submissions(client, job, clock):
+        _log.info("job_found" if job_id in running else "job_submitted", job_id=job_id, dataset=name)
+        mine = await _placed(worker, client, job_id, settings)
+        if mine is not None:
+            return mine
+        _log.info("job_full", job_id=job_id, places=settings.training.nodes)
+    raise CortexError("this job has been run a million times")
 
 
-async def _placed(worker: Worker, client: Client, job_id: JobId) -> JobId:
-    """Wait until this node has work; say what the job waits for meanwhile: another node may have the only place.
+async def _placed(worker: Worker, client: Client, job_id: JobId, settings: ManagerSettings) -> JobId | None:
+    """Wait until this node has work; say what the job waits for meanwhile. None if others have all its places.
 
     Raises:
-        PreconditionError: the job ended without this node.
+        PreconditionError: the job failed or was cancelled.
     """
     told = ""
     while (mine := await worker.assigned(_LOOK_S)) is None:
@@ -78,9 +83,12 @@ async def _placed(worker: Worker, client: Client, job_id: JobId) -> JobId:
             status = await asyncio.to_thread(client.status, job_id)
         except UnavailableError:
             continue
-        if status.status.is_terminal:
-            reason = status.error or "its places were taken (training.nodes says how many a job has)"
-            raise PreconditionError(f"job {job_id} {status.status.value} without this node: {reason}")
+        if status.status in (JobPhase.FAILED, JobPhase.CANCELLED):
+            reason = status.error or "before this node had work in it"
+            raise PreconditionError(f"job {job_id} {status.status.value}: {reason}")
+        others = {each.worker for each in status.workers} - {settings.network.node_id}
+        if status.status.is_terminal or len(others) >= settings.training.nodes:
+            return None
         reason = status.waiting_for or "the nodes that have its places"
         # How long it has waited is no news.
         if (news := re.sub(r"\d+", "", reason)) != told:
@@ -117,15 +125,17 @@ def job_of(settings: ManagerSettings) -> JobSpec:
     )
 
 
-async def _submit(client: Client, job: JobSpec, clock: Clock) -> JobId:
-    """Submit it, or find it: programs with the same file, and one that is started again, mean the same job."""
+async def _submissions(client: Client, job: JobSpec, clock: Clock) -> AsyncIterator[JobId]:
+    """Jobs like this that have not ended, the oldest first, then new ones.
+
+    Programs with the same file, and one that is started again, mean the same job: they find it.
+    """
     digest = hashlib.sha256(job.model_dump_json().encode()).hexdigest()[:32]
     for number in range(1, 1_000_000):
         job_id = await _admitted(client, job, f"manager-{digest}-{number}", clock)
         status = await asyncio.to_thread(client.status, job_id)
         if not status.status.is_terminal:
-            return JobId(job_id)
-    raise CortexError("this job has been run a million times")
+            yield JobId(job_id)
 
 
 async def _admitted(client: Client, job: JobSpec, request_id: str, clock: Clock) -> str:

@@ -146,7 +146,7 @@ class EarlyStoppingSection(Section):
 
 
 class TrainingSection(Section):
-    """The network to train, and how. A running job with the same model is joined; else one is submitted."""
+    """The network to train, and how. A running job with the same layers is joined; else one is submitted."""
 
     input_dim: Dimension = Field(description="Values of one input; inputs are flattened.")
     hidden_dims: Annotated[tuple[Dimension, ...], Field(max_length=1000)] = Field(

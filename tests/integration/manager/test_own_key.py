@@ -54,6 +54,7 @@ async def test_the_key_in_the_file_opens_what_the_network_gives_this_node_and_no
                 "NETWORK__TOKEN": (await nodes.token("local_node_1", region="local")).encode(),
                 "TRAINING__DATASET": "own",
                 "TRAINING__INPUT_DIM": "64",
+                "TRAINING__HIDDEN_DIMS": "[16]",
                 "SECURITY__ENCRYPTION_KEY": b64encode(own).decode(),
                 "MONITORING__METRICS_PORT": "0",
             }

@@ -61,7 +61,7 @@ async def network(tls_of: Any, folder: Path, policy: Path) -> AsyncIterator[tupl
         async with nodes.gateway(cortex.coordinator) as url, cortex.jobs() as jobs:
             token = await nodes.token("local_node_1", region="local")
             given = {"NETWORK__WEBSOCKET_URL": url, "NETWORK__TOKEN": token.encode()}
-            given |= {"TRAINING__DATASET": "own", "TRAINING__INPUT_DIM": "64"}
+            given |= {"TRAINING__DATASET": "own", "TRAINING__INPUT_DIM": "64", "TRAINING__HIDDEN_DIMS": "[16]"}
             manager = manager_of(folder, policy, given)
             await manager.initialize()
             yield jobs, manager

@@ -13,39 +13,44 @@ from cortex.integration.settings import load_manager_settings
 from cortex_common.clock import SystemClock
 from cortex_common.errors import PreconditionError, UnavailableError
 from cortex_common.ids import JobId
-from cortex_common.job.status import JobPhase, JobStatus
+from cortex_common.job.status import JobPhase, JobStatus, WorkerActivity
 from tests.unit.manager.test_manager_settings import CONTRACT
 
 
-def status(phase: JobPhase, **more: object) -> JobStatus:
-    return JobStatus(job_id="j1", name="own", status=phase, round=1, rounds=3, submitted_at=datetime.now(UTC), **more)
+def status(phase: JobPhase, *workers: str, **more: object) -> JobStatus:
+    at_work = tuple(WorkerActivity(seat=0, worker=each, region="eu", activity="", since_s=0.0) for each in workers)
+    more |= {"round": 1, "rounds": 3, "submitted_at": datetime.now(UTC), "workers": at_work}
+    return JobStatus(job_id="j1", name="own", status=phase, **more)
 
 
 class Node:
-    """Has work after so many looks."""
+    """Has work of a job after so many looks."""
 
-    def __init__(self, looks: int) -> None:
+    def __init__(self, looks: int, job_id: str = "j1") -> None:
         self.looks = looks
+        self.job_id = JobId(job_id)
 
     async def assigned(self, timeout_s: float) -> JobId | None:
         self.looks -= 1
-        return JobId("j1") if self.looks < 0 else None
+        return self.job_id if self.looks < 0 else None
 
     def refusals(self, job: object) -> tuple[()]:
         return ()
 
 
 class Network:
-    """Answers with one status after another, the last one for ever."""
+    """Answers with one status after another, the last one for ever; jobs are j1, j2 and so on."""
 
     def __init__(self, *statuses: JobStatus | Exception) -> None:
         self.statuses = list(statuses)
+        self.submitted: list[str] = []
 
     def jobs(self) -> Sequence[JobStatus]:
         return [status(JobPhase.TRAINING)]
 
     def submit(self, job: object, request_id: str) -> str:
-        return "j1"
+        self.submitted.append(f"j{request_id.rpartition('-')[2]}")
+        return self.submitted[-1]
 
     def status(self, job_id: str) -> JobStatus:
         answer = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
@@ -75,12 +80,26 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return lines
 
 
-async def test_a_program_whose_job_has_no_place_for_it_says_what_is_waited_for_and_ends_with_the_job(settings, said):
-    taken = [status(JobPhase.TRAINING, waiting_for=f"worker n1 (lost {age} s ago); deadline in 9 s") for age in (1, 6)]
-    network = Network(taken[0], *taken, UnavailableError("away"), status(JobPhase.COMPLETED))
-    with pytest.raises(PreconditionError, match=r"job j1 completed without this node: its places were taken"):
+async def test_a_program_that_waits_for_a_place_says_what_the_job_waits_for_and_ends_with_it(settings, said):
+    freed = [status(JobPhase.TRAINING, waiting_for=f"worker n1 (lost {age} s ago); deadline in 9 s") for age in (1, 6)]
+    network = Network(freed[0], *freed, UnavailableError("away"), status(JobPhase.FAILED, error="deadline"))
+    with pytest.raises(PreconditionError, match=r"job j1 failed: deadline"):
         await joining.join(Node(99), network, settings, SystemClock())
     assert said == [("job_found", ""), ("no_work_yet", "worker n1 (lost 1 s ago); deadline in 9 s")]
+
+
+@pytest.mark.parametrize("seen", [status(JobPhase.TRAINING, "n1"), status(JobPhase.COMPLETED)])
+async def test_a_program_whose_job_others_have_gets_one_of_its_own(settings, said, seen: JobStatus):
+    network = Network(status(JobPhase.TRAINING), seen, status(JobPhase.SUBMITTED))
+    assert await joining.join(Node(2, "j2"), network, settings, SystemClock()) == "j2"
+    assert network.submitted == ["j1", "j2"]
+    assert [event for event, _ in said] == ["job_found", "job_full", "job_submitted"]
+
+
+async def test_a_place_that_this_node_has_is_waited_for(settings, said):
+    network = Network(status(JobPhase.TRAINING, settings.network.node_id, waiting_for="its first work"))
+    assert await joining.join(Node(3), network, settings, SystemClock()) == "j1"
+    assert network.submitted == ["j1"]
 
 
 async def test_a_program_that_waits_for_others_is_in_the_job_as_soon_as_it_has_work(settings, said):

@@ -190,6 +190,14 @@ def test_a_damaged_count_stops_the_worker_rather_than_begin_at_nothing(tmp_path:
         Outgoing(tmp_path / "outgoing.json")
 
 
+def test_a_program_about_one_network_takes_no_job_about_another(site: Site):
+    ours = job()
+    for hidden, broken in (((32,), []), ((16,), ["model"]), ((), ["model"])):
+        model = ours.model.model_copy(update={"hidden_dims": hidden, "dropout": 0.5})
+        gate = Gate(None, "cortex", site.outgoing, site.clock, model)
+        assert rules(gate, assignment(ours)) == broken
+
+
 def test_a_policy_that_is_wrong_at_the_start_stops_the_worker(site: Site):
     with pytest.raises(InvalidArgumentError, match="2 mistakes"):
         site.gate("max_rounds = 0\nmax_rouns = 1")
