@@ -109,6 +109,18 @@ def test_each_pod_of_many_has_a_certificate_of_its_own_name(overlay: str) -> Non
         assert environment["CORTEX_CERTIFICATE"]["value"] == "/identity/tls.crt"
 
 
+@pytest.mark.parametrize("overlay", ["prod", "gpu"])
+def test_every_key_is_on_p256_as_the_audit_logs_signatures_need_it(overlay: str) -> None:
+    csi = [volume["csi"] for spec in pods(overlay).values() for volume in spec["volumes"] if "csi" in volume]
+    assert len(csi) == 3
+    for attributes in (each["volumeAttributes"] for each in csi):
+        given = [attributes[f"csi.cert-manager.io/key-{what}"] for what in ("algorithm", "size", "encoding")]
+        assert given == ["ECDSA", "256", "PKCS8"]
+    certificates = [each["spec"]["privateKey"] for each in objects(overlay) if each["kind"] == "Certificate"]
+    assert certificates
+    assert {(key["algorithm"], key["size"]) for key in certificates} == {("ECDSA", 256)}
+
+
 def test_secrets_are_made_for_every_identity_and_making_them_again_keeps_the_tokens(tmp_path: Path) -> None:
     def made() -> dict[str, dict[str, str]]:
         command = [sys.executable, str(DEPLOY / "k8s" / "make_secrets.py"), "--folder", str(tmp_path / "secrets")]
