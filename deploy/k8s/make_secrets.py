@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""The Secrets that the overlay `dev` needs, where no cert-manager makes them.
+"""The Secrets that the overlays need.
 
-    python deploy/k8s/make_secrets.py | kubectl apply -f -
+    python deploy/k8s/make_secrets.py | kubectl apply -f -                           `dev`: all of them
+    python deploy/k8s/make_secrets.py --only tokens,database | kubectl apply -f -    `prod`: these, no identities
 
 Certificates of every service, an API token, the database's password. Running it again makes certificates anew, which
 services take up without a restart, and keeps everything else. What is kept, and the operator's certificate and token,
@@ -26,6 +27,7 @@ from cortex_common.security.authority import Authority
 from cortex_common.security.tokens import TokenStore
 
 HOSTS = ("localhost", "127.0.0.1", "::1")
+PARTS = ("identities", "tokens", "database")
 
 
 def main() -> None:
@@ -36,18 +38,27 @@ def main() -> None:
     options.add_argument("--workers", type=int, default=4)
     options.add_argument("--aggregators", type=int, default=1)
     options.add_argument("--days", type=int, default=30)
+    options.add_argument("--only", type=_parts, default=PARTS, metavar="PART,…", help=", ".join(PARTS))
     given = options.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    authority = Authority.open(given.network, given.folder / "authority")
-    items = [
-        _secret(name, content)
-        for name, content in (
-            *_identities(authority, given.folder, given),
-            ("tokens", _tokens(given.folder)),
-            ("database", {"password": _password(given.folder / "database-password")}),
-        )
-    ]
+    items = [_secret(name, content) for name, content in _contents(given)]
     json.dump({"apiVersion": "v1", "kind": "List", "items": items}, sys.stdout)
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    parts = tuple(text.split(","))
+    if not set(parts) <= set(PARTS):
+        raise argparse.ArgumentTypeError(f"{text} given; allowed: {', '.join(PARTS)}, separated by commas")
+    return parts
+
+
+def _contents(given: argparse.Namespace) -> Iterator[tuple[str, Mapping[str, bytes]]]:
+    if "identities" in given.only:
+        yield from _identities(Authority.open(given.network, given.folder / "authority"), given.folder, given)
+    if "tokens" in given.only:
+        yield "tokens", _tokens(given.folder)
+    if "database" in given.only:
+        yield "database", {"password": _password(given.folder / "database-password")}
 
 
 def _identities(
@@ -76,6 +87,7 @@ def _identities(
 def _tokens(folder: Path) -> Mapping[str, bytes]:
     store, own = folder / "tokens.json", folder / "operator" / "token"
     if not own.exists():
+        own.parent.mkdir(exist_ok=True, mode=0o700)
         own.touch(mode=0o600)
         own.write_text(TokenStore(store).create("operator", ["admin"]) + "\n")
     return {file.name: file.read_bytes() for file in (store, store.with_name(f"{store.name}.pepper"))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from functools import cache
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cortex_common.security.tokens import TokenStore
 from tests.monitoring import DEPLOY
 from tests.programs import KUBECTL
 
@@ -121,14 +123,54 @@ def test_every_key_is_on_p256_as_the_audit_logs_signatures_need_it(overlay: str)
     assert {(key["algorithm"], key["size"]) for key in certificates} == {("ECDSA", 256)}
 
 
-def test_secrets_are_made_for_every_identity_and_making_them_again_keeps_the_tokens(tmp_path: Path) -> None:
-    def made() -> dict[str, dict[str, str]]:
-        command = [sys.executable, str(DEPLOY / "k8s" / "make_secrets.py"), "--folder", str(tmp_path / "secrets")]
-        done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
-        return {each["metadata"]["name"]: each["data"] for each in json.loads(done.stdout)["items"]}
+def made_secrets(folder: Path, *options: str) -> dict[str, dict[str, str]]:
+    """Content by name of what make_secrets.py prints."""
+    command = [sys.executable, str(DEPLOY / "k8s" / "make_secrets.py"), "--folder", str(folder), *options]
+    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
+    return {each["metadata"]["name"]: each["data"] for each in json.loads(done.stdout)["items"]}
 
-    before, after = made(), made()
+
+def named_secrets(overlay: str) -> set[str]:
+    """Secrets that pods cannot start without."""
+    text = json.dumps(pods(overlay))
+    return set(re.findall(r'"secretName": "([^"]+)"', text)) | set(
+        re.findall(r'"secretKeyRef": {[^}]*"name": "([^"]+)"', text)
+    )
+
+
+def test_secrets_are_made_for_every_identity_and_making_them_again_keeps_the_tokens(tmp_path: Path) -> None:
+    before, after = made_secrets(tmp_path / "secrets"), made_secrets(tmp_path / "secrets")
     assert set(before) == {f"cortex-identity-{name}" for name in SERVICES} | {"cortex-tokens", "cortex-database"}
+    assert set(before) == named_secrets("dev")
     assert set(before["cortex-tokens"]) == {"tokens.json", "tokens.json.pepper"}
     for name in ("cortex-tokens", "cortex-database"):
         assert after[name] == before[name]
+
+
+@pytest.mark.parametrize("overlay", ["prod", "gpu"])
+def test_what_cert_manager_does_not_make_is_made_by_one_command_without_an_authority(
+    overlay: str, tmp_path: Path
+) -> None:
+    made = made_secrets(tmp_path, "--only", "tokens,database")
+    assert set(made) == {"cortex-tokens", "cortex-database"}
+    assert not (tmp_path / "authority").exists()
+    assert TokenStore(tmp_path / "tokens.json").verify((tmp_path / "operator" / "token").read_text().strip())
+    certified = {each["spec"]["secretName"] for each in objects(overlay) if each["kind"] == "Certificate"}
+    assert named_secrets(overlay) <= set(made) | certified
+
+
+def test_a_part_that_there_is_not_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
+    command = [sys.executable, str(DEPLOY / "k8s" / "make_secrets.py"), "--folder", str(tmp_path), "--only", "token"]
+    done = subprocess.run(command, check=False, text=True, capture_output=True)
+    assert done.returncode == 2
+    assert "token given; allowed: identities, tokens, database" in done.stderr
+
+
+@pytest.mark.parametrize("overlay", ["prod", "gpu"])
+def test_the_operator_has_a_certificate(overlay: str) -> None:
+    (certificate,) = [
+        each["spec"] for each in objects(overlay)
+        if each["kind"] == "Certificate" and each["metadata"]["name"] == "operator"
+    ]  # fmt: skip
+    assert certificate["uris"] == ["spiffe://cortex/operator/operator"]
+    assert certificate["issuerRef"]["name"] == "cortex"
