@@ -119,7 +119,7 @@ def test_a_rolling_update_of_every_service_during_a_job_loses_nothing(applied: A
     assert done["metrics"]["test_accuracy"] > 0.9
 
 
-def test_the_cluster_took_the_pods_as_restricted_ones(applied: Api) -> None:
+def test_pods_run_with_the_security_settings_of_the_manifests(applied: Api) -> None:
     pods = json.loads(kubectl("--namespace", "cortex", "get", "pods", "--output=json"))["items"]
     assert len(pods) == 9
     for pod in pods:

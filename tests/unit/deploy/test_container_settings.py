@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -21,6 +20,7 @@ from services.coordinator.settings import CoordinatorSettings
 from services.discovery.settings import DiscoverySettings
 from services.gateway.settings import GatewaySettings
 from services.worker.settings import WorkerSettings
+from tests.manifests import objects
 from tests.monitoring import DEPLOY
 from tests.programs import KUBECTL
 
@@ -59,11 +59,8 @@ def compose_environments() -> Iterator[tuple[str, dict[str, str]]]:
 
 def kubernetes_environments(overlay: str) -> Iterator[tuple[str, dict[str, str]]]:
     """The same for the pods of an overlay."""
-    command = [str(KUBECTL), "kustomize", str(DEPLOY / "k8s" / "overlays" / overlay)]
-    text = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout
-    objects: list[dict[str, Any]] = [each for each in yaml.load_all(text, yaml.CSafeLoader) if each]
-    maps = {each["metadata"]["name"]: each["data"] for each in objects if each["kind"] == "ConfigMap"}
-    for each in objects:
+    maps = {each["metadata"]["name"]: each["data"] for each in objects(overlay) if each["kind"] == "ConfigMap"}
+    for each in objects(overlay):
         name = each["metadata"]["name"]
         if each["kind"] not in ("Deployment", "StatefulSet") or name not in SETTINGS:
             continue
