@@ -77,6 +77,12 @@ JOB = Dashboard(
             "none",
         ),
         series(
+            "Time that counted",
+            "Goodput of each job: the share of its time that went into rounds that counted.",
+            {"{{name}}": 'cortex_coordinator_job_goodput_ratio{name=~"$job_name"}'},
+            "percentunit",
+        ),
+        series(
             "Seconds of a round",
             "Median by phase; train and exchange are the slowest worker's.",
             {"{{phase}}": quantile(0.5, "cortex_coordinator_round_seconds", "phase")},

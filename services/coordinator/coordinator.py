@@ -359,7 +359,7 @@ class JobCoordinator:
             for note in step.notes:
                 self._observers.noted(step.job, note)
             if len(step.job.history) > len(before.history):
-                self._observers.round_finished(step.job)
+                self._observers.round_finished(step.job, now.wall_s)
                 if tasks is not None and not after.stage.is_terminal:
                     self._prune(tracked, tasks)
         self._new_event.notify()

@@ -12,12 +12,13 @@ MOST_JOBS = 64
 _PARTS = ("train", "test")
 _ROUND = gauge("cortex_coordinator_job_round", "Newest finished round of a job.", ["name"])
 _PROGRESS = gauge("cortex_coordinator_job_progress_ratio", "Rounds done of the rounds asked for, 0 to 1.", ["name"])
+_GOODPUT = gauge("cortex_coordinator_job_goodput_ratio", "Time that went into rounds that counted, 0 to 1.", ["name"])
 _LOSS = gauge("cortex_coordinator_job_loss", "Loss of the newest round.", ["name", "part"])
 _ACCURACY = gauge("cortex_coordinator_job_accuracy_ratio", "Accuracy of the newest round, 0 to 1.", ["name", "part"])
 
 
 class Curves:
-    """Progress, loss and accuracy of the jobs that finished a round last, `most` of them.
+    """Progress, goodput, loss and accuracy of the jobs that finished a round last, `most` of them.
 
     Jobs are told apart by name, not by id: jobs of one name share their curves, the newest round is shown.
     """
@@ -26,8 +27,8 @@ class Curves:
         self._most = most
         self._names: OrderedDict[str, None] = OrderedDict()
 
-    def round_finished(self, job: Job) -> None:
-        """Show the newest round of the history."""
+    def round_finished(self, job: Job, wall_s: float) -> None:
+        """Show the newest round of the history, which was finished at `wall_s`."""
         name, report = job.spec.name, job.history[-1]
         self._names[name] = None
         self._names.move_to_end(name)
@@ -35,13 +36,14 @@ class Curves:
             self._forget(self._names.popitem(last=False)[0])
         _ROUND.labels(name).set(report.round)
         _PROGRESS.labels(name).set(report.round / job.spec.training.rounds)
+        _GOODPUT.labels(name).set(job.goodput(wall_s))
         for part in _PARTS:
             for what, metric in (("loss", _LOSS), ("accuracy", _ACCURACY)):
                 if (value := report.metrics.get(f"{part}_{what}")) is not None:
                     metric.labels(name, part).set(value)
 
     def _forget(self, name: str) -> None:
-        for metric in (_ROUND, _PROGRESS):
+        for metric in (_ROUND, _PROGRESS, _GOODPUT):
             metric.remove(name)
         for metric in (_LOSS, _ACCURACY):
             for part in _PARTS:

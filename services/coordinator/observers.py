@@ -51,10 +51,10 @@ class Observers:
             _ENDED.labels(job.stage.value).inc()
             self._close(job.id)
 
-    def round_finished(self, job: Job) -> None:
-        """The newest round of the history."""
+    def round_finished(self, job: Job, wall_s: float) -> None:
+        """The newest round of the history, which was finished at `wall_s`."""
         report = job.history[-1]
-        self._curves.round_finished(job)
+        self._curves.round_finished(job, wall_s)
         _ROUNDS.inc()
         _UPDATES.labels("accepted").inc(report.accepted)
         _UPDATES.labels("dropped").inc(len(report.dropped))

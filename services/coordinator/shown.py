@@ -24,7 +24,7 @@ def status_of(job: Job, seen: Seen, world: World, now: Now, reason: str | None, 
         metrics=job.history[-1].metrics if job.history else (version.metrics if version else {}),
         history=job.history,
         model=model,
-        goodput=goodput(job, now.wall_s),
+        goodput=job.goodput(now.wall_s),
         error=job.error,
         submitted_at=datetime.fromtimestamp(job.submitted_s, UTC),
         started_at=_moment(job.started_s),
@@ -38,15 +38,6 @@ def status_of(job: Job, seen: Seen, world: World, now: Now, reason: str | None, 
             for each in refusals
         ),
     )
-
-
-def goodput(job: Job, wall_s: float) -> float:
-    """Share of the time since the start that went into rounds that counted, 0 to 1."""
-    if job.started_s is None:
-        return 0.0
-    elapsed_s = (job.finished_s if job.finished_s is not None else wall_s) - job.started_s
-    counted_s = sum(report.seconds for report in job.history)
-    return min(1.0, counted_s / elapsed_s) if elapsed_s > 0 else 0.0
 
 
 def _moment(wall_s: float | None) -> datetime | None:

@@ -173,6 +173,14 @@ class Job:
             return JobPhase.DEPLOYING if self.cohort else JobPhase.SUBMITTED
         return JobPhase.AGGREGATING if self.stage is Stage.SEALED else JobPhase.TRAINING
 
+    def goodput(self, wall_s: float) -> float:
+        """Share of the time from the start to `wall_s`, or to its end, that went into rounds that counted, 0 to 1."""
+        if self.started_s is None:
+            return 0.0
+        elapsed_s = (self.finished_s if self.finished_s is not None else wall_s) - self.started_s
+        counted_s = sum(report.seconds for report in self.history)
+        return min(1.0, counted_s / elapsed_s) if elapsed_s > 0 else 0.0
+
 
 _PHASES = {
     Stage.TESTING: JobPhase.TESTING,

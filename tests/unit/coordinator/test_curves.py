@@ -25,8 +25,8 @@ def shown(what: str, **labels: str) -> float | None:
 
 def test_the_newest_round_of_a_job_is_shown():
     curves = Curves()
-    curves.round_finished(after_round("a", 1, train_loss=2.0, test_accuracy=0.25))
-    curves.round_finished(after_round("a", 2, train_loss=1.5, test_accuracy=0.75))
+    curves.round_finished(after_round("a", 1, train_loss=2.0, test_accuracy=0.25), 0.0)
+    curves.round_finished(after_round("a", 2, train_loss=1.5, test_accuracy=0.75), 0.0)
 
     assert shown("round", name="a") == 2
     assert shown("progress_ratio", name="a") == 1.0
@@ -35,11 +35,23 @@ def test_the_newest_round_of_a_job_is_shown():
     assert shown("loss", name="a", part="test") is None
 
 
+def test_goodput_is_the_share_of_time_that_went_into_rounds_that_counted():
+    rounds = tuple(RoundReport(round=number, seconds=3.0) for number in (1, 2))
+    job = replace(after_round("goodput", 1), started_s=100.0, history=rounds)
+
+    Curves().round_finished(job, 108.0)
+
+    assert shown("goodput_ratio", name="goodput") == job.goodput(108.0) == pytest.approx(0.75)
+    assert replace(job, finished_s=106.0).goodput(1000.0) == 1.0
+    assert replace(job, started_s=None).goodput(1000.0) == 0.0
+
+
 def test_the_job_that_finished_a_round_longest_ago_makes_room():
     curves = Curves(most=2)
     for name in ("old", "kept", "old", "new"):
-        curves.round_finished(after_round(name, 1, train_loss=1.0))
+        curves.round_finished(after_round(name, 1, train_loss=1.0), 0.0)
 
     assert shown("round", name="kept") is None
+    assert shown("goodput_ratio", name="kept") is None
     assert shown("loss", name="kept", part="train") is None
     assert shown("round", name="old") == shown("round", name="new") == 1
