@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,12 +74,20 @@ class Prometheus:
         return answer.json()["data"]
 
     def answers(self, query: Query, from_s: float, to_s: float) -> list[Any]:
-        """What Grafana would draw for a panel's query that shows this time."""
+        """What Grafana would draw for a panel's query that shows this time: series with any number but NaN."""
         text = query.expression.replace("$__rate_interval", "8s").replace("$__range", f"{int(to_s - from_s)}s")
         text = re.sub(r"\$\w+", ".*", text)
         if query.is_instant:
-            return list(self.ask("query", query=text, time=to_s)["result"])
-        return list(self.ask("query_range", query=text, start=from_s, end=to_s, step=1)["result"])
+            found = self.ask("query", query=text, time=to_s)
+        else:
+            found = self.ask("query_range", query=text, start=from_s, end=to_s, step=1)
+        return [series for series in found["result"] if has_numbers(series)]
+
+
+def has_numbers(series: Mapping[str, Any]) -> bool:
+    """Whether a series of an answer has any sample but NaN, such as 0/0."""
+    samples = series["values"] if "values" in series else [series["value"]]
+    return any(value != "NaN" for _, value in samples)
 
 
 def local_configuration(members: tuple[Member, ...]) -> dict[str, Any]:

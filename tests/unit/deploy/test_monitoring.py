@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.monitoring import DASHBOARDS, DEPLOY, PROMTOOL, metrics_in, queries
+from tests.monitoring import DASHBOARDS, DEPLOY, PROMTOOL, has_numbers, metrics_in, queries
 
 ROOT = DEPLOY.parent
 RULES = DEPLOY / "prometheus" / "rules.yml"
@@ -67,6 +67,13 @@ def test_queries_and_rules_name_only_metrics_that_there_are() -> None:
     named = {name for text in texts for name in metrics_in(text)}
     own = {name for name in named if name.startswith("cortex")}
     assert own - documented_metrics() - recorded() == set()
+
+
+def test_a_series_of_nothing_but_nan_is_no_data() -> None:
+    assert not has_numbers({"metric": {}, "value": [1.0, "NaN"]})
+    assert not has_numbers({"metric": {}, "values": [[1.0, "NaN"], [2.0, "NaN"]]})
+    assert has_numbers({"metric": {}, "value": [1.0, "0"]})
+    assert has_numbers({"metric": {}, "values": [[1.0, "NaN"], [2.0, "0.5"]]})
 
 
 def test_every_alert_has_a_runbook_a_severity_and_a_test() -> None:
