@@ -212,14 +212,17 @@ class JobKeys:
     async def keep_young(self, age_s: float, fence: int) -> None:
         """Replace the key-encryption key whenever it is so old, for ever; who holds the keys may be away meanwhile."""
         while True:
+            pause_s = age_s / 4
             try:
                 current = await asyncio.to_thread(lambda: self._keyring.current)
                 left_s = age_s - (self._clock.wall_s() - (made_s(current) or 0.0))
-                if left_s <= 0:
+                if left_s > 0:
+                    pause_s = left_s
+                else:
                     await self.rotate_kek(f"{age_s - left_s:.0f} s old", fence)
             except (UnavailableError, NotFoundError, PreconditionError) as error:
                 log.warning("key_encryption_key_not_rotated", reason=error.message)
-            await self._clock.sleep(min(_LOOK_EVERY_S, max(age_s / 4, 0.1)))
+            await self._clock.sleep(min(_LOOK_EVERY_S, max(pause_s, 0.1)))
 
     def _moved(self, page: Sequence[OwnedKey]) -> list[tuple[OwnedKey, RestingKey]]:
         moved: list[tuple[OwnedKey, RestingKey]] = []
