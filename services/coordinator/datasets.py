@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from cortex_common.clock import Clock
 from cortex_common.data.sealed import Described, described, shards_of_seat
-from cortex_common.errors import AlreadyExistsError, CorruptError, NotFoundError
+from cortex_common.errors import AlreadyExistsError, CorruptError, InvalidArgumentError, NotFoundError
 from cortex_common.ids import JobId, NodeName, SeatIndex
 from cortex_common.logging import get_logger
 from cortex_common.security.keyring import KeyEncryption, RestingKey
@@ -57,7 +57,11 @@ class SealedDatasets:
     async def load(self) -> None:
         """Open what is stored."""
         for stored in await self._store.call(lambda store: store.datasets()):
-            self._known[stored.digest] = await asyncio.to_thread(self._opened, stored)
+            try:
+                self._known[stored.digest] = await asyncio.to_thread(self._opened, stored)
+            except InvalidArgumentError as error:
+                # Left alone, so that everything else goes on; jobs that name it are told that there is none.
+                log.error("dataset_not_readable", digest=stored.digest, reason=error.message)
 
     def known(self, org: str) -> Mapping[str, Dataset]:
         """What jobs of an organisation may name, as they name it."""
@@ -151,7 +155,7 @@ class SealedDatasets:
                 continue
             try:
                 resting = await asyncio.to_thread(self._moved, stored)
-            except (NotFoundError, CorruptError) as error:
+            except (NotFoundError, CorruptError, InvalidArgumentError) as error:
                 log.warning("dataset_key_not_wrapped_anew", digest=stored.digest, reason=error.message)
                 continue
             count += await self._store.call(

@@ -23,6 +23,7 @@ from services.coordinator.orders import DataKeys, Order, RoundOrder, SealedPart,
 
 _MAX_JOBS = 64
 _MAX_REFUSALS = 32
+_ROLES = {common_pb2.Role.Value(f"ROLE_{role.name}"): role for role in Role}
 _JOBS: dict[int, tuple[JobSpec, job_pb2.JobSpec]] = {}
 """Messages of the newest specifications, by the id of the object that is held beside them."""
 
@@ -310,5 +311,4 @@ def aggregator_of(node: common_pb2.Node) -> AggregatorView:
 
 def role_of(node: common_pb2.Node) -> Role | None:
     """The node's role; None for one this version does not know."""
-    name = common_pb2.Role.Name(node.role).removeprefix("ROLE_").lower()
-    return Role(name) if name in set(Role) else None
+    return _ROLES.get(node.role)

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from cortex_common.data.catalogue import DatasetInfo
 from cortex_common.data.loading import Dataset
 from cortex_common.data.normalise import BYTES
-from cortex_common.data.sealed import dataset_of
+from cortex_common.data.sealed import Described, dataset_of
 from cortex_common.errors import CorruptError, ForbiddenError
 from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex
 from cortex_common.job.parse import parse_job
@@ -22,6 +22,7 @@ from cortex_common.job.statement import JobStatement
 from cortex_common.job.wire import spec_from_proto, spec_to_proto
 from cortex_common.network.work import Assignment, SealedPart, Train
 from cortex_common.pb.v1 import job_pb2
+from cortex_common.security.objects import DataKey
 from cortex_common.security.shards import ShardIntake, header_of, seal_dataset, sealed_size, shard_file, shard_key
 from cortex_common.security.signing import SigningKey
 from services.worker.gate import Gate
@@ -94,7 +95,9 @@ def job_signed(root: Path) -> Subject:
     return Subject("signed job", pieces(job()), pieces(job(rounds=4)), pieces(job(rounds=500), stranger), read)
 
 
-def dataset_pieces(folder: Path, signer: SigningKey, seed: int, name: str = "ward-7") -> tuple[Pieces, Any, Any]:
+def dataset_pieces(
+    folder: Path, signer: SigningKey, seed: int, name: str = "ward-7"
+) -> tuple[Pieces, Described, DataKey]:
     """The signed manifest, then the sealed chunks of each shard; what jobs name it by, and its key."""
     random = np.random.default_rng(seed)
     inputs, labels = random.integers(0, 256, (200, 20), np.uint8), random.integers(0, 4, 200, np.int64)
@@ -112,12 +115,16 @@ def dataset_pieces(folder: Path, signer: SigningKey, seed: int, name: str = "war
     return tuple(pieces), told, key
 
 
+def datasets_of_two_signers(root: Path) -> list[tuple[Pieces, Described, DataKey]]:
+    """A data set, an older one of the same name, and one of somebody else."""
+    ann, bob = (SigningKey.create(root / f"{name}.key") for name in ("ann", "bob"))
+    wanted = [("ours", ann, "ward-7"), ("earlier", ann, "ward-7"), ("foreign", bob, "ward-8")]
+    return [dataset_pieces(root / folder, signer, seed, name) for seed, (folder, signer, name) in enumerate(wanted, 1)]
+
+
 def dataset_sealed(root: Path) -> Subject:
     """A sealed data set, opened by a worker whose job names it."""
-    signer = SigningKey.create(root / "ann.key")
-    pieces, told, key = dataset_pieces(root / "ours", signer, 1)
-    earlier, _, _ = dataset_pieces(root / "earlier", signer, 2)
-    foreign, _, _ = dataset_pieces(root / "foreign", SigningKey.create(root / "bob.key"), 3, "ward-8")
+    (pieces, told, key), (earlier, _, _), (foreign, _, _) = datasets_of_two_signers(root)
     given, chunks = assignment(job(told.reference)), (len(pieces) - 1) // len(_SHARDS)
 
     def read(found: Sequence[bytes]) -> Any:

@@ -1,4 +1,4 @@
-"""What rests: versions, spooled updates, residuals, keys, logs; read as after a restart."""
+"""What rests: versions, spooled updates, residuals, logs; read as after a restart."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from cortex_common.clock import SystemClock
 from cortex_common.codec import WeightCompressor
 from cortex_common.errors import CorruptError, NotFoundError
 from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.ids import JobId
 from cortex_common.security.audit import AuditLog, Entry, check_log, read_log
 from cortex_common.security.encryption import ObjectHeader, ObjectKind
-from cortex_common.security.keyring import FileKeyring, RestingKey
 from cortex_common.security.shards import sealed_size
 from cortex_common.security.signed_heads import sign_head, verified_head
 from cortex_common.storage import DirectoryBlobStore
@@ -44,7 +42,6 @@ from tests.tampering.objects import (
     CHUNK,
     CRYPT,
     JOB,
-    KEYS,
     OTHER_JOB,
     PARTS,
     WORKER,
@@ -389,29 +386,6 @@ def identities_stored(root: Path) -> Subject:
     return Subject("identities", piece(1e9), earlier, foreign, read)
 
 
-def key_stored(root: Path) -> Subject:
-    """A data key as it rests in the coordinator's database, and the file of key-encryption keys that it is under."""
-
-    def pieces(job: str = JOB, folder: Path = root) -> Pieces:
-        """The file as it is now; a row under the current key of ours."""
-        resting = ring(root).wrap(KEYS[job].key, job.encode())
-        return (folder / "keyring.json").read_bytes(), resting.kek_id.encode(), resting.wrapped
-
-    def ring(folder: Path) -> FileKeyring:
-        return FileKeyring(folder / "keyring.json", SystemClock())
-
-    def read(given: Sequence[bytes]) -> Any:
-        (root / "keyring.json").write_bytes(given[0])
-        return ring(root).unwrap(RestingKey(given[1].decode(errors="replace"), given[2]), JOB.encode())
-
-    earlier, before = pieces(), ring(root).current
-    ring(root).rotate()
-    ring(root).erase(before)
-    ring(root / "another")
-    foreign = pieces(OTHER_JOB, root / "another")
-    return Subject("data key and key-encryption keys as stored", pieces(), earlier, foreign, read)
-
-
 def everything_stored(root: Path, tls: TlsFiles) -> list[Subject]:
     made: list[Callable[[Path], Subject]] = [
         version_stored,
@@ -423,6 +397,5 @@ def everything_stored(root: Path, tls: TlsFiles) -> list[Subject]:
         round_log_stored,
         fence_stored,
         identities_stored,
-        key_stored,
     ]
     return [make(root / str(index)) for index, make in enumerate(made)]

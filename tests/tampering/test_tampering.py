@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 
 from cortex_common.identity import Role, TlsFiles
 from tests.tampering.damage import Subject, tamper
+from tests.tampering.kept import everything_kept
 from tests.tampering.sent import everything_sent
 from tests.tampering.signed import everything_signed
 from tests.tampering.stored import everything_stored
@@ -34,7 +35,8 @@ def run() -> Iterator[Callable[[Any], Any]]:
 @pytest.fixture
 def subjects(tmp_path: Path, tls_of: Callable[..., TlsFiles], run: Callable[[Any], Any]) -> list[Subject]:
     stored = everything_stored(tmp_path / "stored", tls_of(Role.OPERATOR, "ann"))
-    return [*everything_sent(tmp_path / "sent", run), *stored, *everything_signed(tmp_path / "signed")]
+    kept, signed = everything_kept(tmp_path / "kept"), everything_signed(tmp_path / "signed")
+    return [*everything_sent(tmp_path / "sent", run), *stored, *kept, *signed]
 
 
 @pytest.mark.timeout(900)

@@ -23,6 +23,7 @@ from cortex_common.rpc.errors import calling
 from cortex_common.rpc.retry import backoff
 from cortex_common.security.certificates import (
     certificate_of,
+    fingerprints,
     hosts_of,
     pinned,
     read_certificate,
@@ -85,7 +86,7 @@ async def enroll(token: JoinToken, tls: TlsFiles, hosts: Sequence[str], *, addre
         stub: identity_pb2_grpc.EnrollmentServiceAsyncStub = identity_pb2_grpc.EnrollmentServiceStub(channel)
         with calling(f"enrolment at {at}"):
             answer = await stub.Enroll(request, timeout=_CALL_S)
-    _require_identity(answer.certificate, token.identity)
+    check_answer(answer, token.identity)
     write_tls(tls, answer.roots, answer.certificate, key)
     write_files([(_marker(tls), json.dumps({"token_id": token.token_id}).encode(), 0o600)])
     _joining_file(tls).unlink(missing_ok=True)
@@ -122,7 +123,7 @@ async def renew(tls: TlsFiles, discovery: str, clock: Clock) -> None:
         stub: identity_pb2_grpc.IdentityServiceAsyncStub = identity_pb2_grpc.IdentityServiceStub(channel)
         with calling(f"discovery at {discovery}"):
             answer = await stub.Renew(identity_pb2.RenewRequest(csr=csr, hosts=hosts_of(chain)), timeout=_CALL_S)
-    _require_identity(answer.certificate, identity)
+    check_answer(answer, identity)
     write_tls(tls, answer.roots, answer.certificate, key)
     _log.info("certificate_renewed", identity=identity.uri, until=read_certificate(answer.certificate).not_after)
 
@@ -179,10 +180,17 @@ def _unauthenticated_channel(address: str, trusted: bytes) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(address, credentials, options=channel_options(Role.DISCOVERY))
 
 
-def _require_identity(chain: bytes, wanted: Identity) -> None:
-    found = read_certificate(chain).identity
+def check_answer(answer: identity_pb2.EnrollResponse | identity_pb2.RenewResponse, wanted: Identity) -> None:
+    """Refuse what must not take the place of a node's certificate and roots.
+
+    Raises:
+        UnauthenticatedError: not a certificate, or another's.
+        CorruptError: the roots are none.
+    """
+    found = read_certificate(answer.certificate).identity
     if found != wanted:
         raise UnauthenticatedError(f"discovery sent a certificate of {found.uri}; asked for was {wanted.uri}")
+    fingerprints(answer.roots)
 
 
 def _joining_key(tls: TlsFiles) -> bytes:

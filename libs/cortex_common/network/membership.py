@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from cortex_common.clock import Clock
 from cortex_common.errors import CorruptError, CortexError, InvalidArgumentError
@@ -19,6 +18,7 @@ from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.denial import Denial, DenyList
 from cortex_common.rpc.errors import calling
 from cortex_common.rpc.following import follow
+from cortex_common.security.certificates import fingerprints
 from cortex_common.security.issuing import write_files
 from cortex_common.storage.checked import from_checked_json, to_checked_json
 
@@ -74,46 +74,58 @@ class Membership:
             wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
 
     def _take(self, answer: identity_pb2.WatchTrustResponse) -> None:
-        denials = [
-            Denial(
-                Identity.parse(each.identity),
-                frozenset(int(serial, 16) for serial in each.serials),
-                each.reason,
-                each.at.ToMicroseconds() / 1e6,
-            )
-            for each in answer.denials
-        ]
+        denials, roots = trust_of(answer)
         if set(denials) != set(self.denied.denials):
             _log.info("denials_changed", denials=len(denials))
             self.denied.replace(denials)
             write_files([(self._kept, to_checked_json({"denials": [_document(each) for each in denials]}), 0o600)])
-        if answer.roots and is_enrolled(self._tls) and self._tls.ca.read_bytes() != answer.roots:
+        if roots and is_enrolled(self._tls) and self._tls.ca.read_bytes() != roots:
             _log.info("roots_changed")
-            write_files([(self._tls.ca, answer.roots, 0o644)])
+            write_files([(self._tls.ca, roots, 0o644)])
 
     def _remembered(self) -> Sequence[Denial]:
         try:
-            return [
-                Denial(
-                    Identity.parse(each["identity"]),
-                    frozenset(int(serial, 16) for serial in each["serials"]),
-                    each["reason"],
-                    each["at_s"],
-                )
-                for each in _kept_denials(self._kept.read_bytes())
-            ]
+            return kept_denials(self._kept.read_bytes())
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, KeyError, TypeError, CorruptError, InvalidArgumentError) as error:
+        except (OSError, CorruptError) as error:
             # Discovery says it again within seconds; until then this node knows less, and says so.
             _log.error("denials_unreadable", file=str(self._kept), reason=str(error))
             return []
 
 
-def _kept_denials(data: bytes) -> Sequence[Mapping[str, Any]]:
-    """The denials in a file; versions before wrote a bare list."""
-    found = json.loads(data) if data.startswith(b"[") else from_checked_json(data)["denials"]
-    return list(found)
+def trust_of(answer: identity_pb2.WatchTrustResponse) -> tuple[list[Denial], bytes]:
+    """Who is shut out, and the roots, as discovery says; no roots where certificates come from elsewhere.
+
+    Raises:
+        CorruptError: it cannot be read.
+    """
+    try:
+        denials = [
+            _denial(each.identity, each.serials, each.reason, each.at.ToMicroseconds() / 1e6) for each in answer.denials
+        ]
+    except (ValueError, InvalidArgumentError) as error:
+        raise CorruptError(f"discovery sent a denial that cannot be read: {error}") from None
+    if answer.roots:
+        fingerprints(answer.roots)
+    return denials, answer.roots
+
+
+def kept_denials(data: bytes) -> list[Denial]:
+    """The denials in a file; versions before wrote a bare list.
+
+    Raises:
+        CorruptError: it is damaged.
+    """
+    try:
+        found = json.loads(data) if data.startswith(b"[") else from_checked_json(data)["denials"]
+        return [_denial(each["identity"], each["serials"], each["reason"], each["at_s"]) for each in found]
+    except (ValueError, KeyError, TypeError, InvalidArgumentError) as error:
+        raise CorruptError(f"not a list of denials: {error}") from None
+
+
+def _denial(identity: str, serials: Iterable[str], reason: str, at_s: float) -> Denial:
+    return Denial(Identity.parse(identity), frozenset(int(serial, 16) for serial in serials), reason, at_s)
 
 
 def _document(denial: Denial) -> dict[str, object]:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cortex_common.clock import Clock, SystemClock
 from cortex_common.errors import (
+    CorruptError,
     ForbiddenError,
     InvalidArgumentError,
     NotFoundError,
@@ -29,6 +30,7 @@ from cortex_common.errors import (
 )
 from cortex_common.ids import DEFAULT_ORG
 from cortex_common.security.audit import AuditLog, Entry
+from cortex_common.storage.checked import from_checked_json, to_checked_json
 
 PREFIX = "ctx_"
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._@-]{0,61}[A-Za-z0-9])?")
@@ -229,8 +231,8 @@ class TokenStore:
 
     def _load(self) -> tuple[TokenRecord, ...]:
         try:
-            return _TokenFile.model_validate_json(self._path.read_bytes()).tokens
-        except (OSError, ValidationError) as error:
+            return _TokenFile.model_validate(from_checked_json(self._path.read_bytes())).tokens
+        except (OSError, CorruptError, ValidationError) as error:
             raise UnavailableError(f"token file {self._path} cannot be read: {' '.join(str(error).split())}") from None
 
     def _peppered(self, *, create: bool) -> bytes:
@@ -259,7 +261,7 @@ class TokenStore:
 
     def _save(self, records: Iterable[TokenRecord]) -> None:
         document = _TokenFile(tokens=tuple(records))
-        _write_private(self._path, document.model_dump_json(indent=2).encode())
+        _write_private(self._path, to_checked_json(document.model_dump(mode="json")))
 
 
 def _checked(name: str, scopes: Iterable[str], life: timedelta | None, org: str) -> tuple[Scope, ...]:

@@ -100,6 +100,17 @@ async def test_it_is_added_once_and_by_its_owners_word(bench: Bench) -> None:
         await bench.datasets.add(unsigned, bench.key.key, "acme", ANN)
 
 
+async def test_a_manifest_that_cannot_be_read_hinders_nothing_else(bench: Bench) -> None:
+    await bench.add()
+    (stored,) = bench.store.datasets()
+    bench.store.add_dataset(replace(stored, digest="ab" * 32, manifest="damaged"), bench.fence)
+    again = bench.again()
+    await again.load()
+    assert list(again.known("acme")) == [bench.told.reference]
+    _, count = await bench.keys.rotate_kek("because", bench.fence)
+    assert count == 1
+
+
 async def test_its_key_rests_wrapped_and_moves_with_the_key_encryption_key(bench: Bench) -> None:
     await bench.add()
     (stored,) = bench.store.datasets()

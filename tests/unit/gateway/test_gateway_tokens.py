@@ -122,6 +122,25 @@ def test_all_mistakes_in_a_new_token_are_told_at_once(store):
         store.create("alice", [])
 
 
+def test_a_changed_letter_in_the_file_is_found(store, tmp_path):
+    token = store.create("alice", ["read"])
+    path = tmp_path / "state" / "tokens.json"
+    path.write_text(path.read_text().replace('"read"', '"admin"'))
+    with pytest.raises(UnavailableError, match="it was changed since it was written"):
+        store.verify(token)
+
+
+def test_a_file_from_before_there_was_a_check_is_read(store, tmp_path):
+    token = store.create("alice", ["read"])
+    path = tmp_path / "state" / "tokens.json"
+    document = json.loads(path.read_text())
+    del document["check"]
+    path.write_text(json.dumps(document, indent=2))
+    assert store.verify(token).name == "alice"
+    store.revoke(token.split("_")[1])
+    assert "check" in json.loads(path.read_text())
+
+
 @pytest.mark.parametrize("content", ["{", '{"tokens": [{}]}', '{"token": []}'])
 def test_a_damaged_file_is_named(store, tmp_path, content):
     store.create("alice", ["read"])
