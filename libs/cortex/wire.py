@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from cortex.views import (
     DatasetView,
     GpuView,
@@ -22,9 +25,9 @@ def node_from_proto(message: common_pb2.Node) -> NodeView:
     """Read a node."""
     return NodeView(
         name=message.name,
-        role=_word(common_pb2.Role.Name(message.role), "ROLE_"),
+        role=_word(common_pb2.Role.Name, message.role, "ROLE_"),
         region=message.region,
-        health=_word(common_pb2.NodeHealth.Name(message.health), "NODE_HEALTH_"),
+        health=_word(common_pb2.NodeHealth.Name, message.health, "NODE_HEALTH_"),
         address=message.address or None,
         activity=message.activity,
         version=message.version,
@@ -73,7 +76,7 @@ def key_epoch_from_proto(message: coordinator_pb2.KeyEpoch) -> KeyEpochView:
         created_at=moment(message, "created_at"),
         reason=message.reason,
         from_round=message.from_round,
-        state=_word(coordinator_pb2.KeyState.Name(message.state), "KEY_STATE_"),
+        state=_word(coordinator_pb2.KeyState.Name, message.state, "KEY_STATE_"),
     )
 
 
@@ -128,5 +131,9 @@ def _identity(message: identity_pb2.IssuedIdentity) -> IdentityView:
     )
 
 
-def _word(name: str, prefix: str) -> str:
-    return name.removeprefix(prefix).lower()
+def _word(name_of: Callable[[Any], str], number: int, prefix: str) -> str:
+    """What an enumeration calls a number; `unknown` where only a newer version has a name for it."""
+    try:
+        return name_of(number).removeprefix(prefix).lower()
+    except ValueError:
+        return "unknown"

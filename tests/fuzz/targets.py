@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import base64
-import datetime as dt
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError, Message
 
 from cortex_common.codec import WeightCompressor
 from cortex_common.data.sealed import MANIFEST_TYPE, Described
 from cortex_common.envelope import Envelope
 from cortex_common.errors import CorruptError, InvalidArgumentError, UnauthenticatedError
-from cortex_common.identity import Identity, Role, TlsFiles
+from cortex_common.identity import Identity, Role
 from cortex_common.ids import JobId, NodeName, RoundNumber, SeatIndex
 from cortex_common.job.parse import parse_job, parse_job_text
 from cortex_common.job.spec import JobSpec
@@ -28,7 +24,6 @@ from cortex_common.job.wire import spec_from_proto, spec_to_proto
 from cortex_common.network.protocol import TenzroProtocol
 from cortex_common.pb.v1 import aggregator_pb2, coordinator_pb2, discovery_pb2, identity_pb2, job_pb2
 from cortex_common.security.audit import Head
-from cortex_common.security.authority import Authority
 from cortex_common.security.certificates import certificate_of, fingerprints, read_certificate
 from cortex_common.security.encryption import EncryptionManager
 from cortex_common.security.issuing import key_digest, make_request
@@ -55,24 +50,10 @@ from services.coordinator.wire import failure_of, round_of_assignment, scores_of
 from services.discovery.identity_wire import token_request
 from services.discovery.wire import announcement_from_proto
 from services.gateway.body import parse_json, parse_yaml
+from tests.fuzz.answers import ANSWERS
+from tests.fuzz.target import BAD, NOW_S, WRONG, Target, authority, folder, from_proto, tls
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-NOW_S = 1_800_000_000.0
-
-
-@dataclass(frozen=True)
-class Target:
-    """A decoder.
-
-    Attributes:
-        decode: Takes any bytes.
-        allowed: What it documents to raise; anything else is a finding.
-        seeds: Good inputs to start from.
-    """
-
-    decode: Callable[[bytes], object]
-    allowed: tuple[type[Exception], ...]
-    seeds: Callable[[], list[bytes]]
 
 
 # --- frames and sealed objects ----------------------------------------------------------------------------------------
@@ -228,19 +209,6 @@ def job_body_seeds() -> list[bytes]:
 # --- protobuf ---------------------------------------------------------------------------------------------------------
 
 
-def from_proto(kind: type[Message], read: Callable[[Any], object]) -> Callable[[bytes], object]:
-    """A request that gRPC has parsed: bytes it cannot parse never reach the servicer."""
-
-    def decode(data: bytes) -> object:
-        try:
-            message = kind.FromString(data)
-        except DecodeError:
-            return None
-        return read(message)
-
-    return decode
-
-
 def report(message: coordinator_pb2.ReportRequest) -> None:
     round_of_assignment(message.assignment_id)
     read = {"trained": trained_of, "evaluated": scores_of, "failed": failure_of}.get(str(message.WhichOneof("report")))
@@ -251,7 +219,7 @@ def report(message: coordinator_pb2.ReportRequest) -> None:
 def enrolment(message: identity_pb2.EnrollRequest) -> None:
     """What discovery does with a request before it looks at the token, and with its hosts."""
     key_digest(message.csr)
-    _authority().sign(message.csr, Identity("cortex", Role.WORKER, NodeName("w1")), list(message.hosts))
+    authority().sign(message.csr, Identity("cortex", Role.WORKER, NodeName("w1")), list(message.hosts))
 
 
 def report_seeds() -> list[bytes]:
@@ -311,27 +279,6 @@ def token_request_seeds() -> list[bytes]:
 # --- identities -------------------------------------------------------------------------------------------------------
 
 
-@cache
-def _folder() -> Path:
-    kept = tempfile.TemporaryDirectory(prefix="cortex-fuzz-")
-    _KEPT.append(kept)
-    return Path(kept.name)
-
-
-_KEPT: list[tempfile.TemporaryDirectory[str]] = []
-
-
-@cache
-def _authority() -> Authority:
-    return Authority.create("cortex", _folder() / "authority")
-
-
-@cache
-def _tls(role: Role = Role.DISCOVERY) -> TlsFiles:
-    life = dt.timedelta(days=3650)
-    return _authority().issue(Identity("cortex", role, NodeName("n1")), ["localhost"], _folder() / role.value, life)
-
-
 def pem(kind: str) -> Callable[[bytes], bytes]:
     """DER as PEM, so that changes reach the parser of the certificate, not only that of the armour."""
 
@@ -361,8 +308,8 @@ def der_of(text: bytes) -> bytes:
 
 
 def certificate_seeds() -> list[bytes]:
-    chains = [_tls(role).certificate.read_bytes() for role in (Role.DISCOVERY, Role.WORKER)]
-    return [*(der_of(chain) for chain in chains), der_of(_authority().bundle), chains[0]]
+    chains = [tls(role).certificate.read_bytes() for role in (Role.DISCOVERY, Role.WORKER)]
+    return [*(der_of(chain) for chain in chains), der_of(authority().bundle), chains[0]]
 
 
 def request_seeds() -> list[bytes]:
@@ -387,7 +334,7 @@ def join_token_inside() -> list[bytes]:
 
 @cache
 def _tokens() -> TokenStore:
-    return TokenStore(_folder() / "tokens.json")
+    return TokenStore(folder() / "tokens.json")
 
 
 @cache
@@ -402,18 +349,18 @@ def api_token(data: bytes) -> None:
 
 
 def node_pass(data: bytes) -> None:
-    read_pass(data, _authority().bundle, _pass_time())
+    read_pass(data, authority().bundle, _pass_time())
 
 
 @cache
 def _pass_time() -> float:
-    return certificate_of(_tls()).not_before.timestamp() + 600
+    return certificate_of(tls()).not_before.timestamp() + 600
 
 
 def pass_seeds() -> list[bytes]:
     node, gateway = (Identity("cortex", role, NodeName("n1")) for role in (Role.WORKER, Role.GATEWAY))
     made = NodePass(node, "eu", gateway, "ab" * 32, "0" * 12, NOW_S, NOW_S + 60)
-    return [sign_pass(made, _tls())]
+    return [sign_pass(made, tls())]
 
 
 def signed_head(data: bytes) -> None:
@@ -424,7 +371,7 @@ def signed_head(data: bytes) -> None:
 
 
 def head_seeds() -> list[bytes]:
-    return [json.dumps(sign_head(Head(3, "ab" * 32), _tls(), NOW_S)).encode()]
+    return [json.dumps(sign_head(Head(3, "ab" * 32), tls(), NOW_S)).encode()]
 
 
 def node_message(data: bytes) -> None:
@@ -473,51 +420,47 @@ def dataset_seeds() -> list[bytes]:
     return [payload, Envelope(MANIFEST_TYPE, payload).to_json().encode()]
 
 
-_WRONG = (InvalidArgumentError,)
-_BAD = (CorruptError, InvalidArgumentError)
-
 TARGETS: Mapping[str, Target] = {
-    "frame": Target(frame_from_bytes, _BAD, frame_seeds),
+    "frame": Target(frame_from_bytes, BAD, frame_seeds),
     "chunk-fast-path": Target(chunk_fast_path, (), frame_seeds),
     "stored-header": Target(stored_header, (CorruptError,), lambda: [json.dumps(header().to_facts()).encode()]),
     "sealed-chunk": Target(sealed_chunk, (CorruptError,), sealed_seeds),
-    "codec-payload": Target(codec_payload, _BAD, codec_seeds),
+    "codec-payload": Target(codec_payload, BAD, codec_seeds),
     "codec-options": Target(
-        codec_options, _WRONG, lambda: [f"{name}\n{_codec(n).options_json}".encode() for n, name in enumerate(CODECS)]
+        codec_options, WRONG, lambda: [f"{name}\n{_codec(n).options_json}".encode() for n, name in enumerate(CODECS)]
     ),
-    "manifest": Target(manifest, _WRONG, lambda: [MANIFEST.to_json()]),
-    "safetensors": Target(read_safetensors, _WRONG, safetensors_seeds),
-    "job-yaml": Target(job_yaml, _WRONG, job_examples),
-    "job-body": Target(job_body, _WRONG, job_body_seeds),
+    "manifest": Target(manifest, WRONG, lambda: [MANIFEST.to_json()]),
+    "safetensors": Target(read_safetensors, WRONG, safetensors_seeds),
+    "job-yaml": Target(job_yaml, WRONG, job_examples),
+    "job-body": Target(job_body, WRONG, job_body_seeds),
     "job-proto": Target(
         from_proto(job_pb2.JobSpec, lambda each: is_kept_whole(spec_from_proto(each))),
-        _WRONG,
+        WRONG,
         lambda: [spec_to_proto(parse_job_text(text.decode())).SerializeToString() for text in job_examples()],
     ),
-    "report": Target(from_proto(coordinator_pb2.ReportRequest, report), _WRONG, report_seeds),
-    "round": Target(from_proto(aggregator_pb2.RoundSpec, terms_from_proto), _WRONG, round_seeds),
-    "shard-offer": Target(from_proto(aggregator_pb2.OfferShardRequest, shard_offer), _WRONG, shard_offer_seeds),
+    "report": Target(from_proto(coordinator_pb2.ReportRequest, report), WRONG, report_seeds),
+    "round": Target(from_proto(aggregator_pb2.RoundSpec, terms_from_proto), WRONG, round_seeds),
+    "shard-offer": Target(from_proto(aggregator_pb2.OfferShardRequest, shard_offer), WRONG, shard_offer_seeds),
     "heartbeat": Target(
         from_proto(discovery_pb2.HeartbeatRequest, lambda each: announcement_from_proto(each.node)),
-        _WRONG,
+        WRONG,
         heartbeat_seeds,
     ),
-    "enrolment": Target(from_proto(identity_pb2.EnrollRequest, enrolment), _WRONG, enrolment_seeds),
-    "token-request": Target(
-        from_proto(identity_pb2.CreateJoinTokenRequest, token_request), _WRONG, token_request_seeds
-    ),
+    "enrolment": Target(from_proto(identity_pb2.EnrollRequest, enrolment), WRONG, enrolment_seeds),
+    "token-request": Target(from_proto(identity_pb2.CreateJoinTokenRequest, token_request), WRONG, token_request_seeds),
     "certificate": Target(certificate, (UnauthenticatedError,), certificate_seeds),
     "bundle": Target(bundle, (CorruptError,), certificate_seeds),
-    "request": Target(request, _WRONG, request_seeds),
-    "join-token": Target(join_token, _WRONG, lambda: [*join_token_seeds(), *join_token_inside()]),
+    "request": Target(request, WRONG, request_seeds),
+    "join-token": Target(join_token, WRONG, lambda: [*join_token_seeds(), *join_token_inside()]),
     "node-token": Target(
         lambda data: NodeToken.decode(data.decode("utf-8", "replace")),
-        _WRONG,
+        WRONG,
         lambda: [NodeToken.fresh().encode().encode()],
     ),
     "api-token": Target(api_token, (UnauthenticatedError,), lambda: [_api_token().encode()]),
     "node-pass": Target(node_pass, (UnauthenticatedError,), pass_seeds),
     "signed-head": Target(signed_head, (CorruptError,), head_seeds),
-    "dataset": Target(dataset_manifest, _WRONG, dataset_seeds),
-    "node-message": Target(node_message, _WRONG, message_seeds),
+    "dataset": Target(dataset_manifest, WRONG, dataset_seeds),
+    "node-message": Target(node_message, WRONG, message_seeds),
+    **ANSWERS,
 }

@@ -128,8 +128,11 @@ def timestamp(moment: datetime | None) -> Timestamp | None:
 
 
 def moment(message: Message, field: str) -> datetime | None:
-    """The time in a timestamp field, None if unset."""
-    return getattr(message, field).ToDatetime(tzinfo=UTC) if message.HasField(field) else None
+    """The time in a timestamp field; None if unset, or before year 1 or after 9999."""
+    try:
+        return getattr(message, field).ToDatetime(tzinfo=UTC) if message.HasField(field) else None
+    except ValueError:
+        return None
 
 
 def status_to_proto(status: JobStatus) -> job_pb2.JobStatus:
