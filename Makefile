@@ -42,7 +42,9 @@ static: install ## format, ruff, mypy, import contracts, buf, generated code, se
 	@PATH="$(abspath $(bin)):$$PATH" bash protos/check.sh
 	@PATH="$(abspath $(bin)):$$PATH" bash .ci/security
 
-fuzz: install ## a million inputs for every decoder that sees bytes from outside; FUZZ="frame --engine atheris" chooses
+fuzz: install ## every decoder that sees bytes from outside, a million inputs each from three engines: a night; FUZZ="frame --seconds 60"
+	@$(bin)/python -c 'import atheris' 2>/dev/null || $(bin)/python -m pip install -qq --editable '.[fuzz]' || \
+		echo '!!! NOT INSTALLED: there is no atheris for this Python or this system' >&2
 	$(bin)/python -W ignore -m tests.fuzz $(FUZZ)
 
 bench: install ## what a round costs, on this machine, beside Flower, NVFlare and Gloo: tables and plots; about an hour

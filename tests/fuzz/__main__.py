@@ -1,127 +1,86 @@
-"""`make fuzz`: every decoder on a million inputs each, mutated, made by hypothesis, or guided by coverage (atheris).
+"""`make fuzz`: every decoder on a million inputs each: mutated, made by hypothesis, and guided by coverage (atheris).
 
-python -m tests.fuzz [NAME …] [--inputs N] [--seconds S] [--seed N] [--engine mutation|hypothesis|atheris]
+python -m tests.fuzz [NAME …] [--engine mutation|hypothesis|atheris] [--inputs N] [--seconds S] [--seed N] [--jobs N]
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing.connection
 import os
 import sys
-import time
+import tempfile
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from tests.fuzz.harness import CORPUS, MORE_MEMORY_BYTES, FoundError, Ran, check_one, corpus, kept, run
+from tests.fuzz.engines import ENGINES, Wanted, has_atheris
+from tests.fuzz.harness import MORE_MEMORY_BYTES, FoundError, kept
 from tests.fuzz.targets import TARGETS
+
+_FORK = multiprocessing.get_context("fork")
 
 
 def main() -> int:
     """1 if something was found."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"out of {', '.join(TARGETS)}; all by default")
-    parser.add_argument("--inputs", type=int, default=1_000_000, help="for each decoder")
-    parser.add_argument("--seconds", type=int, default=0, help="for each decoder at most; 0: no limit; not hypothesis")
+    parser.add_argument("--engine", choices=[*ENGINES], help="who makes the inputs; one after the other by default")
+    parser.add_argument("--inputs", type=int, default=1_000_000, help="for each decoder and engine")
+    parser.add_argument("--seconds", type=int, default=0, help="for each decoder and engine at most; 0: no limit")
     parser.add_argument("--seed", type=int, default=0, help="0: another one each time")
-    parser.add_argument("--engine", choices=["mutation", "hypothesis", "atheris"], default="mutation")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="decoders at a time")
     given = parser.parse_args()
     if unknown := set(given.names) - set(TARGETS):
         parser.error(f"no decoder is called {', '.join(sorted(unknown))}; there are: {', '.join(TARGETS)}")
-    if given.seconds and given.engine == "hypothesis":
-        parser.error("--seconds is not for hypothesis; allowed: --inputs")
-    engine = {"mutation": mutated, "hypothesis": by_hypothesis, "atheris": by_atheris}[given.engine]
-    seed = given.seed or int.from_bytes(os.urandom(4))
-    print(f"{given.engine}, {given.inputs} inputs each, seed {seed}", flush=True)
-    return max([engine(name, given.inputs, seed, given.seconds) for name in given.names or TARGETS])
+    wanted = Wanted(given.inputs, given.seed or int.from_bytes(os.urandom(4)), given.seconds or float("inf"))
+    engines = [given.engine] if given.engine else [*ENGINES]
+    if "atheris" in engines and not has_atheris():
+        print("!!! NOT RUN: atheris is not installed here (the extra `fuzz` has it)", file=sys.stderr, flush=True)
+        engines.remove("atheris")
+    print(f"{given.inputs} inputs each, seed {wanted.seed}", flush=True)
+    tasks = [(engine, name, wanted) for engine in engines for name in given.names or TARGETS]
+    with tempfile.TemporaryDirectory(prefix="cortex-fuzz-") as tempfile.tempdir:
+        is_good = in_processes(fuzzed, tasks, given.jobs)
+    return 0 if is_good and tasks else 1
 
 
-def mutated(name: str, inputs: int, seed: int, seconds: int) -> int:
-    """Seeds and corpus, changed at random."""
+def in_processes(task: Callable[..., bool], arguments: Iterable[tuple[Any, ...]], jobs: int) -> bool:
+    """Whether every one of them ends well; each in a process of its own, so that its memory is, and a crash is seen."""
+    running: list[multiprocessing.process.BaseProcess] = []
+    is_good = True
+
+    def ended() -> bool:
+        multiprocessing.connection.wait([each.sentinel for each in running])
+        done = [each for each in running if each.exitcode is not None]
+        for each in done:
+            running.remove(each)
+            if each.exitcode and each.exitcode < 0:
+                print(f"{each.name} CRASHED by signal {-each.exitcode}: the same seed repeats it", flush=True)
+        return all(each.exitcode == 0 for each in done)
+
+    for given in arguments:
+        while len(running) >= jobs:
+            is_good &= ended()
+        name = " ".join(map(str, given[:2]))
+        running.append(_FORK.Process(target=lambda given=given: sys.exit(not task(*given)), name=name))
+        running[-1].start()
+    while running:
+        is_good &= ended()
+    return is_good
+
+
+def fuzzed(engine: str, name: str, wanted: Wanted) -> bool:
+    """Whether nothing was found; says what the run came to, and keeps an input that was."""
+    what = f"{engine:10} {name:16}"
     try:
-        ran = run(name, TARGETS[name], inputs, seed, seconds or float("inf"))
+        ran = ENGINES[engine](name, TARGETS[name], wanted)
     except FoundError as finding:
-        return told(name, finding)
-    if ran.grown_bytes > MORE_MEMORY_BYTES // 2:
-        print(f"{name:16} MEMORY grew by {ran.grown_bytes >> 20} MiB", flush=True)
-        return 1
-    return passed(name, ran)
-
-
-def by_hypothesis(name: str, inputs: int, seed: int, _seconds: int) -> int:
-    """Bytes as hypothesis makes them, which also makes a finding small."""
-    from hypothesis import HealthCheck, Phase, given, settings
-    from hypothesis import seed as seeded
-    from hypothesis import strategies as st
-
-    target, ran, pool = TARGETS[name], Ran(), [*corpus(name), *TARGETS[name].seeds()]
-    spliced = st.tuples(st.sampled_from(pool), st.integers(0, 1 << 16), st.integers(0, 64), st.binary(max_size=64)).map(
-        lambda parts: parts[0][: parts[1]] + parts[3] + parts[0][parts[1] + parts[2] :]
-    )
-
-    @seeded(seed)
-    @settings(
-        max_examples=inputs,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(st.one_of(st.binary(max_size=512), spliced))
-    def decodes(data: bytes) -> None:
-        ran.refused += check_one(target, data, ran)
-        ran.inputs += 1
-
-    started_s = time.perf_counter()
-    try:
-        decodes()
-    except FoundError as finding:
-        return told(name, finding)
-    ran.seconds = time.perf_counter() - started_s
-    return passed(name, ran)
-
-
-def by_atheris(name: str, inputs: int, seed: int, seconds: int) -> int:
-    """Inputs that reach new code are kept and changed further; a decoder a process, since libFuzzer ends with it."""
-    pid = os.fork()
-    if pid:
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        print(f"{name:16} {'nothing found' if code == 0 else 'FOUND, see above'}", flush=True)
-        return int(code != 0)
-    try:
-        import atheris
-    except ImportError:
-        print("atheris is not installed: pip install 'atheris>=3' (it is not in the dev extra)", flush=True)
-        os._exit(1)
-    target, grown = TARGETS[name], CORPUS.parent / ".grown" / name
-    grown.mkdir(parents=True, exist_ok=True)
-    for number, data in enumerate(target.seeds()):
-        (grown / f"seed-{number}").write_bytes(data)
-    atheris.instrument_all()
-
-    def one(data: bytes) -> None:
-        check_one(target, data, Ran())
-
-    limits = [f"-runs={inputs}", f"-max_total_time={seconds}", f"-seed={seed}", "-timeout=5", "-rss_limit_mb=4096"]
-    limits += ["-max_len=65536", "-verbosity=0", "-print_final_stats=1"]
-    folders = [str(grown), *([str(CORPUS / name)] if (CORPUS / name).is_dir() else [])]
-    atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={grown}/", *folders], one)
-    atheris.Fuzz()
-    os._exit(0)
-
-
-def told(name: str, finding: FoundError) -> int:
-    """Say what was found, and keep the input."""
-    print(f"{name:16} FOUND {finding}\n{'':16} kept as {kept(name, finding.data)}", flush=True)
-    return 1
-
-
-def passed(name: str, ran: Ran) -> int:
-    """Say what the run came to."""
-    rate = ran.inputs / max(ran.seconds, 1e-9)
-    print(
-        f"{name:16} {ran.inputs:9} inputs {ran.refused:9} refused {rate:9.0f}/s, slowest {ran.slowest_s * 1e3:.1f} ms, "
-        f"memory +{ran.grown_bytes >> 20} MiB",
-        flush=True,
-    )
-    return 0
+        print(f"{what} FOUND {finding}\n{'':27} kept as {kept(name, finding.data)}", flush=True)
+        return False
+    slowest = f", slowest {ran.slowest_s * 1e3:.1f} ms" if ran.slowest_s else ""
+    memory = f"memory +{ran.grown_bytes >> 20} MiB"
+    print(f"{what} {ran.inputs:9} inputs in {ran.seconds:6.0f} s{slowest}, {memory}", flush=True)
+    return ran.grown_bytes <= MORE_MEMORY_BYTES
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ CORPUS = Path(__file__).parent / "corpus"
 SLOW_S = 1.0
 HANG_S = 5.0
 # No decoder needs more than this beyond what the process has; inputs are 64 KiB.
-MORE_MEMORY_BYTES = 512 << 20
+MORE_MEMORY_BYTES = 256 << 20
+_WARM = 100
 
 
 class FoundError(AssertionError):
@@ -41,6 +42,19 @@ class Ran:
     slowest_s: float = 0.0
     grown_bytes: int = 0
     data: bytes = b""
+    _before: int = 0
+
+    def begin(self, data: bytes) -> None:
+        """The next input; what is needed once is needed within the first hundred."""
+        self.data = data
+        self.inputs += 1
+        if self.inputs == _WARM:
+            self._before = memory_bytes()
+
+    def end(self, seconds: float) -> None:
+        """Note how long it took, and by how much memory has grown."""
+        self.seconds = seconds
+        self.grown_bytes = max(0, memory_bytes() - self._before) if self._before else 0
 
 
 def corpus(name: str) -> list[bytes]:
@@ -60,18 +74,14 @@ def run(name: str, target: Target, inputs: int, seed: int, within_s: float = flo
 
 def check(target: Target, inputs: Iterable[bytes], within_s: float = float("inf"), hang_s: float = HANG_S) -> Ran:
     """Decode these inputs, as long as there is time."""
-    ran, started_s, before = Ran(), time.perf_counter(), 0
-    with _bounded(ran, hang_s):
+    ran, started_s = Ran(), time.perf_counter()
+    with bounded(ran, hang_s):
         for data in inputs:
-            ran.data = data
+            ran.begin(data)
             ran.refused += check_one(target, data, ran)
-            ran.inputs += 1
-            if ran.inputs == 100:
-                before = _memory_bytes()
             if ran.inputs % 64 == 0 and time.perf_counter() - started_s > within_s:
                 break
-    ran.seconds = time.perf_counter() - started_s
-    ran.grown_bytes = max(0, _memory_bytes() - before) if before else 0
+    ran.end(time.perf_counter() - started_s)
     return ran
 
 
@@ -95,8 +105,11 @@ def check_one(target: Target, data: bytes, ran: Ran) -> bool:
 
 
 @contextmanager
-def _bounded(ran: Ran, hang_s: float) -> Iterator[None]:
-    """Within the block, an input that goes on without end, or takes memory without bound, is an error."""
+def bounded(ran: Ran, hang_s: float) -> Iterator[None]:
+    """Within the block, an input that goes on without end, or takes memory without bound, is an error.
+
+    Each is to `ran.begin` there.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     last = -1
@@ -118,7 +131,8 @@ def _bounded(ran: Ran, hang_s: float) -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
+    """The most that this process has ever held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cortex_common.errors import InvalidArgumentError
+from tests.fuzz.__main__ import in_processes
+from tests.fuzz.engines import Wanted, by_hypothesis
 from tests.fuzz.harness import FoundError, Ran, check, check_one, corpus, run
 from tests.fuzz.targets import TARGETS, Target
 
@@ -68,6 +73,25 @@ def test_the_harness_finds_what_is_wrong(decode: object, what: str) -> None:
     with pytest.raises(FoundError, match=what) as caught:
         check(target, [b"x"], hang_s=0.5 if decode is _hangs else 5.0)
     assert caught.value.data == b"x"
+
+
+@pytest.mark.parametrize(("decode", "what"), [(_raises, "KeyError escaped"), (_grows, "MemoryError esc")])
+def test_hypothesis_finds_it_too(decode: Callable[[bytes], object], what: str) -> None:
+    with pytest.raises(FoundError, match=what):
+        by_hypothesis("none", Target(decode, (InvalidArgumentError,), lambda: [b"x"]), Wanted(100, 1))
+
+
+def test_a_decoder_that_ends_its_process_is_a_finding(capfd: pytest.CaptureFixture[str]) -> None:
+    assert in_processes(_survives, [("a", "good"), ("another", "good")], 2)
+    assert not in_processes(_survives, [("a", "good"), ("the", "crash"), ("another", "good")], 2)
+    assert "the crash CRASHED by signal 9" in capfd.readouterr().out
+    assert not in_processes(_survives, [("a", "bad")], 2)
+
+
+def _survives(_article: str, noun: str) -> bool:
+    if noun == "crash":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return noun == "good"
 
 
 def test_a_documented_error_is_no_finding() -> None:

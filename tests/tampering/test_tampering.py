@@ -1,6 +1,6 @@
 """Nothing that was stored or sent is ever taken for something else: whatever is changed in it is refused.
 
-10,000 pieces of damage by default, `make tamper` does 100,000.
+10,000 pieces of damage by default; `make tamper` and CI do 100,000.
 """
 
 from __future__ import annotations
