@@ -83,7 +83,7 @@ class Forwarder:
         )
         header = _resumed(live, listed, plain)
         pushed = await push_update(
-            lambda: self._channels.to(_upstream(live).address),
+            lambda: self._channels.to(_upstream(live).address, _upstream(live).aggregator),
             header,
             mean.encode,
             self._encryption,

@@ -16,8 +16,10 @@ from cortex_common.logging import configure_logging, get_logger
 from cortex_common.network.enrolment import enroll_patiently
 from cortex_common.network.heartbeat import NodeReport, heartbeat_forever
 from cortex_common.network.membership import Membership
+from cortex_common.rpc.aggregator_channels import AggregatorChannels
 from cortex_common.rpc.auditing import auditing
 from cortex_common.rpc.channel import open_channel
+from cortex_common.rpc.denial import DenyList
 from cortex_common.rpc.server import RunningService, serving
 from cortex_common.security.sealing import SealingKey
 from cortex_common.settings import load_settings
@@ -30,7 +32,6 @@ from cortex_common.tensors import ManifestLimits
 from cortex_common.validation import ValidationManager
 from services.aggregator.aggregation import WeightAggregator
 from services.aggregator.batches import BatchProcessor
-from services.aggregator.client import UpstreamChannels
 from services.aggregator.incoming_shards import IncomingShards
 from services.aggregator.servicer import (
     ROUND_SERVICE,
@@ -76,7 +77,7 @@ async def run(
     membership = Membership(settings.tls, settings.discovery, settings.state_dir / "denials.json", clock)
     shards = await asyncio.to_thread(_shards, settings, clock)
     async with (
-        _aggregating(settings, identity, clock) as aggregator,
+        _aggregating(settings, identity, clock, membership.denied) as aggregator,
         ops_server(settings.metrics_host, settings.metrics_port, lambda: (not stop.is_set(), "")) as ops,
         auditing(settings.state_dir / "audit", settings.tls, clock) as auditor,
         serving(
@@ -109,11 +110,11 @@ async def run(
 
 @asynccontextmanager
 async def _aggregating(
-    settings: AggregatorSettings, identity: Identity, clock: Clock
+    settings: AggregatorSettings, identity: Identity, clock: Clock, denied: DenyList
 ) -> AsyncIterator[WeightAggregator]:
     """An aggregator over the state directory, restored."""
     processor = BatchProcessor(settings.fold_threads)
-    channels = UpstreamChannels(settings.tls, clock)
+    channels = AggregatorChannels(settings.tls, denied, clock=clock)
     validation = ValidationManager(ManifestLimits(max_model_bytes=settings.max_model_bytes))
     aggregator = WeightAggregator(
         settings,

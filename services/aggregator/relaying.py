@@ -132,7 +132,8 @@ class _Download:
             self.upstream.model_job_id, self._sha256, len(self._sizes), self._number, held_sha256=self._held_sha256
         )
         what = f"fetching a model of job {self.upstream.model_job_id} from {self.upstream.aggregator}"
-        frames = pull_frames(self._channels.to(self.upstream.address), request, what, self._pace)
+        channel = self._channels.to(self.upstream.address, self.upstream.aggregator)
+        frames = pull_frames(channel, request, what, self._pace)
         try:
             async with aclosing(frames):
                 return await self._receive(frames)

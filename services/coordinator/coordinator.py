@@ -392,7 +392,7 @@ class JobCoordinator:
                 needed = self._needed(tracked, worker, assignment.seat)
                 if needed is None:
                     break
-                address = self._links.address(job, job.tier_of(assignment.seat))
+                address = self._links.server(job, job.tier_of(assignment.seat)).address
                 order = Order.of(job, assignment, *needed, address, self._epoch)
                 orders[worker] = (*orders.get(worker, ()), tracked.resting(worker, order))
         return orders

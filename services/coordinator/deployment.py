@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
-from cortex_common.errors import CortexError, NotFoundError, OverloadedError
+from cortex_common.errors import CortexError, NotFoundError, OverloadedError, UnavailableError
 from cortex_common.ids import JobId, NodeName
 from cortex_common.job.status import VersionInfo
 from cortex_common.logging import get_logger
@@ -19,7 +19,7 @@ from services.coordinator.domain.job import Job
 from services.coordinator.domain.reach import Reach
 from services.coordinator.domain.topology import with_used
 from services.coordinator.keys import JobKeys
-from services.coordinator.orders import Leftover
+from services.coordinator.orders import Leftover, Server
 from services.coordinator.store import Store, StoredVersion
 from services.coordinator.store_thread import StoreThread
 
@@ -50,11 +50,22 @@ class ModelDeploymentManager:
         keys: JobKeys,
         aggregators: AggregatorPort,
         address_of: Callable[[NodeName], str | None],
+        refusal: Callable[[NodeName], str],
     ) -> None:
+        """Deliver what aggregators hold.
+
+        Args:
+            store: Which versions there are.
+            keys: To open them.
+            aggregators: To call.
+            address_of: Where an aggregator is now, as far as known.
+            refusal: Why an aggregator is not called any more: it was shut out; empty if it is.
+        """
         self._store = store
         self._keys = keys
         self._aggregators = aggregators
         self._address_of = address_of
+        self._refusal = refusal
         self._pulling = asyncio.Semaphore(2)
         self._held = 0
 
@@ -70,18 +81,20 @@ class ModelDeploymentManager:
 
         Raises:
             NotFoundError: no such version, or pruned; the message lists what there is.
-            UnavailableError: its aggregator cannot be reached.
+            UnavailableError: its aggregator cannot be reached, or was shut out.
         """
         stored = await self._find(job.id, round_number, reach)
-        address = self._address_of(stored.aggregator) or job.aggregator_address
-        return _info(job.id, stored), self._pieces(job.id, stored, address)
+        if refusal := self._refusal(stored.aggregator):
+            raise UnavailableError(refusal)
+        server = self._server(stored.aggregator, job.aggregator_address)
+        return _info(job.id, stored), self._pieces(job.id, stored, server)
 
     async def prune(self, job: Job, epoch: int) -> None:
         """Erase versions that the job's checkpoint rule gives up; what fails is made good after the next round."""
         try:
             await self.retire(job, epoch)
             for left in self.leftovers(job):
-                await self._aggregators.clean(left.address(), left.job_id, epoch, left.keep, ended=False)
+                await self._aggregators.clean(left.server(), left.job_id, epoch, left.keep, ended=False)
         except CortexError as error:
             log.warning("prune_failed", job_id=job.id, reason=error.message)
 
@@ -92,15 +105,19 @@ class ModelDeploymentManager:
         await self._keys.erase(job, keep, epoch)
 
     def leftovers(self, job: Job) -> Sequence[Leftover]:
-        """What to erase where: at the root, and at the aggregator of each tier with its copies of versions."""
+        """What to erase where: at the root, and at the aggregator of each tier with its copies of versions.
+
+        What a region's aggregator holds that is shut out is left alone: whoever waited for it might wait for ever.
+        """
         keep = tuple(sorted(self.kept(job)))
         holders = {job.aggregator or NodeName(""): job.aggregator_address}
         tiers = job.used if job.stage.is_terminal else with_used(replace(job, used=()))
         holders |= {each.aggregator: each.address for each in tiers if each.aggregator not in holders}
-        found = [Leftover(job.id, keep, partial(self._address, name, last)) for name, last in holders.items()]
+        found = [(name, Leftover(job.id, keep, partial(self._server, name, last))) for name, last in holders.items()]
         for each in tiers:
-            found.append(Leftover(each.transfer_id, (), partial(self._address, each.aggregator, each.address)))
-        return found
+            server = partial(self._server, each.aggregator, each.address)
+            found.append((each.aggregator, Leftover(each.transfer_id, (), server)))
+        return [left for name, left in found if name == job.aggregator or not self._refusal(name)]
 
     def kept(self, job: Job) -> frozenset[int]:
         """Rounds whose versions stay."""
@@ -108,8 +125,8 @@ class ModelDeploymentManager:
         best = best_round(job.history, job.spec.training.early_stopping)
         return kept_rounds(job.history, newest, job.spec.training.checkpoint, best)
 
-    def _address(self, aggregator: NodeName, last: str) -> str:
-        return self._address_of(aggregator) or last
+    def _server(self, aggregator: NodeName, last: str) -> Server:
+        return Server(aggregator, self._address_of(aggregator) or last)
 
     async def _find(self, job_id: JobId, round_number: int | None, reach: Reach) -> StoredVersion:
         stored = await self._store.call(lambda store: store.versions(job_id, reach))
@@ -120,14 +137,14 @@ class ModelDeploymentManager:
         what = "any version" if round_number is None else f"a version of round {round_number}"
         raise NotFoundError(f"job {job_id} has not {what}; there are: {there}")
 
-    async def _pieces(self, job_id: JobId, stored: StoredVersion, address: str) -> AsyncIterator[bytes]:
+    async def _pieces(self, job_id: JobId, stored: StoredVersion, server: Server) -> AsyncIterator[bytes]:
         if self._held >= _MAX_HELD:
             raise OverloadedError(f"{self._held} models are being downloaded; allowed at a time are {_MAX_HELD}")
         self._held += 1
         try:
             keys = await self._keys.all(job_id)
             async with self._pulling:
-                pulled = await self._aggregators.pull(address, job_id, stored.version.sha256, keys)
+                pulled = await self._aggregators.pull(server, job_id, stored.version.sha256, keys)
             if pulled.arena is None:
                 raise NotFoundError(f"job {job_id}: the aggregator sent no model")
             for part in safetensors_parts(pulled.manifest, pulled.arena):

@@ -17,7 +17,7 @@ from services.coordinator.domain.topology import readers_of
 from services.coordinator.keys import JobKeys
 from services.coordinator.links import Junction, Leaf, Links
 from services.coordinator.network_view import NetworkView
-from services.coordinator.orders import DataKeys, RoundOrder, Upstream
+from services.coordinator.orders import DataKeys, RoundOrder, Server, Upstream
 from services.coordinator.tracked import Tracked
 
 Observe = Callable[[JobId, int, int, Callable[[Seen], Seen]], bool]
@@ -54,12 +54,12 @@ class LinkKeeper:
         if wanted is not None:
             tracked.link = tasks.create_task(self._run(tracked.job, observe, on_cleaned))
 
-    def address(self, job: Job, tier: int | None = None) -> str:
-        """Where the aggregator of a tier, or the root, is as far as known."""
+    def server(self, job: Job, tier: int | None = None) -> Server:
+        """The aggregator of a tier, or the root, where it is as far as known."""
         name, last = job.aggregator or NodeName(""), job.aggregator_address
         if tier is not None:
             name, last = job.tiers[tier].aggregator, job.tiers[tier].address
-        return self._network.address_of(name) or last
+        return Server(name, self._network.address_of(name) or last)
 
     async def _run(self, job: Job, observe: Observe, on_cleaned: Callable[[JobId], None]) -> None:
         def note(change: Callable[[Seen], Seen]) -> None:
@@ -87,11 +87,11 @@ class LinkKeeper:
 
     def _tier(self, job: Job, tier: int | None) -> Leaf | Junction:
         """A tier, or the root, with all that is below it."""
-        order, address = self._round_order(job, tier), partial(self.address, job, tier)
+        order, server = self._round_order(job, tier), partial(self.server, job, tier)
         below = {index: self._tier(job, index) for index in job.below(tier)}
         if below:
-            return Junction(order, address, below)
-        return Leaf(order, address, tuple(entry for entry in job.sealed if job.tier_of(entry.seat) == tier))
+            return Junction(order, server, below)
+        return Leaf(order, server, tuple(entry for entry in job.sealed if job.tier_of(entry.seat) == tier))
 
     def _keys_of(self, job: Job) -> DataKeys:
         """What an aggregator needs: to take updates, and to open the version they start from."""
@@ -117,5 +117,5 @@ class LinkKeeper:
 
     def _upstream(self, job: Job, tier: int) -> Upstream:
         above = job.tiers[tier].above
-        name = job.tiers[above].aggregator if above is not None else job.aggregator or NodeName("")
-        return Upstream(name, self.address(job, above), job.transfer_id(above), SeatIndex(tier), job.id)
+        server = self.server(job, above)
+        return Upstream(server.name, server.address, job.transfer_id(above), SeatIndex(tier), job.id)

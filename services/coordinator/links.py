@@ -26,11 +26,11 @@ from cortex_common.errors import (
 from services.coordinator.client import AggregatorPort, Forwarded, Progress
 from services.coordinator.domain.job import Contribution
 from services.coordinator.domain.seen import Activity, AggregatedVersion, Hop, Seen
-from services.coordinator.orders import Leftover, RoundOrder, SealOrder
+from services.coordinator.orders import Leftover, RoundOrder, SealOrder, Server
 
 T = TypeVar("T")
 Observe = Callable[[Callable[[Seen], Seen]], None]
-Address = Callable[[], str]
+Where = Callable[[], Server]
 _LONGEST_WAIT_S = 5.0
 
 
@@ -39,7 +39,7 @@ class Leaf:
     """A round in which workers upload; `listed` is its part of the frozen list, once there is one."""
 
     order: RoundOrder
-    address: Address
+    server: Where
     listed: tuple[Contribution, ...] = ()
 
     @property
@@ -53,7 +53,7 @@ class Junction:
     """A round in which the tiers below it upload: each is a seat, its index the seat's."""
 
     order: RoundOrder
-    address: Address
+    server: Where
     below: Mapping[int, Leaf | Junction]
 
     @property
@@ -99,7 +99,7 @@ class Links:
 
         async def make() -> AggregatedVersion:
             order = await self._frozen(root, forwarded, observe)
-            return await self._aggregators.seal_round(root.address(), order)
+            return await self._aggregators.seal_round(root.server(), order)
 
         try:
             made = await self._until_through(make, observe)
@@ -119,7 +119,7 @@ class Links:
         wait_s = 0.1
         while True:
             try:
-                await self._aggregators.clean(left.address(), left.job_id, fence, left.keep, ended=True)
+                await self._aggregators.clean(left.server(), left.job_id, fence, left.keep, ended=True)
             except ConflictError:
                 raise
             except CortexError:
@@ -131,10 +131,10 @@ class Links:
         wait_s, order = 0.1, tier.order
         while True:
             try:
-                await self._aggregators.open_round(tier.address(), order)
+                await self._aggregators.open_round(tier.server(), order)
                 is_open.set()
                 observe(partial(_opened, tier))
-                async for progress in self._aggregators.watch_round(tier.address(), order):
+                async for progress in self._aggregators.watch_round(tier.server(), order):
                     wait_s = 0.1
                     if isinstance(tier, Leaf):
                         observe(partial(self._with_progress, progress))
@@ -151,8 +151,8 @@ class Links:
         """The tier's list: of a junction, once everything below has been forwarded to it."""
         order, listed = tier.order, tier.listed if isinstance(tier, Leaf) else ()
         if isinstance(tier, Junction):
-            await self._aggregators.open_round(tier.address(), order)
-            keeper = asyncio.create_task(self._keep_open(order, tier.address))
+            await self._aggregators.open_round(tier.server(), order)
+            keeper = asyncio.create_task(self._keep_open(order, tier.server))
             try:
                 below = {index: each for index, each in tier.below.items() if each.has_updates}
                 await _all(self._forward(index, each, forwarded, observe) for index, each in below.items())
@@ -168,22 +168,22 @@ class Links:
 
         async def push() -> Forwarded:
             order = await self._frozen(tier, forwarded, observe)
-            return await self._aggregators.forward_round(tier.address(), order)
+            return await self._aggregators.forward_round(tier.server(), order)
 
         forwarded[index] = await self._until_through(push, observe)
 
-    async def _keep_open(self, order: RoundOrder, address: Address) -> None:
+    async def _keep_open(self, order: RoundOrder, server: Where) -> None:
         """Open a round again whenever its aggregator comes back without its key, until it is frozen, or cancelled."""
         wait_s = 0.1
         while True:
             try:
-                async for _ in self._aggregators.watch_round(address(), order):
+                async for _ in self._aggregators.watch_round(server(), order):
                     wait_s = 0.1
                 return
             except CortexError:
                 wait_s = await self._rest(wait_s)
                 with suppress(CortexError):
-                    await self._aggregators.open_round(address(), order)
+                    await self._aggregators.open_round(server(), order)
 
     async def _until_through(self, attempt: Callable[[], Awaitable[T]], observe: Observe) -> T:
         """What comes of it, asked for again while another time may help.

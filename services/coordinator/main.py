@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cortex_common.clock import Clock, SystemClock
@@ -127,7 +128,6 @@ async def _parts(
 ) -> AsyncIterator[_Parts]:
     epoch = await store.call(lambda opened: opened.acquire(identity.name, clock.wall_s()))
     wrapper = KeyWrapper(settings.network)
-    aggregators = AggregatorClient(settings.tls, wrapper)
     observers = Observers(settings.state_dir / "tensorboard")
     keyring = await asyncio.to_thread(_keyring, settings, clock)
     keys = JobKeys(settings.network, store, keyring, clock, auditor.did)
@@ -142,9 +142,12 @@ async def _parts(
         attendance,
         woken.set,
         settings.lease_s,
-        lambda role, name: membership.denied.is_denied(Identity(settings.network, role, name)),
+        membership.denied,
     )
-    deployment = ModelDeploymentManager(store, keys, aggregators, network.address_of)
+    aggregators = AggregatorClient(settings.tls, wrapper, membership.denied)
+    deployment = ModelDeploymentManager(
+        store, keys, aggregators, network.address_of, partial(membership.denied.refusal, Role.AGGREGATOR)
+    )
     resealing = Resealing(store, keys, aggregators, deployment, clock, epoch)
     known = {name: Dataset(info.input_dim, info.classes) for name, info in known_datasets().items()}
     coordinator = JobCoordinator(

@@ -12,6 +12,7 @@ from cortex_common.identity import Role
 from cortex_common.ids import NodeName
 from cortex_common.logging import get_logger
 from cortex_common.pb.v1 import common_pb2
+from cortex_common.rpc.denial import DenyList
 from services.coordinator import wire
 from services.coordinator.attendance import Attendance
 from services.coordinator.client import DiscoveryClient
@@ -29,9 +30,9 @@ class NetworkView:
         attendance: Attendance,
         on_change: Callable[[], None],
         lease_s: float = 10.0,
-        is_shut_out: Callable[[Role, NodeName], bool] = lambda _role, _name: False,
+        denied: DenyList | None = None,
     ) -> None:
-        self._is_shut_out = is_shut_out
+        self._denied = denied or DenyList()
         self._clock = clock
         self._lease_s = lease_s
         self._missing_since_s: dict[NodeName, float] = {}
@@ -75,11 +76,12 @@ class NetworkView:
             expected: Holders of seats: after a restart they count as lost since then, not as unknown.
         """
         workers = {name: self._view(name) for name in {*self._workers, *self._attendance.lines, *expected}}
+        revoked = self._denied.names(Role.AGGREGATOR)
         aggregators = {
-            name: replace(view, is_live=view.is_live and not self._is_shut_out(Role.AGGREGATOR, name))
+            name: replace(view, is_live=view.is_live and name not in revoked)
             for name, view in self._aggregators.items()
         }
-        return World(workers, aggregators, taken)
+        return World(workers, aggregators, taken, revoked=revoked)
 
     def address_of(self, aggregator: NodeName) -> str | None:
         """Where an aggregator is now, as far as known."""
@@ -106,7 +108,7 @@ class NetworkView:
 
     def _view(self, name: NodeName) -> WorkerView:
         known = self._workers.get(name) or WorkerView(name, "", slots=1, is_known=False)
-        if self._is_shut_out(Role.WORKER, name):
+        if self._denied.refusal(Role.WORKER, name):
             known = replace(known, is_revoked=True)
         line = self._attendance.lines.get(name)
         if line is None:

@@ -15,6 +15,14 @@ from services.coordinator.domain.job import Contribution, Job, Version
 
 
 @dataclass(frozen=True, slots=True)
+class Server:
+    """An aggregator, and its host:port."""
+
+    name: NodeName
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class DataKeys:
     """The data keys that go with an order: the one to seal with, and older ones to read with."""
 
@@ -124,4 +132,4 @@ class Leftover:
 
     job_id: JobId
     keep: tuple[int, ...]
-    address: Callable[[], str]
+    server: Callable[[], Server]

@@ -122,7 +122,7 @@ class Resealing:
         keys, count = DataKeys(newest, tuple(older)), 0
         for left in self._deployment.leftovers(job):
             if left.job_id == job.id:
-                count += await self._aggregators.reseal(left.address(), job.id, self._epoch, keys)
+                count += await self._aggregators.reseal(left.server(), job.id, self._epoch, keys)
         return newest.epoch, count
 
 

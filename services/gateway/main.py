@@ -113,7 +113,7 @@ async def _nodes(
 ) -> AsyncIterator[RunningWebSocket]:
     """Let nodes take part over WebSocket."""
     clock = surroundings.clock
-    async with NodePeers(settings.coordinator, settings.discovery, settings.tls, clock) as peers:
+    async with NodePeers(settings.coordinator, settings.discovery, settings.tls, clock, denied) as peers:
         gate = Gate(settings.network, peers, StatusBoard(surroundings.jobs), denied, clock, settings.node_join_s)
         async with websocket_server(settings, gate) as running:
             yield running

@@ -15,7 +15,6 @@ from cortex_common.identity import Role, TlsFiles
 from cortex_common.ids import NodeName
 from cortex_common.network import messages as m
 from cortex_common.network import wire
-from cortex_common.network.grpc_transport import AggregatorChannels
 from cortex_common.network.heartbeat import NodeReport, node_to_proto
 from cortex_common.pb.v1 import (
     aggregator_pb2,
@@ -26,8 +25,10 @@ from cortex_common.pb.v1 import (
     identity_pb2,
     identity_pb2_grpc,
 )
+from cortex_common.rpc.aggregator_channels import AggregatorChannels
 from cortex_common.rpc.channel import open_channel
-from cortex_common.rpc.errors import calling
+from cortex_common.rpc.denial import DenyList
+from cortex_common.rpc.errors import calling, unless_cut
 from cortex_common.rpc.following import follow
 from cortex_common.rpc.passing import PASS_KEY
 from cortex_common.transfer import PULL_METHOD, PUSH_METHOD
@@ -42,13 +43,13 @@ _Metadata = tuple[tuple[str, bytes], ...]
 class NodePeers:
     """The services behind the gateway, as nodes need them."""
 
-    def __init__(self, coordinator: str, discovery: str, tls: TlsFiles, clock: Clock) -> None:
+    def __init__(self, coordinator: str, discovery: str, tls: TlsFiles, clock: Clock, denied: DenyList) -> None:
         self._coordinator = coordinator
         self._discovery = discovery
         self._tls = tls
         self._clock = clock
         self._opened = AsyncExitStack()
-        self._aggregators = AggregatorChannels(tls)
+        self._aggregators = AggregatorChannels(tls, denied, clock=clock)
         self._reports: Any = None
         self._nodes: Any = None
 
@@ -119,9 +120,9 @@ class NodePeers:
             request = discovery_pb2.LeaveRequest(name=hello.node, incarnation=hello.incarnation)
             await stub.Leave(request, timeout=_BEAT_S, metadata=metadata)
 
-    def to(self, address: str) -> grpc.aio.Channel:
+    def to(self, address: str, aggregator: str) -> grpc.aio.Channel:
         """The data plane of an aggregator."""
-        return self._aggregators.to(address)
+        return self._aggregators.to(address, aggregator)
 
     def _dial(self, address: str, role: Role) -> grpc.aio.Channel:
         return open_channel(address, self._tls, role, clock=self._clock)
@@ -164,14 +165,18 @@ class NodeRelay:
         """End the node's lease."""
         await self._peers.leave(self.hello, self._metadata)
 
-    def push(self, address: str) -> Push:
-        """Begin an upload to an aggregator."""
-        return Push(self._peers.to(address), self._metadata)
+    def push(self, address: str, aggregator: str) -> Push:
+        """Begin an upload to an aggregator.
 
-    async def pull(self, address: str, pull: m.ModelPull) -> AsyncGenerator[bytes]:
+        Raises:
+            UnavailableError: it is shut out.
+        """
+        return Push(self._peers.to(address, aggregator), self._metadata)
+
+    async def pull(self, address: str, aggregator: str, pull: m.ModelPull) -> AsyncGenerator[bytes]:
         """The frames of a version, header to trailer, as they come."""
         request = wire.pull_request(pull)
-        method: Any = self._peers.to(address).unary_stream(
+        method: Any = self._peers.to(address, aggregator).unary_stream(
             PULL_METHOD, request_serializer=aggregator_pb2.PullModelRequest.SerializeToString
         )
         call = method(request, metadata=self._metadata)
@@ -195,8 +200,9 @@ class Push:
     async def send(self, frame: bytes) -> bool:
         """Pass a frame on; True when there is room for the next, False when the aggregator has ended the call."""
         try:
-            await self._call.write(frame)
-        except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
+            with unless_cut("passing an update on"):
+                await self._call.write(frame)
+        except (asyncio.InvalidStateError, grpc.aio.AioRpcError, UnavailableError):
             return False
         return True
 

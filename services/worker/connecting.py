@@ -11,6 +11,7 @@ from cortex_common.network.grpc_transport import GrpcTransport, Peers
 from cortex_common.network.messages import Hello
 from cortex_common.network.websocket_link import GatewayAccess
 from cortex_common.network.websocket_transport import WebSocketTransport
+from cortex_common.rpc.denial import DenyList
 from cortex_common.security.certificates import read_file
 from cortex_common.security.node_tokens import NodeToken
 from cortex_common.security.sealing import SealingKey
@@ -22,8 +23,10 @@ _LONGEST_WAIT_S = 30.0
 _PROXIES: dict[str, Literal[True] | None] = {"environment": True, "none": None}
 
 
-def transport_of(settings: WorkerSettings, hello: Hello, sealing: SealingKey, clock: Clock) -> Transport:
-    """The one that the settings ask for.
+def transport_of(
+    settings: WorkerSettings, hello: Hello, sealing: SealingKey, clock: Clock, denied: DenyList
+) -> Transport:
+    """The one that the settings ask for; without a gateway it calls no aggregator that is denied.
 
     Raises:
         NotFoundError: the file of the node token cannot be read.
@@ -33,7 +36,7 @@ def transport_of(settings: WorkerSettings, hello: Hello, sealing: SealingKey, cl
         if settings.coordinator is None or settings.discovery is None:
             raise InvalidArgumentError("worker settings: coordinator and discovery are missing")
         peers = Peers(settings.coordinator, settings.discovery)
-        return GrpcTransport(hello, peers, settings.tls, clock, sealing.public)
+        return GrpcTransport(hello, peers, settings.tls, clock, sealing.public, denied=denied)
     proxy = _PROXIES.get(settings.gateway_proxy, settings.gateway_proxy)
     token, url = node_token_of(settings), settings.gateway_url
     public, timeout_s = sealing.public.hex(), settings.gateway_timeout_s

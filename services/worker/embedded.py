@@ -163,7 +163,7 @@ class EmbeddedWorker:
 
         keys = self._keys[job_id].values()
         encryption = EncryptionManager(*(self._sealing.unwrap(job_id, key) for key in keys))
-        channel = self._bridge.to(assignment.aggregator_address)
+        channel = self._bridge.to(assignment.aggregator_address, assignment.aggregator)
         await pull_model(channel, job_id, Sha256Hex(sha256), "", encryption, allocate, RoundNumber(round_number))
         manifest, arena = held[0]
         return model_of(assignment.spec.model, arena), manifest, arena

@@ -54,8 +54,8 @@ Tell = Callable[[str, float, Mapping[str, float]], None]
 class Channels(Protocol):
     """Finds the data-plane channel to an aggregator."""
 
-    def to(self, address: str) -> grpc.aio.Channel:
-        """A channel; the same one for the same address."""
+    def to(self, address: str, aggregator: str) -> grpc.aio.Channel:
+        """A channel; the same one for the same address and name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +335,8 @@ class Execution:
 
     def _channel(self) -> grpc.aio.Channel:
         """To the aggregator, wherever it is by now; looked up for each attempt of a transfer."""
-        return self._around.channels.to(self._current().aggregator_address)
+        assignment = self._current()
+        return self._around.channels.to(assignment.aggregator_address, assignment.aggregator)
 
     def _trained(self, pushed: PushResult, answer: Answer) -> Trained:
         bytes_down, pull_s = self._bench.take_pulls()

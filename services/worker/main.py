@@ -86,7 +86,9 @@ async def run(
     incarnation, started_s = uuid.uuid4().hex, clock.wall_s()
     hello = Hello(settings.name, settings.region, incarnation, settings.slots)
     sealing = own.sealing if own else SealingKey(settings.network)
-    bridge = TenzroBridge(transport_of(settings, hello, sealing, clock), clock, policy_of(settings))
+    membership = _membership(settings, clock)
+    transport = transport_of(settings, hello, sealing, clock, membership.denied)
+    bridge = TenzroBridge(transport, clock, policy_of(settings))
     paces = Paces.of(settings.bandwidth.up, settings.bandwidth.down, clock)
     outgoing = Outgoing(settings.state_dir / "outgoing.json")
     gate = Gate(settings.site_policy, settings.network, outgoing, clock, own.model if own else None)
@@ -96,7 +98,6 @@ async def run(
     start_trainer = own.start_trainer if own else _start_trainer(settings, forks)
     supervisor = Supervisor(settings, surroundings, bridge, start_trainer, gate.refusals)
     _route(bridge, supervisor)
-    membership = _membership(settings, clock)
 
     def node() -> NodeReport:
         datasets = own.datasets if own else _datasets(settings)

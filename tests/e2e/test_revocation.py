@@ -1,4 +1,4 @@
-"""A worker is shut out in the middle of a job: everybody refuses it within seconds, and the job goes on without it."""
+"""A worker or an aggregator is shut out in the middle of a job: within seconds, and the job goes on without it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
 import grpc
+import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -140,6 +141,42 @@ def test_a_revoked_worker_is_out_within_seconds_and_the_job_goes_on_with_another
         assert f"takes over from {lost} (" in given_on.message
         assert time.monotonic() - started_s < LEASE_S
         assert lost not in {node.name for node in client.nodes() if node.health == "live"}
+
+
+def test_nothing_calls_a_revoked_aggregator_any_more_and_its_region_has_another(network: Shell):
+    network.slow_down()
+    regional = {**WIDE, "workers: 2, min_workers: 2}": "workers: 3}\naggregation: {topology: regional}"}
+    watcher = network.start("submit", network.job(ROUNDS, regional), "--wait", "--json")
+    assert watcher.stderr is not None
+    job_id = watcher.stderr.readline().split()[-1]
+    with Client(directory=network.layout.root) as client:
+        until(lambda: client.status(job_id).round >= 3, 60)
+        root = next(event for event in client.events(job_id) if event.name == "round_opened").message.split()[-1]
+        [lost] = {member.name for member in read_network(network.layout).of_role(Role.AGGREGATOR)} - {root}
+        # The coordinator follows the round there, and a worker sends its update.
+        until(lambda: counted_calls(network, lost, "cortex_rpc_open_requests") >= 2, 60)
+        network.json("node", "revoke", lost, "--reason", "stolen")
+        until(lambda: counted_calls(network, lost, "cortex_rpc_open_requests") == 0, WITHIN_S)
+        before = counted_calls(network, lost, "cortex_rpc_requests_total")
+        assert client.status(job_id).round < ROUNDS
+
+        out, err = watcher.communicate(timeout=200)
+        assert watcher.returncode == 0, err
+        status = json.loads(out.splitlines()[-1])
+        assert [entry["round"] for entry in status["history"]] == list(range(1, ROUNDS + 1))
+        assert all(entry["accepted"] == 3 for entry in status["history"])
+        assert counted_calls(network, lost, "cortex_rpc_requests_total") == before
+        [moved] = [event for event in client.events(job_id) if event.name == "aggregator_revoked"]
+        # Nobody asked for its sealing key again: the next data key was not wrapped to it.
+        [closed] = [epoch for epoch in client.keys(job_id) if epoch.reason == f"aggregator {lost} was revoked"]
+        assert moved.round <= closed.from_round <= moved.round + 1
+
+
+def counted_calls(network: Shell, name: str, metric: str) -> float:
+    """What a member counts of the calls it answers, all methods together."""
+    port = next(member for member in read_network(network.layout).members if member.name == name).ports["metrics"]
+    lines = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{metric}{{"))
 
 
 @contextmanager

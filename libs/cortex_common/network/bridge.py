@@ -78,8 +78,8 @@ class Transport(Protocol):
             CortexError: what the peer answered instead, or UnavailableError.
         """
 
-    def to(self, address: str) -> grpc.aio.Channel:
-        """Where to exchange weights with the aggregator at this address: for `push_update` and `pull_model`."""
+    def to(self, address: str, aggregator: str) -> grpc.aio.Channel:
+        """Where to exchange weights with an aggregator, by address and name: for `push_update` and `pull_model`."""
 
     def announcer(self) -> Announcer:
         """Takes the node's heartbeats."""
@@ -113,8 +113,8 @@ class TenzroBridge:
     >>> await bridge.close()
     >>> _ = line.cancel()
 
-    `bridge.report` tells how work ended; `push_update(lambda: bridge.to(assignment.aggregator_address), …)` and
-    `pull_model` exchange weights.
+    `bridge.report` tells how work ended; `push_update` and `pull_model` exchange weights over
+    `bridge.to(assignment.aggregator_address, assignment.aggregator)`.
     """
 
     def __init__(self, transport: Transport, clock: Clock, policy: ReconnectPolicy | None = None) -> None:
@@ -190,9 +190,9 @@ class TenzroBridge:
         """Send heartbeats until `stop` is set, then leave."""
         await announce_forever(self._transport.announcer(), node, self._clock, stop)
 
-    def to(self, address: str) -> grpc.aio.Channel:
-        """Where to exchange weights with the aggregator at this address: for `push_update` and `pull_model`."""
-        return self._transport.to(address)
+    def to(self, address: str, aggregator: str) -> grpc.aio.Channel:
+        """Where to exchange weights with an aggregator, by address and name: for `push_update` and `pull_model`."""
+        return self._transport.to(address, aggregator)
 
     async def close(self) -> None:
         """Hang up."""

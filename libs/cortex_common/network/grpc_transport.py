@@ -14,7 +14,9 @@ from cortex_common.network import messages as m
 from cortex_common.network import wire
 from cortex_common.network.heartbeat import Announcer, GrpcAnnouncer
 from cortex_common.pb.v1 import coordinator_pb2_grpc
+from cortex_common.rpc.aggregator_channels import AggregatorChannels
 from cortex_common.rpc.channel import open_channel
+from cortex_common.rpc.denial import DenyList
 from cortex_common.rpc.errors import calling
 from cortex_common.rpc.following import follow
 
@@ -29,26 +31,6 @@ class Peers:
     discovery: str
 
 
-class AggregatorChannels:
-    """Data-plane channels by address, kept open."""
-
-    def __init__(self, tls: TlsFiles) -> None:
-        self._tls = tls
-        self._channels: dict[str, grpc.aio.Channel] = {}
-
-    def to(self, address: str) -> grpc.aio.Channel:
-        """A channel to an aggregator; the same one for the same address."""
-        if address not in self._channels:
-            self._channels[address] = open_channel(address, self._tls, Role.AGGREGATOR, bulk=True)
-        return self._channels[address]
-
-    async def close(self) -> None:
-        """Close them all."""
-        for channel in self._channels.values():
-            await channel.close()
-        self._channels.clear()
-
-
 class GrpcTransport:
     """Lines, reports, heartbeats and weights as RPCs, each kind on a connection of its own."""
 
@@ -60,6 +42,7 @@ class GrpcTransport:
         clock: Clock,
         sealing_key: bytes,
         metadata: Callable[[], Metadata] = tuple,
+        denied: DenyList | None = None,
     ) -> None:
         """Prepare; nothing is dialled yet.
 
@@ -70,6 +53,7 @@ class GrpcTransport:
             clock: Tells whether the certificate is still good.
             sealing_key: The node's public key, to which its data keys are wrapped.
             metadata: Goes along with each call: a gateway's proof of whom it speaks for.
+            denied: Who is shut out: no aggregator that is gets anything.
         """
         self.what = f"coordinator at {peers.coordinator}"
         self._hello = hello
@@ -79,7 +63,7 @@ class GrpcTransport:
         self._sealing_key = sealing_key
         self._metadata = metadata
         self._reports: grpc.aio.Channel | None = None
-        self._aggregators = AggregatorChannels(tls)
+        self._aggregators = AggregatorChannels(tls, denied or DenyList(), clock=clock)
 
     async def listen(self, deliver: Callable[[m.ToNode], None]) -> None:
         """One line, until it breaks. On a channel of its own: its retries are ours, not gRPC's."""
@@ -108,9 +92,9 @@ class GrpcTransport:
             )
         return m.ReportAck(answer.wanted)
 
-    def to(self, address: str) -> grpc.aio.Channel:
+    def to(self, address: str, aggregator: str) -> grpc.aio.Channel:
         """The data-plane channel to an aggregator."""
-        return self._aggregators.to(address)
+        return self._aggregators.to(address, aggregator)
 
     def announcer(self) -> Announcer:
         """Heartbeats go to discovery."""

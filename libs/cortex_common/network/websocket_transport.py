@@ -69,7 +69,7 @@ class WebSocketTransport:
         except TimeoutError:
             raise UnavailableError(f"the {self.what} did not answer in time") from None
 
-    def to(self, address: str) -> grpc.aio.Channel:
+    def to(self, address: str, aggregator: str) -> grpc.aio.Channel:
         """Weights go through the gateway, which knows the aggregator of each assignment."""
         return self._weights.as_channel()
 

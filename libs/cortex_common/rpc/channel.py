@@ -25,7 +25,7 @@ WINDOW_BYTES = 4 * 1024 * 1024
 
 def open_channel(
     address: str, tls: TlsFiles, server_role: Role, *, bulk: bool = False, clock: Clock = _SYSTEM_CLOCK
-) -> grpc.aio.Channel:
+) -> RenewingChannel:
     """A channel to the node at `address`; it connects at the first call and again whenever it must.
 
     When the certificate files change, calls go over a new connection from then on; see `RenewingChannel`.

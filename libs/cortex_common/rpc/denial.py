@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cortex_common.errors import UnauthenticatedError
-from cortex_common.identity import Identity
+from cortex_common.identity import Identity, Role
+from cortex_common.ids import NodeName
 from cortex_common.security.certificates import Certificate
 
 
@@ -26,6 +27,11 @@ class Denial:
     serials: frozenset[int] = frozenset()
     reason: str = ""
     at_s: float = 0.0
+
+    @property
+    def because(self) -> str:
+        """Why, to add to a line."""
+        return f" ({self.reason})" if self.reason else ""
 
     def covers(self, certificate: Certificate) -> bool:
         """Whether this certificate is shut out by it."""
@@ -61,10 +67,18 @@ class DenyList:
         for act in self._listeners:
             act()
 
-    def is_denied(self, identity: Identity) -> bool:
-        """Whether every certificate of the identity is shut out."""
-        denial = self._denials.get(identity)
-        return denial is not None and not denial.serials
+    def names(self, role: Role) -> frozenset[NodeName]:
+        """Nodes of a role, every certificate of which is shut out."""
+        return frozenset(
+            identity.name for identity, denial in self._denials.items() if identity.role is role and not denial.serials
+        )
+
+    def refusal(self, role: Role, name: str) -> str:
+        """Why nobody calls a node: every certificate of it is shut out; empty if it may be called."""
+        for identity, denial in self._denials.items():
+            if (identity.role, identity.name) == (role, name) and not denial.serials:
+                return f"{role.value} {name} was revoked{denial.because}: a new join token lets it in again"
+        return ""
 
     def check(self, certificate: Certificate) -> None:
         """Refuse whoever is shut out.
@@ -74,9 +88,9 @@ class DenyList:
         """
         denial = self._of(certificate) if self._denials else None
         if denial is not None:
-            because = f" ({denial.reason})" if denial.reason else ""
             raise UnauthenticatedError(
-                f"certificate of {certificate.identity.uri} was revoked{because}: a new join token lets it in again",
+                f"certificate of {certificate.identity.uri} was revoked{denial.because}: "
+                "a new join token lets it in again",
                 "revoked",
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -115,12 +116,30 @@ def calling(what: str) -> Iterator[None]:
     """Turn RPC errors inside the block into Cortex errors that name `what` was called.
 
     Raises:
-        CortexError: the class the peer raised; UnavailableError when it cannot be reached.
+        CortexError: the class the peer raised; UnavailableError when it cannot be reached, or the call is cut off.
+    """
+    with unless_cut(what):
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, what) from error
+
+
+@contextmanager
+def unless_cut(what: str) -> Iterator[None]:
+    """Tell the end of a call that was cut off on this side from that of the task which makes it.
+
+    Raises:
+        UnavailableError: the call was cut off.
     """
     try:
         yield
-    except grpc.RpcError as error:
-        raise error_from_rpc(error, what) from error
+    except asyncio.CancelledError:
+        # gRPC raises it for both; only a task is asked to end.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise UnavailableError(f"{what}: the call was cut off") from None
 
 
 _TRANSPORT = re.compile(r"last error: \w+: (?:ipv[46]:)?(?P<address>\S+?): (?P<cause>.+?)(?: \(\d+\))?$", re.DOTALL)

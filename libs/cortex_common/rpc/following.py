@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
+from cortex_common.errors import UnavailableError
 from cortex_common.rpc.renewing import RenewingChannel
 
 _Message = TypeVar("_Message")
@@ -97,7 +98,11 @@ class _Move:
             self._task = asyncio.ensure_future(self._go())
 
     async def _go(self) -> None:
-        fresh = self._start()
+        try:
+            fresh = self._start()
+        except UnavailableError:
+            # Nobody calls there any more.
+            return
         messages = aiter(fresh)
         try:
             first = await anext(messages)

@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from cortex_common.clock import Clock
-from cortex_common.errors import CortexError
+from cortex_common.errors import CortexError, UnavailableError
 from cortex_common.identity import TlsFiles
 from cortex_common.logging import get_logger
 from cortex_common.rpc.tls import current_material, files_stamp
@@ -45,6 +45,7 @@ class RenewingChannel(grpc.aio.Channel):
         self._draining: set[_Connection] = set()
         self._renewed: set[Callable[[], None]] = set()
         self._reason = ""
+        self._refusal = ""
         self._watch = asyncio.ensure_future(self._watch_forever())
 
     @property
@@ -60,6 +61,15 @@ class RenewingChannel(grpc.aio.Channel):
             yield
         finally:
             self._renewed.discard(act)
+
+    def refuse(self, reason: str) -> None:
+        """Let no more calls begin and cut off those that are open; with an empty reason, let them begin again."""
+        self._refusal = reason
+        if reason:
+            for connection in (self._current, *self._draining):
+                connection.cut()
+            # Nor does the connection stay: the next look at the files has it replaced, and nothing calls over that.
+            self._stamp = ()
 
     def refresh(self) -> None:
         """Replace the connection if the files have changed; files that do not fit together are looked at again."""
@@ -128,31 +138,36 @@ class RenewingChannel(grpc.aio.Channel):
 
 
 class _Connection:
-    """A channel with one certificate, and how many of its calls are open."""
+    """A channel with one certificate, and its open calls."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
-        self._open = 0
+        self._open: set[Any] = set()
         self._on_drained: Callable[[_Connection], None] | None = None
         self._closing: asyncio.Future[None] | None = None
 
     def started(self, call: Any) -> Any:
-        """Count a call until it ends."""
-        self._open += 1
+        """Know of a call until it ends."""
+        self._open.add(call)
         call.add_done_callback(self._ended)
         return call
+
+    def cut(self) -> None:
+        """Cancel every open call."""
+        for call in list(self._open):
+            call.cancel()
 
     def drain(self, on_drained: Callable[[_Connection], None]) -> None:
         """Close the channel as soon as no call is open."""
         self._on_drained = on_drained
         self._close_if_idle()
 
-    def _ended(self, _call: object) -> None:
-        self._open -= 1
+    def _ended(self, call: object) -> None:
+        self._open.discard(call)
         self._close_if_idle()
 
     def _close_if_idle(self) -> None:
-        if self._on_drained is not None and self._open == 0 and self._closing is None:
+        if self._on_drained is not None and not self._open and self._closing is None:
             self._closing = asyncio.ensure_future(self.channel.close())
             self._on_drained(self)
 
@@ -171,6 +186,8 @@ class _Method:
         self._bound: Any = None
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
+        if self._channel._refusal:
+            raise UnavailableError(self._channel._refusal)
         connection = self._channel._current
         if connection is not self._connection:
             self._bound = getattr(connection.channel, self._kind)(*self._method, **self._options)

@@ -106,6 +106,7 @@ class _Push:
             call.cancel()
 
     async def _exchange(self, call: Any) -> Receipt:
+        await _connected(call)
         await _write(call, frame_to_bytes(HeaderFrame(self._header)))
         resume = (await _read(call)).resume
         if not resume.already_accepted:
@@ -171,6 +172,16 @@ class _Push:
             self._digests.append(chunk_digest(frame))
         # gRPC takes nothing but bytes of their own.
         return bytes(frame)
+
+
+async def _connected(call: Any) -> None:
+    """Return once the call is on its way, or has ended: `write` would wait for ever on one cancelled before that."""
+    waits = {asyncio.ensure_future(call.wait_for_connection()), asyncio.ensure_future(call.code())}
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 async def _write(call: Any, message: bytes) -> None:

@@ -12,7 +12,7 @@ import grpc.aio
 
 from cortex_common.clock import Clock, SystemClock
 from cortex_common.errors import CorruptError, OverloadedError, UnavailableError
-from cortex_common.rpc.errors import error_from_rpc
+from cortex_common.rpc.errors import error_from_rpc, unless_cut
 from cortex_common.rpc.renewing import serial_of
 from cortex_common.rpc.retry import backoff
 
@@ -27,12 +27,13 @@ MAX_FAULTS = 4
 def transferring(what: str, channel: grpc.aio.Channel | None = None) -> Iterator[None]:
     """Turn RPC errors of a stream into Cortex errors; one that may go on at the next attempt counts as unavailable.
 
-    That is a stream that was reset or cancelled, and one that ended with the certificate with which it began, when its
-    channel has a newer one.
+    That is a stream that was reset or cancelled, or cut off here, and one that ended with the certificate with which it
+    began, when its channel has a newer one.
     """
     serial = serial_of(channel)
     try:
-        yield
+        with unless_cut(what):
+            yield
     except grpc.RpcError as error:
         call: Any = error
         if call.code() is grpc.StatusCode.UNAUTHENTICATED and serial_of(channel) != serial:

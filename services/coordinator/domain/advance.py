@@ -43,7 +43,11 @@ def advance(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdi
         rules: The coordinator's limits.
         now: The time.
     """
-    if job.stage.is_terminal or job.stage is Stage.PAUSED:
+    if job.stage.is_terminal:
+        return Verdict(job)
+    if (without := _without_aggregators(job, world)) is not None:
+        return without
+    if job.stage is Stage.PAUSED:
         return Verdict(job)
     if seen.fatal is not None:
         return fail(job, seen.fatal, now)
@@ -90,10 +94,11 @@ def _gather(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdi
     enough = came and untested is None
     is_regional = job.spec.aggregation.topology == "regional"
     root = choose_aggregator(seats, world, above_regions=is_regional)
-    aggregator = _aggregator_of(job, world) if job.aggregator else root
+    aggregator = _aggregator_of(job, root, world)
     if not enough or aggregator is None:
         if waited_s >= job.spec.aggregation.deadline * rules.attempts and not _is_queued(job, world):
-            reason = _nobody_came(job, len(live), aggregator is None, untested if came else None, waited_s)
+            lacking = None if aggregator is not None else lacking_aggregator(job, world)
+            reason = _nobody_came(job, len(live), lacking, untested if came else None, waited_s)
             return fail(job, reason + refused_by(world), now)
         return Verdict(job)
     cohort = live if job.round else live[:1]
@@ -127,15 +132,29 @@ def _is_queued(job: Job, world: World) -> bool:
     return any(name in world.workers and misfit(world.workers[name], job.spec) is None for name in world.taken)
 
 
-def _aggregator_of(job: Job, world: World) -> AggregatorView:
-    """The job's aggregator: its versions are there. Its last address will do while discovery is away."""
-    name = job.aggregator or NodeName("")
+def _aggregator_of(job: Job, root: AggregatorView | None, world: World) -> AggregatorView | None:
+    """The job's aggregator: its versions are there. Its last address will do while discovery is away.
+
+    A job that has none yet takes the root given, and so does one without a version whose aggregator was shut out.
+    """
+    name = job.aggregator
+    if name is None or (name in world.revoked and job.version is None):
+        return root
+    if name in world.revoked:
+        return None
     return world.aggregators.get(name) or AggregatorView(name, "", job.aggregator_address, is_live=True)
 
 
-def _nobody_came(job: Job, live: int, lacks_aggregator: bool, untested: str | None, waited_s: float) -> str:
-    if lacks_aggregator:
-        return f"no aggregator came within {waited_s:.0f} s"
+def lacking_aggregator(job: Job, world: World) -> str:
+    """Why there is no aggregator for the job's next round."""
+    if job.aggregator in world.revoked and job.version is not None:
+        return f"aggregator {job.aggregator}: it was revoked, and the job's versions are there"
+    return "an aggregator: none is live"
+
+
+def _nobody_came(job: Job, live: int, lacking: str | None, untested: str | None, waited_s: float) -> str:
+    if lacking is not None:
+        return f"waited {waited_s:.0f} s for {lacking}"
     if untested is not None:
         return f"{untested}, and no other came within {waited_s:.0f} s"
     return f"{live} of {job.spec.placement.least} workers needed came within {waited_s:.0f} s"
@@ -271,6 +290,21 @@ def _without_revoked(job: Job, given: Iterable[Contribution], world: World) -> V
         return None
     what = f"what {', '.join(revoked)} sent is left out: revoked"
     return Verdict(_collected_again(job), (Note("contribution_excluded", job.round, what),))
+
+
+def _without_aggregators(job: Job, world: World) -> Verdict | None:
+    """An aggregator that was shut out loses the round that it serves, open or frozen, and the data key it was given."""
+    serving = world.revoked.intersection((job.aggregator, *(tier.aggregator for tier in job.tiers)))
+    holding = {name for name in world.revoked if f"aggregator {name}" in job.key_holders}
+    is_under_way = bool(serving) and job.stage in (Stage.COLLECTING, Stage.SEALED)
+    if not is_under_way and (not holding or job.rekey):
+        return None
+    why = f"aggregator {', '.join(sorted(serving | holding))} was revoked"
+    job = replace(job, rekey=job.rekey or why)
+    if not is_under_way:
+        return Verdict(job, (Note("aggregator_revoked", job.round, f"{why}: the next round has a new data key"),))
+    what = f"{why}: the round is collected again, under a new data key"
+    return Verdict(_collected_again(job), (Note("aggregator_revoked", job.round, what),))
 
 
 def _collected_again(job: Job) -> Job:

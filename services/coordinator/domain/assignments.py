@@ -44,8 +44,8 @@ class Assignment:
 
 
 def assignments(job: Job, seen: Seen, world: World, rules: Rules, now_s: float) -> Mapping[NodeName, Assignment]:
-    """Work of every worker that holds a seat of the job."""
-    if job.stage.is_terminal or job.stage is Stage.PAUSED:
+    """Work of every worker that holds a seat of the job; none while its aggregator is shut out."""
+    if job.stage.is_terminal or job.stage is Stage.PAUSED or job.aggregator in world.revoked:
         return {}
     if job.stage is Stage.COLLECTING:
         return _seated(job, seen, Work.TRAIN if job.round else Work.INITIALISE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cortex_common.ids import SeatIndex
-from services.coordinator.domain.advance import quorum_of, refused_by
+from services.coordinator.domain.advance import lacking_aggregator, quorum_of, refused_by
 from services.coordinator.domain.assignments import nobody_evaluates
 from services.coordinator.domain.job import Job, Stage
 from services.coordinator.domain.placement import fill_seats, misfit, no_evaluator
@@ -16,11 +16,12 @@ def waiting_for(job: Job, seen: Seen, world: World, rules: Rules, now_s: float) 
         return None
     if job.stage is Stage.PAUSED:
         return "resume: the job is paused"
+    if job.aggregator in world.revoked and job.version is not None:
+        return f"{lacking_aggregator(job, world)}; a new join token lets it in again"
     if seen.trouble is not None:
         return seen.trouble
-    root = world.aggregators.get(job.aggregator) if job.aggregator else None
-    if root is not None and not root.is_live:
-        return f"aggregator {root.name}: it is gone, and the job's versions are there"
+    if job.aggregator and job.aggregator not in world.revoked and world.is_gone(job.aggregator):
+        return f"aggregator {job.aggregator}: it is gone, and the job's versions are there"
     if job.stage is Stage.GATHERING:
         return _gathering(job, world, rules, now_s)
     if job.stage is Stage.SEALED:
@@ -45,8 +46,9 @@ def _gathering(job: Job, world: World, rules: Rules, now_s: float) -> str:
     untested = no_evaluator(ready, job.spec) if filled >= job.spec.placement.least else None
     unfit = sum(1 for worker in world.workers.values() if misfit(worker, job.spec))
     busy = len(world.taken)
-    if not job.aggregator and not any(aggregator.is_live for aggregator in world.aggregators.values()):
-        return "an aggregator: none is live"
+    needs_another = job.aggregator is None or job.aggregator in world.revoked
+    if needs_another and not any(aggregator.is_live for aggregator in world.aggregators.values()):
+        return lacking_aggregator(job, world)
     details = ", ".join(text for count, text in ((busy, f"{busy} busy"), (unfit, f"{unfit} do not fit")) if count)
     least = job.spec.placement.least
     wanted = f"{len(seats)}" if least == len(seats) else f"{len(seats)} (at least {least})"

@@ -62,13 +62,20 @@ class AggregatorView:
 class World:
     """Everybody, and who has no free place. `taken` leaves out what the job asked about holds itself.
 
-    `refused` are the workers whose sites' policies forbid them the job asked about, with the rules that do.
+    `refused` are the workers whose sites' policies forbid them the job asked about, with the rules that do; `revoked`
+    the aggregators that were shut out, seen or not.
     """
 
     workers: Mapping[NodeName, WorkerView]
     aggregators: Mapping[NodeName, AggregatorView]
     taken: frozenset[NodeName] = frozenset()
     refused: Mapping[NodeName, tuple[Refusal, ...]] = field(default_factory=dict)
+    revoked: frozenset[NodeName] = frozenset()
+
+    def is_gone(self, aggregator: NodeName) -> bool:
+        """Whether an aggregator was shut out or does not live. One that was never seen may be on its way."""
+        view = self.aggregators.get(aggregator)
+        return aggregator in self.revoked or (view is not None and not view.is_live)
 
     def is_willing(self, name: NodeName) -> bool:
         """Whether the worker's site does not refuse the job."""

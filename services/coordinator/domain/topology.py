@@ -83,22 +83,16 @@ def readers_of(job: Job, tier: int | None) -> tuple[NodeName, ...]:
 
 def lost_tier(job: Job, world: World) -> Tier | None:
     """A tier whose aggregator is gone. Without the root no move helps: the versions are there."""
-    root = world.aggregators.get(job.aggregator or NodeName(""))
-    if root is not None and not root.is_live:
+    if job.aggregator is not None and world.is_gone(job.aggregator):
         return None
-    for tier in job.tiers:
-        view = world.aggregators.get(tier.aggregator)
-        if view is not None and not view.is_live:
-            return tier
-    return None
+    return next((tier for tier in job.tiers if world.is_gone(tier.aggregator)), None)
 
 
 def is_cut_off(job: Job, seat: SeatIndex, world: World) -> bool:
     """Whether an aggregator between a seat's worker and the root is gone."""
     tier = job.tier_of(seat)
     while tier is not None:
-        view = world.aggregators.get(job.tiers[tier].aggregator)
-        if view is not None and not view.is_live:
+        if world.is_gone(job.tiers[tier].aggregator):
             return True
         tier = job.tiers[tier].above
     return False

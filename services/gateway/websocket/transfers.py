@@ -22,26 +22,26 @@ class Addresses:
     """Which aggregator a node exchanges a job's weights with, as its assignments said last."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], tuple[str, str]] = OrderedDict()
 
     def learn(self, node: str, assignment: Assignment) -> None:
         """Remember where an assignment sends its node."""
         for job_id in {str(assignment.job_id), str(assignment.transfer_id)}:
-            self._known[node, job_id] = assignment.aggregator_address
+            self._known[node, job_id] = (assignment.aggregator_address, assignment.aggregator)
             self._known.move_to_end((node, job_id))
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
 
-    def of(self, node: str, job_id: str) -> str:
-        """host:port.
+    def of(self, node: str, job_id: str) -> tuple[str, str]:
+        """host:port and name.
 
         Raises:
             UnavailableError: no assignment named it yet.
         """
-        address = self._known.get((node, job_id))
-        if address is None:
+        found = self._known.get((node, job_id))
+        if found is None:
             raise UnavailableError(f"node {node!r} has no assignment of job {job_id!r} here yet; retry")
-        return address
+        return found
 
 
 class Upload:
@@ -75,7 +75,7 @@ class Upload:
         frame = frame_from_bytes(header)
         if not isinstance(frame, HeaderFrame):
             raise InvalidArgumentError("an upload begins with its header")
-        push = relay.push(addresses.of(relay.hello.node, frame.header.job_id))
+        push = relay.push(*addresses.of(relay.hello.node, frame.header.job_id))
         passing = asyncio.create_task(self._pass_on(push, header))
         try:
             resume = await push.answer()
@@ -111,7 +111,7 @@ async def send_version(pull: m.ModelPull, relay: NodeRelay, addresses: Addresses
     Raises:
         CortexError: there is no such version, or the aggregator is away.
     """
-    address = addresses.of(relay.hello.node, pull.job_id)
-    async with aclosing(relay.pull(address, pull)) as frames:
+    address, aggregator = addresses.of(relay.hello.node, pull.job_id)
+    async with aclosing(relay.pull(address, aggregator, pull)) as frames:
         async for frame in frames:
             await socket.send_frame(frame)

@@ -314,10 +314,10 @@ async def test_a_revocation_reaches_every_member_and_survives_a_restart_of_every
         keeping = asyncio.create_task(membership.keep())
         await network.revoke("eu-1")
         worker = Identity("cortex", Role.WORKER, NodeName("eu-1"))
-        await eventually(lambda: membership.denied.is_denied(worker), 5)
+        await eventually(lambda: membership.denied.refusal(worker.role, worker.name), 5)
         keeping.cancel()
         # A member that starts while discovery is away knows what it knew.
-        assert Membership(watcher, network.server.address, kept, CLOCK).denied.is_denied(worker)
+        assert Membership(watcher, network.server.address, kept, CLOCK).denied.refusal(worker.role, worker.name)
     async with discovery(tmp_path) as again:
         with pytest.raises(UnauthenticatedError, match="was revoked"):
             await again.beat(again.files("eu-1"), "eu-1")

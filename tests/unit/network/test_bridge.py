@@ -37,7 +37,7 @@ class ScriptedTransport:
     async def ask(self, message: m.FromNode, *, timeout_s: float, waits: bool) -> m.ToNode:
         return m.ReportAck(wanted=waits)
 
-    def to(self, address: str) -> Any:
+    def to(self, address: str, aggregator: str) -> Any:
         return address
 
     def announcer(self) -> Any:
