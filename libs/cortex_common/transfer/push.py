@@ -175,7 +175,9 @@ class _Push:
 
 
 async def _connected(call: Any) -> None:
-    """Return once the call is on its way, or has ended: `write` would wait for ever on one cancelled before that."""
+    """Return once the call is on its way, or has ended: gRPC's `write` waits for ever on one cancelled before that."""
+    if not isinstance(call, grpc.aio.StreamStreamCall):
+        return
     waits = {asyncio.ensure_future(call.wait_for_connection()), asyncio.ensure_future(call.code())}
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
