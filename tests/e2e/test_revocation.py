@@ -145,8 +145,10 @@ def test_a_revoked_worker_is_out_within_seconds_and_the_job_goes_on_with_another
 
 def test_nothing_calls_a_revoked_aggregator_any_more_and_its_region_has_another(network: Shell):
     network.slow_down()
+    # Enough of them to be still under way when the command has been started and has done its work.
+    rounds = 3 * ROUNDS
     regional = {**WIDE, "workers: 2, min_workers: 2}": "workers: 3}\naggregation: {topology: regional}"}
-    watcher = network.start("submit", network.job(ROUNDS, regional), "--wait", "--json")
+    watcher = network.start("submit", network.job(rounds, regional), "--wait", "--json")
     assert watcher.stderr is not None
     job_id = watcher.stderr.readline().split()[-1]
     with Client(directory=network.layout.root) as client:
@@ -158,12 +160,12 @@ def test_nothing_calls_a_revoked_aggregator_any_more_and_its_region_has_another(
         network.json("node", "revoke", lost, "--reason", "stolen")
         until(lambda: counted_calls(network, lost, "cortex_rpc_open_requests") == 0, WITHIN_S)
         before = counted_calls(network, lost, "cortex_rpc_requests_total")
-        assert client.status(job_id).round < ROUNDS
+        assert client.status(job_id).round < rounds
 
         out, err = watcher.communicate(timeout=200)
         assert watcher.returncode == 0, err
         status = json.loads(out.splitlines()[-1])
-        assert [entry["round"] for entry in status["history"]] == list(range(1, ROUNDS + 1))
+        assert [entry["round"] for entry in status["history"]] == list(range(1, rounds + 1))
         assert all(entry["accepted"] == 3 for entry in status["history"])
         assert counted_calls(network, lost, "cortex_rpc_requests_total") == before
         [moved] = [event for event in client.events(job_id) if event.name == "aggregator_revoked"]
