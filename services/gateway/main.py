@@ -38,6 +38,7 @@ from services.gateway.routes.operations import Readiness, check
 from services.gateway.server import RunningHttp, http_server
 from services.gateway.settings import GatewaySettings
 from services.gateway.surroundings import Streams, Surroundings
+from services.gateway.token_log import record_heads
 from services.gateway.websocket.board import StatusBoard
 from services.gateway.websocket.listener import RunningWebSocket, websocket_server
 from services.gateway.websocket.session import Gate
@@ -95,7 +96,11 @@ async def run(
                 heartbeat_forever(_dial(settings), report, clock, stop, what=f"discovery at {settings.discovery}")
             )
             tasks.create_task(_probe_forever(surroundings, peers))
-            keeping = [tasks.create_task(membership.keep()), tasks.create_task(surroundings.access.keep())]
+            keeping = [
+                tasks.create_task(membership.keep()),
+                tasks.create_task(surroundings.access.keep()),
+                tasks.create_task(record_heads(surroundings.tokens, auditor, clock)),
+            ]
             log.info("serving", url=http.url, websocket=websocket.url, metrics_port=ops.port)
             if settings.ready_file is not None:
                 facts = {"service": "gateway", "name": settings.name, "address": address, "metrics_port": ops.port}

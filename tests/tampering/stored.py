@@ -18,7 +18,8 @@ from cortex_common.codec import WeightCompressor
 from cortex_common.errors import CorruptError, NotFoundError
 from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.ids import JobId
-from cortex_common.security.audit import AuditLog, Entry, check_log, read_log
+from cortex_common.security.audit import AuditLog, Entry, read_log
+from cortex_common.security.audit_check import check_log
 from cortex_common.security.encryption import ObjectHeader, ObjectKind
 from cortex_common.security.shards import sealed_size
 from cortex_common.security.signed_heads import sign_head, verified_head

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cortex.cli.common import JsonOption, console, example, print_json
 from cortex.cli.local import HereOption, layout_of
-from cortex_common.errors import CorruptError, NotFoundError
+
+if TYPE_CHECKING:
+    from cortex_common.security.audit_proof import Proof
 
 app = typer.Typer(
     no_args_is_help=True, help="Audit logs of services and API tokens: privileged calls, changes, refusals."
@@ -39,11 +41,12 @@ def list_records(
     as_json: JsonOption = False,
 ) -> None:
     """List what was recorded, oldest first."""
+    from cortex.cli.audit_trust import asked_logs
     from cortex_common.security.audit import read_log
 
     records = [
         {"service": name, **record}
-        for name, folder in _logs(log, directory)
+        for name, folder in ((each.name, each.folder) for each in asked_logs(log, None, layout_of(directory)))
         for record in read_log(folder)
         if (not refused or record.get("decision") == "refused") and (who is None or who in record.get("who", ""))
     ]
@@ -59,60 +62,79 @@ def list_records(
     console().print(shown)
 
 
-@app.command(epilog=example("cortex audit verify", "cortex audit verify --log /srv/cortex/coordinator/audit"))
-def verify(log: LogOption = None, directory: HereOption = None, as_json: JsonOption = False) -> None:
-    """Check that no record was changed, removed or added since it was written, against the signed heads."""
-    from cortex_common.security.audit import check_log
-    from cortex_common.security.signed_heads import HEADS_FILE, read_heads, verified_head
+@app.command(
+    epilog=example(
+        "cortex audit verify",
+        "cortex audit verify --log /srv/cortex/coordinator/audit --roots ca.pem "
+        "--service spiffe://cortex/coordinator/coordinator --heads collected.jsonl",
+    )
+)
+def verify(
+    log: LogOption = None,
+    heads: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Heads kept elsewhere: copies of heads.jsonl, or services' log lines audit_head (in JSON).",
+            show_default=False,
+        ),
+    ] = None,
+    roots: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Roots the network has had: PEM files, or discovery's authority folder. That of the network in --dir "
+            "by default, or CORTEX_CA.",
+            show_default=False,
+        ),
+    ] = None,
+    service: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPIFFE",
+            help="Whose the one --log is. In the network of --dir that is known; else the check tells who signed.",
+            show_default=False,
+        ),
+    ] = None,
+    directory: HereOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that no record was changed, removed or added since a head of it was signed, and by whom the heads are.
 
-    found: dict[str, dict[str, Any]] = {}
-    for name, folder in _logs(log, directory):
-        problems: list[str] = []
-        known: dict[int, str] = {}
-        try:
-            heads = [verified_head(each)[1] for each in read_heads(folder / HEADS_FILE)]
-            known = {head.number: head.hash for head in heads}
-        except CorruptError as error:
-            problems.append(error.message)
-        checked = check_log(folder, known)
-        known = {number: hashed for number, hashed in known.items() if number >= checked.first}
-        found[name] = {
-            "first": checked.first,
-            "last": checked.last,
-            "signed_heads": len(known),
-            "problems": [*problems, *checked.problems],
-        }
+    What is not proven is said too: records since the last head, and what earlier versions did not write down.
+    """
+    from cortex.cli.audit_trust import asked_logs, prove_all, trust_of
+
+    layout = layout_of(directory)
+    logs = asked_logs(log, service, layout)
+    found = prove_all(logs, trust_of(logs, roots, heads, layout))
     if as_json:
-        print_json(found)
+        print_json({each.name: _as_json(proof) for each, proof in found})
     else:
-        for name, result in found.items():
-            range_of = f"records {result['first']} to {result['last']}" if result["last"] else "no records"
-            typer.echo(
-                f"{name}: {range_of}, {result['signed_heads']} signed heads: {'; '.join(result['problems']) or 'whole'}"
-            )
-    if any(result["problems"] for result in found.values()):
+        for each, proof in found:
+            typer.echo(f"{each.name}: {_summary(proof)}: {'; '.join(proof.problems) or 'whole'}")
+            for sentence in proof.unproven:
+                typer.echo(f"{each.name}: not proven: {sentence}")
+    if any(proof.problems for _, proof in found):
         raise typer.Exit(1)
 
 
-def _logs(given: list[Path] | None, directory: Path | None) -> Iterator[tuple[str, Path]]:
-    """Name and folder of each log that is meant."""
-    if given:
-        missing = [str(path) for path in given if not path.is_dir()]
-        if missing:
-            raise NotFoundError(f"no audit log at {', '.join(missing)}")
-        yield from ((path.parent.name, path) for path in given)
-        return
-    from cortex.local.network import read_network
+def _as_json(proof: Proof) -> dict[str, Any]:
+    return {
+        "first": proof.first,
+        "last": proof.last,
+        "signed_heads": proof.heads,
+        "signed_up_to": proof.signed_up_to,
+        "signed_by": proof.by,
+        "problems": proof.problems,
+        "unproven": proof.unproven,
+    }
 
-    layout = layout_of(directory)
-    from cortex_common.security.tokens import TokenStore
 
-    if (tokens := TokenStore(layout.tokens_file).audit_directory).is_dir():
-        yield "tokens", tokens
-    for member in read_network(layout).members:
-        folder = layout.state(member.name) / "audit"
-        if folder.is_dir():
-            yield member.name, folder
+def _summary(proof: Proof) -> str:
+    records = f"records {proof.first} to {proof.last}" if proof.last else "no records"
+    heads = f"{proof.heads} signed head{'' if proof.heads == 1 else 's'}"
+    return f"{records}, {heads}{f' by {proof.by}' if proof.by else ''}"
 
 
 def _shown(record: Mapping[str, Any], column: str) -> str:

@@ -85,10 +85,8 @@ class Membership:
 
     def _remembered(self) -> Sequence[Denial]:
         try:
-            return kept_denials(self._kept.read_bytes())
-        except FileNotFoundError:
-            return []
-        except (OSError, CorruptError) as error:
+            return read_denials(self._kept)
+        except CorruptError as error:
             # Discovery says it again within seconds; until then this node knows less, and says so.
             _log.error("denials_unreadable", file=str(self._kept), reason=str(error))
             return []
@@ -109,6 +107,20 @@ def trust_of(answer: identity_pb2.WatchTrustResponse) -> tuple[list[Denial], byt
     if answer.roots:
         fingerprints(answer.roots)
     return denials, answer.roots
+
+
+def read_denials(path: Path) -> list[Denial]:
+    """Who was shut out when a node last heard of it; nobody, if there is no file.
+
+    Raises:
+        CorruptError: it cannot be read.
+    """
+    try:
+        return kept_denials(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    except (OSError, CorruptError) as error:
+        raise CorruptError(f"{path}, which says who is shut out, cannot be read: {error}") from None
 
 
 def kept_denials(data: bytes) -> list[Denial]:

@@ -19,11 +19,10 @@ from cortex_common.rpc.identity import ORG_KEY, PRINCIPAL_KEY
 from cortex_common.rpc.metrics import AUDIT_FAILURES
 from cortex_common.security.audit import AuditLog, Entry, Head
 from cortex_common.security.certificates import certificate_of, read_certificate
-from cortex_common.security.signed_heads import HEADS_FILE, add_head, sign_head
+from cortex_common.security.signed_heads import HEADS_FILE, SIGN_EVERY_S, add_head, sign_head
 
 _log = get_logger(__name__)
 
-SIGN_EVERY_S = 60.0
 # Fields of requests that name what is acted on; none of them is a secret.
 _ABOUT = ("job_id", "request_id", "name", "role", "token_id", "round", "reason", "root")
 _MAX_TEXT = 300
@@ -97,7 +96,7 @@ class Auditor:
         self._repeats: OrderedDict[tuple[str, str, str, str], tuple[Entry, float, int]] = OrderedDict()
         self._waiting = 0
         self._is_broken = False
-        self._signed = Head()
+        self._signed: Head | None = None
 
     async def require(self) -> None:
         """Return if the log can take a record.
@@ -140,10 +139,10 @@ class Auditor:
             self._flush(self._repeats.popitem(last=False)[1])
 
     async def run(self) -> None:
-        """Write out repeats and sign the head once a minute, for ever."""
+        """Write out repeats and sign the head, that of an empty log too: at once, then once a minute, for ever."""
         while True:
-            await self._clock.sleep(SIGN_EVERY_S)
             await self.settle()
+            await self._clock.sleep(SIGN_EVERY_S)
 
     async def settle(self) -> None:
         """Everything known is on the disk, and the head is signed."""
@@ -196,7 +195,10 @@ class Auditor:
         self._is_broken = True
 
     def _append(self, entry: Entry) -> None:
-        self._log.append(entry, self._clock.wall_s())
+        before = self._log.head.number
+        if self._log.append(entry, self._clock.wall_s()).number > before + 1:
+            # Old records were removed: no check of the log is to find that before it is signed.
+            self._sign()
 
     def _sign(self) -> None:
         head = self._log.head
@@ -210,7 +212,7 @@ class Auditor:
             return
         self._signed = head
         # Whoever collects logs holds the head where this node cannot change it.
-        _log.info("audit_head", number=head.number, hash=head.hash, signature=statement["signature"])
+        _log.info("audit_head", **{name: said for name, said in statement.items() if name != "certificate"})
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
 """The audit log: an append-only file of records, each bound to the one before it by a hash, its head signed.
 
 Changing, removing or inserting a record breaks the chain; cutting records off the end contradicts a signed head taken
-before. Old segments are removed when the log is full: the chain then begins at a later record.
+before. Old segments are removed when the log is full: a record says which is the first one then.
 """
 
 from __future__ import annotations
@@ -11,14 +11,22 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cortex_common.errors import CorruptError
 
-_START = "0" * 64
+SEGMENT_BYTES, SEGMENTS = 4 << 20, 16
+START = "0" * 64
+"""Stands for the hash before the first record."""
 _SEGMENT = "audit-*.jsonl"
+_REMOVAL = {
+    "what": "audit log",
+    "decision": "allowed",
+    "code": "OK",
+    "reason": "the log is full: the records before this first one were removed",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +63,7 @@ class Head:
     """The newest record: its number and hash. Number 0 stands for an empty log."""
 
     number: int = 0
-    hash: str = _START
-
-
-@dataclass(slots=True)
-class Checked:
-    """What a check of a log found.
-
-    Attributes:
-        first, last: Numbers of the records that are there.
-        problems: What is wrong, a sentence each.
-    """
-
-    first: int = 0
-    last: int = 0
-    problems: list[str] = field(default_factory=list)
+    hash: str = START
 
 
 class AuditLog:
@@ -78,10 +72,10 @@ class AuditLog:
     Args:
         directory: Of the segments.
         segment_bytes: A new file is begun beyond this size.
-        segments: The oldest files beyond this number are removed.
+        segments: The oldest files beyond this number, at least 2, are removed.
     """
 
-    def __init__(self, directory: Path, segment_bytes: int = 4 << 20, segments: int = 16) -> None:
+    def __init__(self, directory: Path, segment_bytes: int = SEGMENT_BYTES, segments: int = SEGMENTS) -> None:
         self.directory = directory
         self._segment_bytes = segment_bytes
         self._segments = segments
@@ -91,39 +85,65 @@ class AuditLog:
     def append(self, entry: Entry, at_s: float) -> Head:
         """Add a record; it is on the disk when this returns.
 
+        One more comes before it when old ones are removed: which is the first one then.
+
         Raises:
             OSError: it is not, and the log is as before.
         """
-        number = self.head.number + 1
-        record = {
-            "number": number,
-            "at": dt.datetime.fromtimestamp(at_s, dt.UTC).isoformat(timespec="milliseconds"),
-            **{name: value for name in Entry.__slots__ if (value := getattr(entry, name))},
-            "previous": self.head.hash,
-        }
-        record["hash"] = _digest(record)
-        if self._path is None or self._path.stat().st_size >= self._segment_bytes:
-            self._path = self.directory / f"audit-{number:012}.jsonl"
-        _append_line(self._path, json.dumps(record, separators=(",", ":")).encode() + b"\n")
-        self.head = Head(number, record["hash"])
-        for old in sorted(self.directory.glob(_SEGMENT))[: -self._segments]:
+        said: list[dict[str, Any]] = [{name: value for name in Entry.__slots__ if (value := getattr(entry, name))}]
+        path = self._path
+        if path is None or path.stat().st_size >= self._segment_bytes:
+            path = self.directory / f"audit-{self.head.number + 1:012}.jsonl"
+            said = [*self._removal(path), *said]
+        head, lines = self.head, b""
+        for each in said:
+            head, line = _chained(head, each, at_s)
+            lines += line
+        _append_lines(path, lines)
+        self._path, self.head = path, head
+        for old in segments_of(self.directory)[: -self._segments]:
             old.unlink()
         return self.head
 
+    def _removal(self, begun: Path) -> list[dict[str, Any]]:
+        """What is to be recorded of the segments that go when one more is begun; nothing if none goes."""
+        before = [path for path in segments_of(self.directory) if path != begun]
+        if len(before) < self._segments:
+            return []
+        first = before[1 - self._segments]
+        with first.open("rb") as file:
+            try:
+                record = _parsed(file.readline(), str(first))
+            except CorruptError:
+                return []  # Whoever checks the log is told of the damage, and that nothing says where it begins.
+        return [{**_REMOVAL, "first": {"number": record["number"], "hash": record["hash"]}}]
+
     def _recovered(self) -> tuple[Path | None, Head]:
         """The last segment, without a record that was cut short: nobody was told that it was there."""
-        segments = sorted(self.directory.glob(_SEGMENT))
+        segments = segments_of(self.directory)
         while segments:
             path = segments.pop()
             content = path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
+            whole = _whole_lines(content)
             if len(whole) < len(content):
                 os.truncate(path, len(whole))
             if whole:
-                record = _parsed(whole.splitlines()[-1], str(path))
-                return path, Head(record["number"], record["hash"])
+                return path, _head_in(whole, path)
             path.unlink()
         return None, Head()
+
+
+def newest_head(directory: Path) -> Head:
+    """The head of a log that somebody else may be writing.
+
+    Raises:
+        OSError: it cannot be read.
+        CorruptError: its last line is no record.
+    """
+    for path in reversed(segments_of(directory)):
+        if whole := _whole_lines(path.read_bytes()):
+            return _head_in(whole, path)
+    return Head()
 
 
 def read_log(directory: Path) -> Iterator[Mapping[str, Any]]:
@@ -132,46 +152,31 @@ def read_log(directory: Path) -> Iterator[Mapping[str, Any]]:
     Raises:
         CorruptError: a line is no record.
     """
-    for path in sorted(directory.glob(_SEGMENT)):
+    for path in segments_of(directory):
         with path.open("rb") as file:
             for line in file:
                 if line.endswith(b"\n"):
                     yield _parsed(line, str(path))
 
 
-def check_log(directory: Path, known: Mapping[int, str] | None = None) -> Checked:
-    """Check the chain of a log.
-
-    Args:
-        directory: Of the log.
-        known: Hashes of records by number, from heads that were signed earlier.
-    """
-    found, before = Checked(), Head()
-    hashes = dict(known or {})
-    try:
-        for record in read_log(directory):
-            number = record["number"]
-            found.first = found.first or number
-            if before.number and (number != before.number + 1 or record["previous"] != before.hash):
-                found.problems.append(f"record {number} does not follow record {before.number}")
-            if record["hash"] != _digest(record):
-                found.problems.append(f"record {number} was changed")
-            if hashes.pop(number, record["hash"]) != record["hash"]:
-                found.problems.append(f"record {number} is not the one whose hash was signed")
-            before = Head(number, record["hash"])
-    except CorruptError as error:
-        found.problems.append(error.message)
-    found.last = before.number
-    missing = [number for number in hashes if number > found.last]
-    found.problems += [f"record {number} was signed and is gone" for number in sorted(missing)]
-    return found
+def segments_of(directory: Path) -> list[Path]:
+    """The files of a log, oldest first."""
+    return sorted(directory.glob(_SEGMENT))
 
 
-def _digest(record: Mapping[str, Any]) -> str:
+def digest_of(record: Mapping[str, Any]) -> str:
     """SHA-256 over the hash before and everything the record says."""
     said = {key: value for key, value in record.items() if key not in ("hash", "previous")}
     body = json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
     return hashlib.sha256(str(record.get("previous")).encode() + b"\n" + body).hexdigest()
+
+
+def _chained(before: Head, said: Mapping[str, Any], at_s: float) -> tuple[Head, bytes]:
+    """The record that says so, as the next head and a line of the log."""
+    at = dt.datetime.fromtimestamp(at_s, dt.UTC).isoformat(timespec="milliseconds")
+    record = {"number": before.number + 1, "at": at, **said, "previous": before.hash}
+    record["hash"] = digest_of(record)
+    return Head(record["number"], record["hash"]), json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
 
 def _parsed(line: bytes, where: str) -> dict[str, Any]:
@@ -184,22 +189,30 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
     return dict(record)
 
 
-def _append_line(path: Path, line: bytes) -> None:
-    is_new = not path.exists()
+def _whole_lines(content: bytes) -> bytes:
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _head_in(lines: bytes, path: Path) -> Head:
+    record = _parsed(lines.splitlines()[-1], str(path))
+    return Head(record["number"], record["hash"])
+
+
+def _append_lines(path: Path, lines: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         size = os.fstat(descriptor).st_size
         try:
-            written = os.write(descriptor, line)
-            if written != len(line):
-                raise OSError(f"{written} of {len(line)} bytes written")
+            written = os.write(descriptor, lines)
+            if written != len(lines):
+                raise OSError(f"{written} of {len(lines)} bytes written")
             os.fsync(descriptor)
         except OSError:
             os.ftruncate(descriptor, size)
             raise
     finally:
         os.close(descriptor)
-    if is_new:
+    if not size:
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

@@ -117,6 +117,11 @@ class Authority:
         """SHA-256 of the newest root's certificate."""
         return fingerprint_of(self._newest("root").load())
 
+    @property
+    def every_root(self) -> bytes:
+        """The roots every node trusts, and those that have ended: what was signed in their time is checked by them."""
+        return self.bundle + b"".join(path.read_bytes() for path in sorted(self.directory.glob("ended-[0-9]*.crt")))
+
     @classmethod
     def create(cls, network: str, directory: Path, lives: Lives | None = None) -> Authority:
         """Make a new authority for `network` in `directory`.
@@ -281,7 +286,7 @@ class Authority:
         return issuing.load().issuer == root.load().subject
 
     def _forget(self, now: dt.datetime) -> bool:
-        """Remove what has ended but for the newest; whether a root was among it."""
+        """Remove what has ended but for the newest; whether a root was among it. Of a root the certificate is kept."""
         ended = [
             pair
             for kind in ("root", "issuing")
@@ -289,11 +294,13 @@ class Authority:
             if pair.load().not_valid_after_utc <= now
         ]
         for pair in ended:
+            pair.key.unlink(missing_ok=True)
+            if not pair.certificate.name.startswith("root-"):
+                pair.certificate.unlink(missing_ok=True)
+                continue
             # The root after it is vouched for by one that has ended.
-            if pair.certificate.name.startswith("root-"):
-                self._cross(pair.number + 1).unlink(missing_ok=True)
-            for file in (pair.key, pair.certificate):
-                file.unlink(missing_ok=True)
+            self._cross(pair.number + 1).unlink(missing_ok=True)
+            pair.certificate.rename(self.directory / f"ended-{pair.number:04}.crt")
         return any(pair.certificate.name.startswith("root-") for pair in ended)
 
     def _cross(self, number: int) -> Path:

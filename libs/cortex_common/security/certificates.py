@@ -9,6 +9,8 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from cortex_common.errors import CorruptError, InvalidArgumentError, NotFoundError, UnauthenticatedError
 from cortex_common.identity import INTERNAL_DOMAIN, Identity, TlsFiles
@@ -115,6 +117,35 @@ def pinned(bundle: bytes, fingerprint: str) -> bytes:
         if fingerprint_of(certificate) == fingerprint:
             return public_pem(certificate)
     raise UnauthenticatedError(f"no authority there has the fingerprint {fingerprint}")
+
+
+def key_of_chain(chain: bytes, roots: bytes, at_s: float) -> ec.EllipticCurvePublicKey:
+    """The key of the first certificate of a chain, which led up to one of the roots at that time.
+
+    Args:
+        chain: A node's certificate and the authorities above it, PEM.
+        roots: PEM; those that had not begun, or had ended, do not count.
+        at_s: Wall time.
+
+    Raises:
+        UnauthenticatedError: it did not.
+        ValueError, TypeError: not certificates, or its key is not on an elliptic curve.
+    """
+    leaf, *above = x509.load_pem_x509_certificates(chain)
+    at = dt.datetime.fromtimestamp(at_s, dt.UTC)
+    known = x509.load_pem_x509_certificates(roots)
+    good = [root for root in known if root.not_valid_before_utc <= at <= root.not_valid_after_utc]
+    if not good:
+        raise UnauthenticatedError("no root is known that was good at that time")
+    try:
+        verifier = PolicyBuilder().store(Store(good)).time(at.replace(tzinfo=None)).build_client_verifier()
+        verifier.verify(leaf, above)
+    except VerificationError:
+        raise UnauthenticatedError("the certificate leads up to no known root that was good at that time") from None
+    key = leaf.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ValueError("its key is not on an elliptic curve")
+    return key
 
 
 def write_tls(files: TlsFiles, bundle: bytes, chain: bytes, key: bytes) -> None:

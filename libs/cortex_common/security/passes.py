@@ -13,16 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from cortex_common.errors import CorruptError, InvalidArgumentError, UnauthenticatedError
 from cortex_common.identity import Identity, Role, TlsFiles
-from cortex_common.security.certificates import Certificate, read_certificate, read_file
+from cortex_common.security.certificates import Certificate, key_of_chain, read_certificate, read_file
 from cortex_common.security.issuing import CLOCK_SKEW, UNREADABLE
 
 _ALGORITHM = ec.ECDSA(hashes.SHA256())
@@ -102,10 +100,10 @@ def read_pass(data: bytes, roots: bytes, now_s: float) -> NodePass:
             raise ValueError(f"{len(data)} bytes")
         document = json.loads(data)
         said, chain = document["said"], str(document["chain"]).encode()
-        leaf = _trusted(chain, roots, now_s)
-        leaf.verify(base64.b64decode(str(document["signature"]), validate=True), _bytes(said), _ALGORITHM)
+        signature = base64.b64decode(str(document["signature"]), validate=True)
+        key_of_chain(chain, roots, now_s).verify(signature, _bytes(said), _ALGORITHM)
         given = _read(said)
-    except (VerificationError, InvalidSignature):
+    except (UnauthenticatedError, InvalidSignature):
         raise UnauthenticatedError("the pass is not signed by this network's discovery", "pass") from None
     except (KeyError, RecursionError, OverflowError, InvalidArgumentError, *UNREADABLE) as error:
         raise UnauthenticatedError(f"not a pass of a node: {error}", "pass") from None
@@ -113,18 +111,6 @@ def read_pass(data: bytes, roots: bytes, now_s: float) -> NodePass:
     if signer.role is not Role.DISCOVERY or signer.network != given.node.network:
         raise UnauthenticatedError(f"a pass signed by {signer.uri}; allowed: discovery of the network", "pass")
     return given
-
-
-def _trusted(chain: bytes, roots: bytes, now_s: float) -> ec.EllipticCurvePublicKey:
-    """The key of the first certificate of a chain that leads up to a root."""
-    leaf, *above = x509.load_pem_x509_certificates(chain)
-    now = dt.datetime.fromtimestamp(now_s, dt.UTC).replace(tzinfo=None)
-    store = Store(x509.load_pem_x509_certificates(roots))
-    PolicyBuilder().store(store).time(now).build_client_verifier().verify(leaf, above)
-    key = leaf.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ValueError("its key is not on an elliptic curve")
-    return key
 
 
 def _read(said: Mapping[str, Any]) -> NodePass:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,52 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from cortex_common.errors import CorruptError, UnauthenticatedError
-from cortex_common.identity import Identity, TlsFiles
+from cortex_common.identity import TlsFiles
 from cortex_common.security.audit import Head
-from cortex_common.security.certificates import read_certificate, read_file
-from cortex_common.security.issuing import UNREADABLE, write_files
+from cortex_common.security.certificates import Certificate, key_of_chain, read_certificate, read_file
+from cortex_common.security.issuing import UNREADABLE, load_key, write_files
 
 HEADS_FILE = "heads.jsonl"
 KEPT_HEADS = 1000
+SIGN_EVERY_S = 60.0
+"""How often a service signs the head of a log that grows."""
 _ALGORITHM = ec.ECDSA(hashes.SHA256())
+
+
+@dataclass(frozen=True, slots=True)
+class SignedHead:
+    """A statement whose signature is right: that a log ended there.
+
+    Attributes:
+        by: The certificate it is signed with.
+        head: Where the log ended.
+        at_s: When, as the signer says; wall time.
+        chain: Its certificate and the authorities above it, PEM.
+    """
+
+    by: Certificate
+    head: Head
+    at_s: float
+    chain: bytes
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the certificate had ended by then, as it could when earlier versions signed."""
+        return self.at_s > self.by.not_after.timestamp()
+
+    def require_root(self, roots: bytes) -> None:
+        """Refuse a certificate that did not lead up to one of the roots (PEM) when it was used, or ended.
+
+        Raises:
+            UnauthenticatedError: it did not.
+            CorruptError: its authorities cannot be read.
+        """
+        try:
+            key_of_chain(self.chain, roots, min(self.at_s, self.by.not_after.timestamp()))
+        except (OverflowError, OSError, *UNREADABLE) as error:
+            raise CorruptError(f"not a signed head: {error}") from None
 
 
 def sign_head(head: Head, tls: TlsFiles, at_s: float) -> Mapping[str, Any]:
@@ -30,13 +66,15 @@ def sign_head(head: Head, tls: TlsFiles, at_s: float) -> Mapping[str, Any]:
 
     Raises:
         CorruptError: the node's key is not one of Cortex's.
+        UnauthenticatedError: its certificate does not hold then, so that nobody would believe it.
     """
     chain = read_file(tls.certificate, "certificate")
-    key = load_pem_private_key(read_file(tls.key, "private key"), None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise CorruptError(f"{tls.key} is not an elliptic-curve key")
+    certificate = read_certificate(chain)
+    if not certificate.not_before.timestamp() <= at_s <= certificate.not_after.timestamp():
+        raise UnauthenticatedError(f"the certificate holds from {certificate.not_before} to {certificate.not_after}")
+    key = load_key(read_file(tls.key, "private key"), str(tls.key))
     said = {
-        "by": read_certificate(chain).identity.uri,
+        "by": certificate.identity.uri,
         "number": head.number,
         "hash": head.hash,
         "at_s": round(at_s, 3),
@@ -45,8 +83,8 @@ def sign_head(head: Head, tls: TlsFiles, at_s: float) -> Mapping[str, Any]:
     return {**said, "certificate": chain.decode(), "signature": base64.b64encode(signature).decode()}
 
 
-def verified_head(statement: Mapping[str, Any]) -> tuple[Identity, Head]:
-    """Who signed a head, and what it says. Whether the certificate is the network's is the caller's to check.
+def verified_head(statement: Mapping[str, Any]) -> SignedHead:
+    """A head whose signature is right. Whether the certificate is the network's, `require_root` tells.
 
     Raises:
         CorruptError: not a signed head, or its signature is wrong.
@@ -54,12 +92,12 @@ def verified_head(statement: Mapping[str, Any]) -> tuple[Identity, Head]:
     try:
         chain = str(statement["certificate"]).encode()
         said = {name: statement[name] for name in ("by", "number", "hash", "at_s")}
-        identity = read_certificate(chain).identity
+        by = read_certificate(chain)
         key = x509.load_pem_x509_certificate(chain).public_key()
-        if not isinstance(key, ec.EllipticCurvePublicKey) or identity.uri != said["by"]:
-            raise CorruptError(f"the head by {said['by']!r} is signed with another certificate")
+        if not isinstance(key, ec.EllipticCurvePublicKey) or by.identity.uri != said["by"]:
+            raise CorruptError("a head is signed with another certificate than that of the service it names")
         key.verify(base64.b64decode(str(statement["signature"]), validate=True), _bytes(said), _ALGORITHM)
-        return identity, Head(int(said["number"]), str(said["hash"]))
+        return SignedHead(by, Head(int(said["number"]), str(said["hash"])), float(said["at_s"]), chain)
     except InvalidSignature:
         raise CorruptError("the signature of the head is wrong") from None
     except (KeyError, OverflowError, UnauthenticatedError, *UNREADABLE) as error:
@@ -82,9 +120,34 @@ def read_heads(path: Path) -> list[Mapping[str, Any]]:
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
+        heads = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not all(isinstance(head, dict) for head in heads):
+            raise TypeError("a head is a JSON object")
+        return heads
+    except (ValueError, TypeError, RecursionError) as error:
         raise CorruptError(f"{path}: a line is no signed head: {error}") from None
+
+
+def heads_elsewhere(path: Path) -> list[Mapping[str, Any]]:
+    """The heads in a file that was kept elsewhere: lines of `heads.jsonl`, or the log lines `audit_head` of services.
+
+    Other lines are passed over.
+
+    Raises:
+        NotFoundError: it cannot be read.
+        CorruptError: there is no head in it.
+    """
+    found = []
+    for line in read_file(path, "file of heads").splitlines():
+        try:
+            said = json.loads(line)
+            if isinstance(said["number"], int) and isinstance(said["hash"], str) and isinstance(said["by"], str):
+                found.append(said)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+    if not found:
+        raise CorruptError(f"{path} holds no head; allowed: lines of {HEADS_FILE}, log lines audit_head that name `by`")
+    return found
 
 
 def _bytes(said: Mapping[str, Any]) -> bytes:

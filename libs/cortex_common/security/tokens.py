@@ -29,7 +29,7 @@ from cortex_common.errors import (
     Violation,
 )
 from cortex_common.ids import DEFAULT_ORG
-from cortex_common.security.audit import AuditLog, Entry
+from cortex_common.security.audit import AuditLog, Entry, Head, newest_head
 from cortex_common.storage.checked import from_checked_json, to_checked_json
 
 PREFIX = "ctx_"
@@ -206,6 +206,15 @@ class TokenStore:
     def audit_directory(self) -> Path:
         """Of the log of changes."""
         return self._beside("audit")
+
+    def audit_head(self) -> Head:
+        """Where the log of changes ends now.
+
+        Raises:
+            OSError: it cannot be read.
+            CorruptError: it is damaged.
+        """
+        return newest_head(self.audit_directory)
 
     def _beside(self, ending: str) -> Path:
         return self._path.with_name(f"{self._path.name}.{ending}")

@@ -22,7 +22,8 @@ from cortex_common.ids import NodeName
 from cortex_common.pb.v1 import identity_pb2
 from cortex_common.rpc.authorisation import ALLOWED, ANYBODY, OPEN_SERVICES, PRIVILEGED, allowed_roles
 from cortex_common.rpc.channel import open_sync_channel
-from cortex_common.security.audit import check_log, read_log
+from cortex_common.security.audit import read_log
+from cortex_common.security.audit_check import check_log
 from cortex_common.security.authority import Authority
 from cortex_common.security.certificates import certificate_of
 from tests.integration.security.conftest import CLOCK, Guarded

@@ -17,7 +17,8 @@ from cortex_common.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from cortex_common.security.audit import check_log, read_log
+from cortex_common.security.audit import read_log
+from cortex_common.security.audit_check import check_log
 from cortex_common.security.tokens import Principal, Scope, TokenStore
 from services.gateway.access import Access, Limits
 

@@ -84,14 +84,19 @@ def test_a_new_root_is_trusted_by_who_knows_only_the_old_one_and_the_other_way_r
     assert len(list(tmp_path.glob("root-*.key"))) == 1
 
 
-def test_roots_that_have_ended_are_forgotten(tmp_path: Path) -> None:
+def test_roots_that_have_ended_are_trusted_no_more_and_kept_without_keys(tmp_path: Path) -> None:
     authority = Authority.create("cortex", tmp_path, LIVES)
     first = authority.fingerprint
     for seconds in range(0, 400, 7):
         authority.rotate(LIVES, later(seconds))
         assert 1 <= len(fingerprints(authority.bundle)) <= 3
     assert first not in fingerprints(authority.bundle)
-    assert len(list(tmp_path.iterdir())) < 14
+    ended = list(tmp_path.glob("ended-*"))
+    assert {path.suffix for path in ended} == {".crt"}
+    assert len(ended) > 5
+    assert first in fingerprints(authority.every_root)
+    assert len(fingerprints(authority.every_root)) == len(fingerprints(authority.bundle)) + len(ended)
+    assert len(list(tmp_path.iterdir())) - len(ended) < 14
 
 
 @settings(max_examples=15)
