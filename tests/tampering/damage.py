@@ -91,6 +91,12 @@ def _truncate(pieces: list[bytes], _subject: Subject, random: np.random.Generato
     return [*pieces[:index], cut, *rest]
 
 
+def _lose(pieces: list[bytes], _subject: Subject, random: np.random.Generator) -> list[bytes]:
+    """One piece is gone and the others are there, every second time the first."""
+    pieces[int(random.integers(len(pieces))) if random.integers(2) else 0] = b""
+    return pieces
+
+
 def _reorder(pieces: list[bytes], _subject: Subject, random: np.random.Generator) -> list[bytes]:
     """Two pieces in each other's place, or one twice."""
     one, two = random.integers(len(pieces), size=2)
@@ -116,9 +122,16 @@ def _exchanged(pieces: list[bytes], other: Pieces, random: np.random.Generator) 
     return [*other[:index], pieces[index], *other[index + 1 :]] if len(pieces) > 1 else list(other)
 
 
-_DAMAGES = {"flip": _flip, "truncate": _truncate, "reorder": _reorder, "replay": _replay, "splice": _splice}
+_DAMAGES = {
+    "flip": _flip,
+    "truncate": _truncate,
+    "lose": _lose,
+    "reorder": _reorder,
+    "replay": _replay,
+    "splice": _splice,
+}
 _KINDS = tuple(_DAMAGES)
-_SHARES = (0.6, 0.1, 0.1, 0.1, 0.1)
+_SHARES = (0.5, 0.1, 0.1, 0.1, 0.1, 0.1)
 
 
 def _difference(before: Pieces, after: Pieces) -> str:

@@ -19,10 +19,11 @@ from cortex_common.errors import CorruptError, NotFoundError
 from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.ids import JobId
 from cortex_common.security.audit import AuditLog, Entry, read_log
-from cortex_common.security.audit_check import check_log
+from cortex_common.security.audit_proof import Trust, prove_log
+from cortex_common.security.certificates import certificate_of
 from cortex_common.security.encryption import ObjectHeader, ObjectKind
 from cortex_common.security.shards import sealed_size
-from cortex_common.security.signed_heads import sign_head, verified_head
+from cortex_common.security.signed_heads import HEADS_FILE, sign_head
 from cortex_common.storage import DirectoryBlobStore
 from cortex_common.storage.checked import to_checked_json
 from cortex_common.transfer import Receipt, TrailerFrame
@@ -290,23 +291,20 @@ def log_pieces(root: Path, who: str) -> Pieces:
 def audit_stored(root: Path, tls: TlsFiles) -> Subject:
     """An audit log whose head was signed, checked as `cortex audit verify` does."""
     pieces = log_pieces(root / "log", "ann")
-    head = AuditLog(root / "log").head
-    statement = json.dumps(sign_head(head, tls, 1e9)).encode()
-    earlier = json.dumps(sign_head(replace(head, number=3), tls, 9e8)).encode()
+    head, at_s = AuditLog(root / "log").head, certificate_of(tls).not_before.timestamp() + 60
+    statement = json.dumps(sign_head(head, tls, at_s)).encode()
+    earlier = json.dumps(sign_head(replace(head, number=3), tls, at_s - 30)).encode()
+    trust = Trust(tls.ca.read_bytes(), lambda *_: False, at_s)
     folder = root / "read"
     folder.mkdir()
 
     def read(given: Sequence[bytes]) -> Any:
         (folder / "audit-000000000001.jsonl").write_bytes(b"".join(given[:-1]))
-        try:
-            said = json.loads(given[-1])
-        except ValueError as error:
-            raise CorruptError("not a signed head") from error
-        by, signed = verified_head(said if isinstance(said, dict) else {})
-        checked = check_log(folder, {signed.number: signed.hash})
-        if checked.problems:
-            raise CorruptError("; ".join(checked.problems))
-        return by, signed, list(read_log(folder))
+        (folder / HEADS_FILE).write_bytes(given[-1])
+        proof = prove_log(folder, certificate_of(tls).identity, trust)
+        if proof.problems:
+            raise CorruptError("; ".join(proof.problems))
+        return proof, list(read_log(folder))
 
     return Subject(
         "audit log and its signed head",

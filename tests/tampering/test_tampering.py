@@ -34,7 +34,7 @@ def run() -> Iterator[Callable[[Any], Any]]:
 
 @pytest.fixture
 def subjects(tmp_path: Path, tls_of: Callable[..., TlsFiles], run: Callable[[Any], Any]) -> list[Subject]:
-    stored = everything_stored(tmp_path / "stored", tls_of(Role.OPERATOR, "ann"))
+    stored = everything_stored(tmp_path / "stored", tls_of(Role.COORDINATOR))
     kept, signed = everything_kept(tmp_path / "kept"), everything_signed(tmp_path / "signed")
     return [*everything_sent(tmp_path / "sent", run), *stored, *kept, *signed]
 
@@ -58,4 +58,4 @@ def test_no_damage_is_believed(subjects: list[Subject], capsys: pytest.CaptureFi
         print("", *lines, f"{total}: {dict(kinds)}", sep="\n")
     assert not believed, "\n".join(believed[:20])
     assert total == TIMES
-    assert len(kinds) == 5
+    assert len(kinds) == 6

@@ -1,0 +1,88 @@
+"""What a server signs of its audit log, and when."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from cortex_common.clock import SystemClock
+from cortex_common.identity import Role
+from cortex_common.rpc.auditing import auditing
+from cortex_common.security.audit import AuditLog, Entry, segments_of
+from cortex_common.security.audit_proof import Trust, prove_log
+from cortex_common.security.authority import Authority
+from cortex_common.security.signed_heads import HEADS_FILE, heads_elsewhere, read_heads
+from tests.fakes import ManualClock
+from tests.waiting import eventually
+
+ENTRY = Entry("spiffe://cortex/operator/ann", "/cortex.v1.JobService/CancelJob", "allowed", "OK")
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """Certificates hold now."""
+    return ManualClock(SystemClock().wall_s())
+
+
+@pytest.fixture
+def trust(authority: Authority) -> Trust:
+    return Trust(authority.bundle, lambda *_: False, SystemClock().wall_s())
+
+
+async def test_an_empty_log_is_signed_at_the_start_so_that_one_that_was_emptied_is_known(
+    tmp_path: Path, tls_of: Any, clock: ManualClock, trust: Trust
+) -> None:
+    assert prove_log(tmp_path, None, trust).problems == [
+        "there are no records and no signed head, as a service signs at its start"
+    ]
+    async with auditing(tmp_path, tls_of(Role.COORDINATOR), clock):
+        await eventually((tmp_path / HEADS_FILE).exists, 30)
+    proof = prove_log(tmp_path, None, trust)
+    assert (proof.problems, proof.unproven, proof.heads, proof.signed_up_to) == ([], [], 1, 0)
+
+
+async def test_what_a_killed_service_left_unsigned_it_signs_when_it_starts_again(
+    tmp_path: Path, tls_of: Any, clock: ManualClock, trust: Trust
+) -> None:
+    AuditLog(tmp_path).append(ENTRY, clock.wall_s() - 86400)
+    assert "record 1 is covered by no signed head" in prove_log(tmp_path, None, trust).problems[0]
+    async with auditing(tmp_path, tls_of(Role.COORDINATOR), clock):
+        await eventually((tmp_path / HEADS_FILE).exists, 30)
+    assert prove_log(tmp_path, None, trust).problems == []
+
+
+async def test_a_head_is_logged_as_it_can_be_given_to_a_check_later(
+    tmp_path: Path, tls_of: Any, clock: ManualClock, trust: Trust
+) -> None:
+    AuditLog(tmp_path).append(ENTRY, clock.wall_s())
+    with capture_logs() as logs:
+        async with auditing(tmp_path, tls_of(Role.COORDINATOR), clock):
+            await eventually((tmp_path / HEADS_FILE).exists, 30)
+    (tmp_path / "collected").write_text("".join(f"{json.dumps(line)}\n" for line in logs))
+    [logged], [kept] = heads_elsewhere(tmp_path / "collected"), read_heads(tmp_path / HEADS_FILE)
+    assert {name: logged[name] for name in ("by", "number", "hash", "at_s", "signature")} == {
+        name: said for name, said in kept.items() if name != "certificate"
+    }
+
+
+async def test_that_old_records_were_removed_is_signed_at_once(
+    tmp_path: Path, tls_of: Any, clock: ManualClock, trust: Trust
+) -> None:
+    full = AuditLog(tmp_path, segment_bytes=1, segments=16)
+    for _ in range(16):
+        full.append(ENTRY, clock.wall_s())
+    # The next record begins a file of its own, as after 4 MiB.
+    last = segments_of(tmp_path)[-1]
+    padding = Entry("", "padding", "allowed", "OK", reason="x" * (4 << 20))
+    AuditLog(tmp_path).append(padding, clock.wall_s())
+    assert last.stat().st_size > 4 << 20
+    async with auditing(tmp_path, tls_of(Role.COORDINATOR), clock) as auditor:
+        auditor.did("erase key", "key=1", "old")
+        await eventually(lambda: any(head["number"] == 19 for head in read_heads(tmp_path / HEADS_FILE)), 30)
+        proof = prove_log(tmp_path, None, trust)
+    assert (proof.first, proof.last, proof.signed_up_to) == (2, 19, 19)
+    assert proof.problems == []
