@@ -56,8 +56,9 @@ async def test_what_a_killed_service_left_unsigned_it_signs_when_it_starts_again
 
 
 async def test_a_head_is_logged_as_it_can_be_given_to_a_check_later(
-    tmp_path: Path, tls_of: Any, clock: ManualClock, trust: Trust
+    tmp_path: Path, tls_of: Any, clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     AuditLog(tmp_path).append(ENTRY, clock.wall_s())
     with capture_logs() as logs:
         async with auditing(tmp_path, tls_of(Role.COORDINATOR), clock):
