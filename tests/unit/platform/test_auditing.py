@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from cortex_common.clock import SystemClock
 from cortex_common.identity import Role
@@ -60,12 +59,12 @@ async def test_a_head_is_logged_as_it_can_be_given_to_a_check_later(
 ) -> None:
     caplog.set_level("INFO")
     AuditLog(tmp_path).append(ENTRY, clock.wall_s())
-    with capture_logs() as logs:
-        async with auditing(tmp_path, tls_of(Role.COORDINATOR), clock):
-            await eventually((tmp_path / HEADS_FILE).exists, 30)
-    (tmp_path / "collected").write_text("".join(f"{json.dumps(line)}\n" for line in logs))
-    [logged], [kept] = heads_elsewhere(tmp_path / "collected"), read_heads(tmp_path / HEADS_FILE)
-    assert {name: logged[name] for name in ("by", "number", "hash", "at_s", "signature")} == {
+    async with auditing(tmp_path, tls_of(Role.COORDINATOR), clock):
+        await eventually((tmp_path / HEADS_FILE).exists, 30)
+    logged = [record.msg for record in caplog.records if isinstance(record.msg, dict)]
+    (tmp_path / "collected").write_text("".join(f"{json.dumps(line)}\n" for line in logged))
+    [collected], [kept] = heads_elsewhere(tmp_path / "collected"), read_heads(tmp_path / HEADS_FILE)
+    assert {name: collected[name] for name in ("by", "number", "hash", "at_s", "signature")} == {
         name: said for name, said in kept.items() if name != "certificate"
     }
 
