@@ -1,7 +1,7 @@
 """A bad link: a TCP proxy with the rate, delay and hiccups of a real one. Loopback only.
 
-All connections share the link and take turns, as they would in the queue of a fair router. A lost packet shows to TCP's
-user as a stall of about a round trip and a half; that is what `loss` makes here.
+All connections share the link: a `Link` gives them turns, as the queue of a fair router does; in a `Modem` they stand
+in one queue. A lost packet shows to TCP's user as a stall of about a round trip and a half, and `loss` makes that.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ class Link:
         bytes_per_s: Rate shared by all connections, for each direction.
         delay_s: One way.
         loss: Share of segments that have to be sent again.
+        window_bytes: Most that one connection may have on its way.
     """
 
     bytes_per_s: float
     delay_s: float = 0.0
     loss: float = 0.0
     seed: int = 0
+    window_bytes: int = 64 * _SEGMENT
     passed_bytes: int = 0
     _free_at: dict[str, float] = field(default_factory=dict)
 
@@ -43,8 +45,36 @@ class Link:
         self._free_at[direction] = end
         self.passed_bytes += size
         await asyncio.sleep(end - now)
-        stall = 3 * self.delay_s if self._random.random() < self.loss * -(-size // _SEGMENT) else 0.0
-        return end + self.delay_s + stall
+        return end + self.delay_s + self._stall_s(size)
+
+    def _stall_s(self, size: int) -> float:
+        return 3 * self.delay_s if self._random.random() < self.loss * -(-size // _SEGMENT) else 0.0
+
+
+@dataclass
+class Modem(Link):
+    """A link with one queue for each direction, first come, first served: whoever comes waits for all that is in it.
+
+    Attributes:
+        queue_bytes: What the queue holds; while it is full, nobody gets in.
+        longest_s: The longest that anything has stood in it.
+    """
+
+    queue_bytes: int = 1 << 20
+    window_bytes: int = 1 << 22
+    longest_s: float = 0.0
+    _doors: dict[str, asyncio.Lock] = field(default_factory=dict)
+
+    async def carry(self, size: int, direction: str) -> float:
+        """Get into the queue; when all before it and it will have left it, and arrived."""
+        async with self._doors.setdefault(direction, asyncio.Lock()):
+            now = asyncio.get_running_loop().time()
+            end = max(self._free_at.get(direction, now), now) + size / self.bytes_per_s
+            await asyncio.sleep(end - self.queue_bytes / self.bytes_per_s - now)
+            self._free_at[direction] = end
+            self.passed_bytes += size
+            self.longest_s = max(self.longest_s, end - asyncio.get_running_loop().time())
+        return end + self.delay_s + self._stall_s(size)
 
 
 @dataclass
@@ -135,7 +165,7 @@ async def over(link: Link, target: Callable[[], tuple[str, int]]) -> AsyncIterat
 
 async def _pump(link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: str) -> None:
     """Segments in order; while one is on its way the next is already taking its turn."""
-    arrivals: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=64)
+    arrivals: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=link.window_bytes // _SEGMENT)
     deliver = asyncio.create_task(_deliver(arrivals, writer))
     try:
         while segment := await reader.read(_SEGMENT):
