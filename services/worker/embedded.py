@@ -14,6 +14,7 @@ from cortex_common.ids import JobId, KeyId, RoundNumber, Sha256Hex
 from cortex_common.job.site_policy import Refusal
 from cortex_common.job.spec import JobSpec, TrainingSpec
 from cortex_common.job.status import JobStatus
+from cortex_common.logging import get_logger
 from cortex_common.network.bridge import TenzroBridge
 from cortex_common.network.messages import Assignments, JobStatusMessage, JobStatusRequest
 from cortex_common.network.work import Assignment
@@ -31,6 +32,8 @@ from services.worker.trainer.device import choose_device
 from services.worker.trainer.loader import LoaderData, model_of
 from services.worker.trainer.optimisers import check_optimizer
 from services.worker.trainer_thread import TrainerThread
+
+_log = get_logger(__name__)
 
 
 class EmbeddedWorker:
@@ -63,6 +66,7 @@ class EmbeddedWorker:
         model = job.model
         _check_training(job.training, self._settings.device)
         data = LoaderData(loader, model)
+        _tell_whose_batches(data.batch_size, job.training.batch_size)
         info = DatasetInfo(dataset, (model.input_dim,), model.output_dim, data.examples)
         start = partial(TrainerThread.start, self._settings.device, lambda _spec, _message: data)
         self._sealing = sealing
@@ -227,6 +231,13 @@ def _check_training(training: TrainingSpec, rule: str) -> None:
         choose_device(training.device, rule)
     except WorkFailedError as error:
         raise InvalidArgumentError(str(error)) from None
+
+
+def _tell_whose_batches(given: int | None, wanted: int) -> None:
+    """The loader cuts the batches: say so, where the file says something else."""
+    if given not in (None, wanted):
+        reason = f"this node takes the DataLoader's batches of {given}; training.batch_size is for workers in its job"
+        _log.warning("batch_size_not_used", batch_size=wanted, reason=reason)
 
 
 def _leaf(group: BaseExceptionGroup[CortexError]) -> CortexError:

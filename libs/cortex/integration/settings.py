@@ -154,7 +154,11 @@ class TrainingSection(Section):
     )
     output_dim: Dimension = Field(description="Classes.")
     dropout_rate: Dropout = Field(0.0, description="Dropout between hidden layers.")
-    batch_size: Count = Field(32, description="Of workers in the same job; this node takes the DataLoader's batches.")
+    batch_size: Count = Field(
+        32,
+        description="Of workers in the same job; this node takes the DataLoader's batches, and the log warns where "
+        "they have another size.",
+    )
     learning_rate: Positive = Field(0.001, description="Of the optimizer.")
     optimizer: OptimizerName = Field("adam", description="A torch.optim name.")
     optimizer_options: Options = Field({}, description="Further arguments of the optimizer, such as `momentum`.")

@@ -46,6 +46,13 @@ class LoaderData:
         return self._batches * self._batch
 
     @property
+    def batch_size(self) -> int | None:
+        """Examples of one batch; None where only the loader knows."""
+        sampler = getattr(self._loader, "batch_sampler", None)
+        size = getattr(self._loader, "batch_size", None) or getattr(sampler, "batch_size", None)
+        return size if isinstance(size, int) else None
+
+    @property
     def _batches(self) -> int:
         try:
             return len(self._loader)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
 from cortex_common.errors import InvalidArgumentError
 from cortex_common.job.spec import ModelSpec
@@ -37,6 +37,16 @@ def test_a_list_of_batches_will_do():
     batches = part.endless_batches(32, seed=0)
     assert [len(next(batches)[1]) for _ in range(3)] == [6, 6, 6]
     assert len(part) == 6
+
+
+def test_the_size_of_batches_is_told_where_it_is_known():
+    data = TensorDataset(INPUTS, LABELS)
+    sampled = DataLoader(data, batch_sampler=BatchSampler(SequentialSampler(data), 3, drop_last=False))
+    whole = DataLoader([(INPUTS, LABELS)], batch_size=None)
+    sizes = [
+        LoaderData(each, MODEL).batch_size for each in (loader(INPUTS, LABELS), sampled, whole, [(INPUTS, LABELS)])
+    ]
+    assert sizes == [2, 3, None, None]
 
 
 @pytest.mark.parametrize(
