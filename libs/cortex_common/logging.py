@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, MutableMapping
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 import structlog.tracebacks
@@ -24,8 +24,16 @@ _FACTS: list[structlog.types.Processor] = [
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     structlog.processors.StackInfoRenderer(),
 ]
-# Libraries that speak at INFO about every request.
-_CHATTY = ("uvicorn.access", "httpx", "httpcore", "asyncio", "alembic")
+# Libraries that speak at INFO about every request, or at DEBUG show what they carry.
+_CHATTY = ("uvicorn.access", "httpx", "httpcore", "asyncio", "alembic", "websockets")
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what is `sys.stderr` by then: a progress bar takes its place, and keeps lines out of its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
@@ -58,7 +66,7 @@ def configure_logging(service: str, level: str = "INFO", json: bool = True) -> N
     """
     if level.upper() not in LEVELS:
         raise InvalidArgumentError(f"log_level {level!r}: allowed are {', '.join(LEVELS)}")
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=_FACTS,

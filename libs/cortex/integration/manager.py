@@ -75,7 +75,7 @@ class CortexManager:
         self._sealing: SealingKey | None = None
         self._access: Access | None = None
         self._worker: Any = None
-        self._checkpointed = 0
+        self._checkpointed: set[int] = set()
 
     @property
     def metrics_port(self) -> int:
@@ -127,7 +127,7 @@ class CortexManager:
         """
         if self._access is None:
             await self.initialize()
-        self.model, self.status, self.history, self._checkpointed = None, None, (), 0
+        self.model, self.status, self.history, self._checkpointed = None, None, (), set()
         worker = self._embedded(dataloader)
         scalars = Scalars(self.settings.monitoring.tensorboard_dir)
         try:
@@ -225,7 +225,7 @@ class CortexManager:
             status = await self._look(job_id)
             if status is not None:
                 for report in status.history[len(self.history) :]:
-                    scalars.write(report)
+                    scalars.write(job_id, report)
                 self.status, self.history = status, status.history
                 bar.show(status, self._worker.activity)
                 await self._checkpoint(status)
@@ -241,18 +241,22 @@ class CortexManager:
             return None
 
     async def _checkpoint(self, status: JobStatus) -> None:
-        directory, version = self.settings.training.checkpoint_dir, status.model
-        if directory is None or version is None or version.round <= self._checkpointed:
+        """Write the newest version; at the end also those before it that rounds were too quick for."""
+        directory, keep = self.settings.training.checkpoint_dir, self.settings.training.checkpoint_keep
+        if directory is None:
             return
         job_id = JobId(status.job_id)
-        try:
-            _, manifest, arena = await self._worker.model(job_id, version.sha256, version.round)
-            name, keep = f"{job_id}-{version.round}", self.settings.training.checkpoint_keep
-            await asyncio.to_thread(write_checkpoint, directory.expanduser(), keep, name, manifest, arena)
-        except (CortexError, OSError) as error:
-            _log.warning("checkpoint_left_out", round=version.round, reason=str(error))
-            return
-        self._checkpointed = version.round
+        for report in status.history[-keep if status.status.is_terminal else -1 :]:
+            if report.round in self._checkpointed:
+                continue
+            try:
+                _, manifest, arena = await self._worker.model(job_id, report.model_sha256, report.round)
+                name = f"{job_id}-{report.round}"
+                await asyncio.to_thread(write_checkpoint, directory.expanduser(), keep, name, manifest, arena)
+            except (CortexError, OSError) as error:
+                _log.warning("checkpoint_left_out", round=report.round, reason=str(error))
+            else:
+                self._checkpointed.add(report.round)
 
     async def _ended(self, job_id: JobId, status: JobStatus) -> JobStatus:
         """Take the model home, and say how the job ended."""

@@ -6,14 +6,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from cortex.integration.settings import ManagerSettings
 from cortex.local.files import replacing
+from cortex_common.ids import JobId
 from cortex_common.job.status import JobStatus, RoundReport
 from cortex_common.tensors import Arena, Manifest, write_safetensors
+
+if TYPE_CHECKING:
+    from cortex_common.telemetry.tensorboard import ScalarLog
 
 
 class Bar:
@@ -48,20 +53,22 @@ def progress_bar(settings: ManagerSettings) -> Iterator[Bar]:
 
 
 class Scalars:
-    """TensorBoard scalars of the rounds; none without a folder."""
+    """TensorBoard scalars of the rounds, a run for each job; none without a folder."""
 
     def __init__(self, directory: Path | None) -> None:
-        self._log = None
-        if directory is not None:
+        self._directory = directory
+        self._log: ScalarLog | None = None
+
+    def write(self, job_id: JobId, report: RoundReport) -> None:
+        """One round of the one job that this is asked about."""
+        if self._directory is None:
+            return
+        if self._log is None:
             from cortex_common.telemetry.tensorboard import ScalarLog
 
-            self._log = ScalarLog(directory.expanduser())
-
-    def write(self, report: RoundReport) -> None:
-        """One round."""
-        if self._log is not None:
-            times = {"seconds": report.seconds, "train_seconds": report.train_seconds}
-            self._log.write(report.round, {**times, "accepted": float(report.accepted), **report.metrics})
+            self._log = ScalarLog(self._directory.expanduser() / job_id)
+        times = {"seconds": report.seconds, "train_seconds": report.train_seconds}
+        self._log.write(report.round, {**times, "accepted": float(report.accepted), **report.metrics})
 
     def close(self) -> None:
         """Finish the file."""
@@ -76,7 +83,8 @@ def write_checkpoint(directory: Path, keep: int, name: str, manifest: Manifest, 
     with replacing(path) as file:
         write_safetensors(file, manifest, arena)
     job = name.rpartition("-")[0]
-    older = sorted(directory.glob(f"{job}-*.safetensors"), key=lambda each: int(each.stem.rpartition("-")[2]))
-    for each in older[:-keep]:
+    rounds = {each: each.stem.rpartition("-") for each in directory.glob(f"{job}-*.safetensors")}
+    own = [each for each, (of, _, number) in rounds.items() if of == job and number.isdecimal()]
+    for each in sorted(own, key=lambda each: int(rounds[each][2]))[:-keep]:
         each.unlink(missing_ok=True)
     return path

@@ -181,7 +181,7 @@ class TrainingSection(Section):
         None, description="A .safetensors file to start from (fine-tuning), when this program submits the job."
     )
     checkpoint_dir: Path | None = Field(
-        None, description="Where each round's model is written (`<job>-<round>.safetensors`); nowhere if null."
+        None, description="Where the rounds' models are written (`<job>-<round>.safetensors`); nowhere if null."
     )
     checkpoint_keep: Count = Field(3, description="How many of these files stay, the newest.")
     device: DeviceName = Field("auto", description="auto, cpu, cuda or cuda:N.")
@@ -254,7 +254,9 @@ class MonitoringSection(Section):
         9090,
         description="Where, on 127.0.0.1; 0 takes any free port. If it is taken, a free one is, and the log says so.",
     )
-    tensorboard_dir: Path | None = Field(None, description="Where TensorBoard scalars go; nowhere if null.")
+    tensorboard_dir: Path | None = Field(
+        None, description="Where TensorBoard scalars go, a folder a job; nowhere if null."
+    )
     progress_bar: bool | None = Field(None, description="Show one; if null, only on a terminal or in a notebook.")
 
 

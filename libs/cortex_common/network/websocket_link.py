@@ -22,12 +22,15 @@ from cortex_common.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from cortex_common.logging import get_logger
 from cortex_common.network import messages as m
 from cortex_common.network.close_codes import error_of_close
-from cortex_common.network.protocol import Envelope, TenzroProtocol
+from cortex_common.network.protocol import Envelope, TenzroProtocol, type_of
 from cortex_common.rpc.errors import error_of_code
 from cortex_common.rpc.server import MAX_MESSAGE_BYTES
 from cortex_common.security.node_tokens import NodeToken
+
+_log = get_logger(__name__)
 
 _MAX_QUEUED = 2
 _PING_EVERY_S = 20.0
@@ -90,6 +93,7 @@ class Link:
         Raises:
             CortexError: why the connection ended.
         """
+        _log.debug("message_sent", type=type_of(type(message)), id=number, ref=ref)
         await self._send(TenzroProtocol.encode(Envelope(message, number, ref)))
 
     async def send_frame(self, frame: bytes) -> None:
@@ -169,6 +173,7 @@ class Link:
             if isinstance(data, bytes):
                 return data
             envelope = TenzroProtocol.decode(data)
+            _log.debug("message_received", type=type_of(type(envelope.message)), id=envelope.id, ref=envelope.ref)
             if not isinstance(envelope.message, m.ErrorMessage) or envelope.ref is not None:
                 return envelope
             self._error = error_of(envelope.message)  # the gateway closes next
