@@ -5,99 +5,49 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cortex.integration.joining import job_of
 from cortex.integration.settings import ManagerSettings, load_manager_settings
+from cortex_common.job.spec import ModelSpec
+from cortex_common.model import build_model
 from cortex_common.security.node_tokens import NodeToken
 from cortex_common.tensors import DEFAULT_CHUNK_ELEMENTS
 from services.worker.trainer.examples import DataCache
 from services.worker.trainer.loader import LoaderData, LoaderExamples
-from tests.architecture.sources import ROOT
 from tests.e2e.conftest import Shell
+from tests.e2e.programs import (
+    DATA,
+    GATED,
+    NOTEBOOK,
+    RUN,
+    SNIPPET,
+    Program,
+    event,
+    levels,
+    listening,
+    scraped,
+    websocket_address,
+)
+from tests.integration.stores.servers import free_port
 from tests.links import CountedLink, over
 from tests.recomputed import digests
 from tests.waiting import eventually, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
-README = (ROOT / "README.md").read_text()
-CONFIG = next(text for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "websocket_url" in text)
-SNIPPET = next(text for text in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "CortexManager" in text)
-DATA = """
-import asyncio, json, torch
-from torch.utils.data import DataLoader, TensorDataset
-
-torch.manual_seed({seed})
-labels = torch.arange(640) % 10
-width = {width}
-inputs = torch.nn.functional.one_hot(labels, 10).float().repeat(1, 79)[:, :width] + 0.1 * torch.randn(640, width)
-dataloader = DataLoader(TensorDataset(inputs, labels), batch_size=32, shuffle=True)
-"""
-RUN = """
-from cortex import CortexManager
-
-manager = CortexManager("config.yaml")
-job = manager.run(dataloader)
-print(json.dumps({"model": type(manager.model).__mro__[1].__name__, "job": job.job_id,
-                  "right": int((manager.model(inputs).argmax(1) == labels).sum()),
-                  "accepted": [report.accepted for report in manager.history]}))
-"""
-NOTEBOOK = """
-from cortex import CortexManager
-from tests.doctests import run_examples
-
-given = {"dataloader": dataloader, "inputs": inputs, "labels": labels}
-print(asyncio.run(run_examples(CortexManager, given)))
-"""
+EXAMPLES = 640
 CHUNK_BYTES = 4 * DEFAULT_CHUNK_ELEMENTS
 WIDE = "[1024, 1024]"
 WIDE_BYTES = 4 * (785 * 1024 + 1025 * 1024 + 1025 * 10)
-
-
-def websocket_address(network: Shell) -> str:
-    members = json.loads(network.layout.network_file.read_text())["members"]
-    port = next(member["ports"]["websocket"] for member in members if member["service"] == "gateway")
-    return f"localhost:{port}"
-
-
-class Program:
-    """A program in a folder of its own, beside the README's config.yaml; variables change what differs."""
-
-    def __init__(
-        self, network: Shell, name: str, source: str, *, width: int = 784, seed: int = 0, **variables: Any
-    ) -> None:
-        self.folder = network.folder / name
-        self.folder.mkdir(exist_ok=True)
-        (self.folder / "config.yaml").write_text(CONFIG)
-        (self.folder / "program.py").write_text(DATA.format(width=width, seed=seed) + source)
-        given = {
-            "CORTEX_DIR": network.layout.root,
-            "CORTEX_NETWORK__WEBSOCKET_URL": f"ws://{websocket_address(network)}",
-            "CORTEX_TRAINING__MAX_EPOCHS": 3,
-        } | variables
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            [sys.executable, "program.py"],
-            cwd=self.folder,
-            env=network.environment | {key: str(value) for key, value in given.items()},
-            stdout=pipe,
-            stderr=pipe,
-            text=True,
-        )
-
-    def end(self) -> tuple[str, str]:
-        """What it printed, and its log, once it has ended well."""
-        out, err = self.process.communicate(timeout=200)
-        assert self.process.returncode == 0, err
-        return out, err
 
 
 def test_the_readmes_program_with_the_readmes_file_trains_a_node(network: Shell):
@@ -238,3 +188,77 @@ async def test_a_program_killed_in_the_middle_of_an_upload_goes_on_and_counts_on
     assert 0 < link.up_bytes - sum(others_bytes) < first_bytes - CHUNK_BYTES // 2
     settings = load_manager_settings(first.folder / "config.yaml", {key: str(value) for key, value in given.items()})
     assert [report["model_sha256"] for report in history] == digests(job_of(settings), [loader_of(784, 0, settings)])
+
+
+REPORTING: Mapping[str, Mapping[str, Any]] = {
+    "tells-all": {
+        "CORTEX_MONITORING__LOG_LEVEL": "DEBUG",
+        "CORTEX_MONITORING__PROGRESS_BAR": "true",
+        "CORTEX_MONITORING__TENSORBOARD_DIR": "scalars",
+        "CORTEX_TRAINING__CHECKPOINT_DIR": "checkpoints",
+        "CORTEX_TRAINING__CHECKPOINT_KEEP": 2,
+    },
+    "tells-little": {"CORTEX_MONITORING__LOG_LEVEL": "WARNING", "CORTEX_TRAINING__HIDDEN_DIMS": "[16]"},
+    "serves-nothing": {"CORTEX_MONITORING__ENABLE_PROMETHEUS": "false", "CORTEX_TRAINING__HIDDEN_DIMS": "[24]"},
+}
+EARLY = 6
+"""Rounds of a job that bears five without improvement, where none is one."""
+
+
+def test_what_programs_tell_is_served_written_and_shown_as_their_files_say(network: Shell):
+    port = free_port()
+    shared = {"CORTEX_MONITORING__METRICS_PORT": port, "CORTEX_TRAINING__MAX_EPOCHS": 50, "OMP_NUM_THREADS": 1}
+    shared["CORTEX_TRAINING__EARLY_STOPPING"] = '{"patience": 5, "min_delta": 10}'
+    programs: dict[str, Program] = {}
+    try:
+        for name, own in REPORTING.items():
+            given = shared | own | {"CORTEX_NETWORK__NODE_ID": name}
+            programs[name] = Program(network, name, GATED + RUN, **given)
+            until((programs[name].folder / "waits").exists, 100)
+        ports = {name: listening(program.process.pid) for name, program in programs.items()}
+        (served,), (elsewhere,), nowhere = ports.values()
+        assert (served, nowhere) == (port, [])
+        for each in (served, elsewhere):
+            until(lambda at=each: scraped(at)["cortex_worker_training_examples_total"] == 2 * EXAMPLES, 60)
+            assert (scraped(each)["cortex_worker_attended"], scraped(each)["cortex_worker_jobs"]) == (1, 1)
+    finally:
+        for program in programs.values():
+            (program.folder / "go").touch()
+    ended = [program.end() for program in programs.values()]
+    said = [json.loads(out.splitlines()[-1]) for out, _ in ended]
+    assert [each["accepted"] for each in said] == [[1] * EARLY] * 3
+    all_of_it, little, unserved = [log for _, log in ended]
+    check_told(all_of_it, little, unserved, served, elsewhere)
+    check_written(network, programs["tells-all"].folder, said[0])
+
+
+def check_told(all_of_it: str, little: str, unserved: str, served: int, elsewhere: int) -> None:
+    """What is in the logs of the three programs."""
+    assert levels(all_of_it) == {"debug", "info", "warning"}
+    assert "message_received" in all_of_it
+    assert "[websockets" not in all_of_it, "frames of the library show what they carry"
+    assert (levels(little), levels(unserved)) == ({"warning"}, {"info", "warning"})
+    assert all(log.count("batch_size_not_used") == 1 for log in (all_of_it, little, unserved))
+    assert f"http://127.0.0.1:{served}/metrics" in event(all_of_it, "metrics_served")
+    assert f"http://127.0.0.1:{elsewhere}/metrics" in event(little, "metrics_elsewhere")
+    assert f"port {served} is taken" in event(little, "metrics_elsewhere")
+    assert "metrics_" not in unserved
+    assert [f"round {EARLY}/50" in log for log in (all_of_it, little, unserved)] == [True, False, False]
+
+
+def check_written(network: Shell, folder: Path, said: Mapping[str, Any]) -> None:
+    """The files of a program that was told to write some."""
+    job_id = said["job"]
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept == [f"{job_id}-{number}.safetensors" for number in (EARLY - 1, EARLY)]
+    model = build_model(ModelSpec(input_dim=784, hidden_dims=(512, 256), output_dim=10), seed=1)
+    model.load_state_dict(load_file(folder / "checkpoints" / kept[-1]))
+    made: dict[str, Any] = {}
+    with torch.random.fork_rng():
+        exec(DATA.format(width=784, seed=0), made)
+    assert int((model.eval()(made["inputs"]).argmax(1) == made["labels"]).sum()) == said["right"] > 600
+    history = network.json("status", job_id)["history"]
+    run = EventAccumulator(str(folder / "scalars" / job_id)).Reload()
+    for name in ("train_loss", "train_accuracy", "seconds"):
+        told = [(each.step, each.value) for each in run.Scalars(name)]
+        assert told == [(report["round"], pytest.approx(report[name])) for report in history]
