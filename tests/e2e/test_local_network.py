@@ -5,8 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
 import signal
+import subprocess
+import sys
 from datetime import datetime
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -14,10 +19,13 @@ import pytest
 
 from cortex import Client
 from cortex.local.status import running_report
+from tests.architecture.sources import ROOT
 from tests.e2e.conftest import Shell
 from tests.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+README = (ROOT / "README.md").read_text()
 
 
 def pid_of(network: Shell, name: str) -> int | None:
@@ -69,6 +77,69 @@ def test_the_http_api_tells_the_same_story(network: Shell):
         document.update({key: datetime.fromisoformat(document[key]) for key in times})
     assert status == ours
     assert "eu" in json.dumps(regions)
+
+
+def typed(network: Shell, text: str) -> str:
+    """What is printed when somebody types this, in a folder with the network and the examples."""
+    (port,) = [
+        member["ports"]["http"]
+        for member in json.loads(network.layout.network_file.read_text())["members"]
+        if member["service"] == "gateway"
+    ]
+    # The README's port is that of a machine with nothing else on it.
+    (network.folder / ".curlrc").write_text(f'connect-to = "127.0.0.1:8080:127.0.0.1:{port}"\nfail-with-body\n')
+    if not (network.folder / "examples").exists():
+        shutil.copytree(ROOT / "examples", network.folder / "examples")
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = network.environment | {"CURL_HOME": str(network.folder), "PATH": programs}
+    command = ["bash", "-euo", "pipefail", "-c", text]
+    done = subprocess.run(command, cwd=network.folder, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def block(start: str) -> tuple[str, str]:
+    """The README's block that starts so: what comes before the first line that names a job, and the rest."""
+    (text,) = [each for each in re.findall(r"```\w*\n(.*?)```", README, re.DOTALL) if each.startswith(start)]
+    lines = text.splitlines()
+    first = next((number for number, line in enumerate(lines) if "JOB" in line), len(lines))
+    return "\n".join(lines[:first]), "\n".join(lines[first:])
+
+
+def check_model(network: Shell, job_id: str) -> None:
+    """model.safetensors is the completed job's model; it is used up."""
+    status = network.json("status", job_id)
+    path = network.folder / "model.safetensors"
+    assert (status["status"], hashlib.sha256(path.read_bytes()).hexdigest()) == ("completed", status["model"]["sha256"])
+    path.unlink()
+
+
+def test_the_readmes_curl_calls_do_what_they_say(network: Shell):
+    submitting, following = block("API=")
+    assert "JOB" in following
+    job_id, second = re.findall(r'"job_id": ?"([^"]+)"', typed(network, submitting))
+    access = "\n".join(submitting.splitlines()[:2])
+    told = typed(network, access + "\n" + following.replace("JOB", job_id))
+    assert '"completed"' in told
+    assert '"regions"' in told
+    check_model(network, job_id)
+    until(lambda: network.json("status", second)["status"] == "completed", 100)
+
+
+def test_the_readmes_commands_do_what_they_say(network: Shell):
+    submitting, following = block("cortex submit")
+    assert "completed" in typed(network, submitting)
+    job_id = network.json("jobs")[0]["job_id"]
+    assert "job_completed" in typed(network, following.replace("JOB", job_id))
+    check_model(network, job_id)
+
+
+def test_the_readmes_python_client_does_what_it_says(network: Shell):
+    (program, _) = block("from pathlib import Path")
+    (network.folder / "client.py").write_text(program)
+    told = typed(network, "python client.py").splitlines()
+    assert told[-1].startswith("completed ")
+    check_model(network, network.json("jobs")[0]["job_id"])
 
 
 def test_nodes_and_resources_know_every_worker_and_its_region(network: Shell):
