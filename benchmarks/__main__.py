@@ -242,7 +242,7 @@ def sealing(
 @app.command()
 def codecs(out: Out = results.RESULTS) -> None:
     """Throughput of each codec beside memcpy."""
-    codec_speed.main(out=out / "codecs.json")
+    codec_speed.run_apart(out / "codecs.json")
 
 
 @app.command()

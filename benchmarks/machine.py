@@ -20,6 +20,8 @@ from benchmarks.processes import cores
 
 _PACKAGES = ("cortex-training", "torch", "numpy", "grpcio", "cryptography", "lz4", "protobuf")
 _BLOCK_BYTES = 32 * 2**20
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_UNITS = {"K": 2**10, "M": 2**20}
 
 
 def describe() -> dict[str, Any]:
@@ -35,6 +37,12 @@ def describe() -> dict[str, Any]:
         "load_average": load_average(),
         "speed": _speed(),
     }
+
+
+def cache_bytes() -> int:
+    """Of the largest cache the first core has, shared ones included; 0 where the system does not tell."""
+    sizes = [path.read_text().strip() for path in _CACHES.glob("index*/size")]
+    return max((int(size[:-1]) * _UNITS[size[-1]] for size in sizes), default=0)
 
 
 def load_average() -> list[float]:

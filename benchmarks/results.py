@@ -56,7 +56,7 @@ def write_tables(results: Path = RESULTS, readme: Path = README, front: Path = F
         if found.get(kind)
     ]
     if speeds := documents.get("codecs"):
-        head = "### Codecs\n\n" + codecs.table(speeds["codecs"], speeds["memcpy"], speeds["torch"])
+        head = "### Codecs\n\n" + codecs.table(speeds)
         parts.append(f"{head}\n\n{_machine_line(speeds)}")
     tables = "\n\n".join(part for part in parts if part)
     _replace(readme, tables)
