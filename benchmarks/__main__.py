@@ -109,7 +109,7 @@ def peers(
 @app.command()
 def training(
     workers: Annotated[int, typer.Option("--workers", "-n", help="Number of workers.")] = 4,
-    repeat: Annotated[int, typer.Option("--repeat", min=1, help="How often, on the same network.")] = 1,
+    repeat: Repeat = 3,
     only: Only = _ALL_SYSTEMS,
     out: Out = results.RESULTS,
 ) -> None:

@@ -21,8 +21,6 @@ from benchmarks.workloads import Kind, Workload
 
 NULL_KEY = ("system", "parameters", "codec", "kind", "workers")
 TRAINING_KEY = ("system", "algorithm", "codec", "workers")
-_SLOW_PARAMETERS = 50_000_000
-_SLOW_ROUNDS = 3
 Say = Callable[[str, Sequence[float]], None]
 
 
@@ -79,11 +77,10 @@ _ALGORITHMS = {
 
 
 def null_cases(system: str, parameters: int, workers: int, rounds: int) -> list[Workload]:
-    """What a system is measured with at one size; the slowest gets fewer rounds of the largest model."""
+    """What a system is measured with at one size."""
     if system == "cortex":
         return [Workload(parameters, codec, kind, workers, rounds, warm_up=2) for codec, kind in _CORTEX_CASES]
-    is_slow = system == "flower" and parameters >= _SLOW_PARAMETERS
-    return [Workload(parameters, workers=workers, rounds=min(rounds, _SLOW_ROUNDS) if is_slow else rounds)]
+    return [Workload(parameters, workers=workers, rounds=rounds)]
 
 
 def compare_null(
@@ -101,17 +98,18 @@ def compare_null(
 
 
 def compare_training(systems: Sequence[str], workers: int, repeat: int, store: PartialResults, say: Say) -> None:
-    """Training with each system and each algorithm it has."""
+    """Training with each system and each algorithm it has; each repetition with fresh processes."""
     with tempfile.TemporaryDirectory(prefix="cortex-bench-") as name:
         data = write_examples(Path(name), workers)
         for system in systems:
             machine = describe()
-            with SYSTEMS[system](workers) as contestant:
-                for algorithm, codec in _ALGORITHMS[system]:
-                    task = TrainingTask(data, algorithm, workers, codec)
-                    curves = [contestant.train(task) for _ in range(repeat)]
-                    entry = {"system": system, "algorithm": algorithm, "codec": codec, "workers": workers}
-                    runs = [asdict(curve) for curve in curves]
-                    store.put({**entry, "versions": dict(contestant.versions), "runs": runs}, machine)
-                    for curve in curves:
-                        say(f"{system} {algorithm} {codec}: rounds", [point.at_s for point in curve.points])
+            tasks = [TrainingTask(data, algorithm, workers, codec) for algorithm, codec in _ALGORITHMS[system]]
+            runs: list[list[dict[str, Any]]] = [[] for _ in tasks]
+            for _ in range(repeat):
+                with SYSTEMS[system](workers) as contestant:
+                    for task, found in zip(tasks, runs, strict=True):
+                        curve = contestant.train(task)
+                        found.append(asdict(curve))
+                        names = {"system": system, "algorithm": task.algorithm, "codec": task.codec, "workers": workers}
+                        store.put({**names, "versions": dict(contestant.versions), "runs": found}, machine)
+                        say(f"{system} {task.algorithm} {task.codec}: rounds", [point.at_s for point in curve.points])

@@ -87,13 +87,13 @@ def _peer_row(entry: Entry, entries: Sequence[Entry]) -> str:
 
 
 def training(entries: Sequence[Entry]) -> str:
-    """Seconds to an accuracy."""
+    """Seconds to an accuracy, medians over the runs."""
     goals = " | ".join(f"s to {target:.0%}" for target in TARGETS)
     lines = [
         "### Fashion-MNIST, 784-512-256-10, 4 workers",
         "",
-        f"| system | algorithm | codec | {goals} | rounds | last accuracy | CPU-s | others' cores |",
-        "|---|---|---|" + "---|" * (len(TARGETS) + 4),
+        f"| system | algorithm | codec | runs | {goals} | rounds | last accuracy | CPU-s | others' cores |",
+        "|---|---|---|---|" + "---|" * (len(TARGETS) + 4),
     ]
     return "\n".join(lines + [_training_row(entry) for entry in entries])
 
@@ -105,6 +105,7 @@ def _training_row(entry: Entry) -> str:
         entry["system"],
         entry["algorithm"],
         entry["codec"],
+        len(runs),
         *(_seconds_text(seconds_to(entry, target)) for target in TARGETS),
         f"{Summary.of([len(run['points']) for run in runs]).median:g}",
         f"{last.median:.4f}",

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from benchmarks import plots, targets
-from benchmarks.comparison import NULL_KEY, SYSTEMS, null_cases
-from benchmarks.comparison_tables import machine_line
+from benchmarks import comparison, comparison_tables, plots, targets
+from benchmarks.__main__ import app
+from benchmarks.comparison import NULL_KEY, SYSTEMS, TRAINING_KEY, null_cases
+from benchmarks.comparison_tables import machine_line, seconds_to
 from benchmarks.machine import describe, load_average
 from benchmarks.memory import allowed_bytes
 from benchmarks.network import BenchmarkError
 from benchmarks.peers.tasks import STEP, Event, check_counted, null_shapes
 from benchmarks.results import write_tables
 from benchmarks.store import PartialResults
-from benchmarks.training import TARGETS, Algorithm, TrainingTask
+from benchmarks.training import TARGETS, Algorithm, Curve, Point, TrainingTask
 from benchmarks.workloads import Kind
 
 
@@ -31,6 +35,19 @@ def _training(system: str, algorithm: str, *at_s: float) -> dict[str, Any]:
     points = [{"at_s": at, "accuracy": accuracy} for at, accuracy in zip(at_s, TARGETS, strict=False)]
     run = {"points": points, "cpu_s": 1.0, "others_cores": 0.0}
     return {"system": system, "algorithm": algorithm, "codec": "none", "workers": 4, "runs": [run]}
+
+
+class Trained:
+    """A system that takes 9 s at first, then 2, then 4."""
+
+    versions: Mapping[str, str] = {}
+
+    def __init__(self, started: list[Trained]) -> None:
+        self._takes_s = (9.0, 2.0, 4.0)[len(started)]
+        started.append(self)
+
+    def train(self, _training: TrainingTask) -> Curve:
+        return Curve([Point(self._takes_s, TARGETS[-1])], cpu_s=1.0, others_cores=0.0)
 
 
 def _rows(table: str | None) -> dict[str, tuple[str, str, str]]:
@@ -124,6 +141,24 @@ def test_everybody_trains_with_the_same_settings(tmp_path: Path) -> None:
     assert (job["training"]["batch_size"], job["training"]["learning_rate"]) == (32, 4e-4)
     assert (fields["batch_size"], fields["learning_rate"]) == (32, 4e-4)
     assert job["training"]["rounds"] == fields["rounds"]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_largest_model_has_as_many_rounds_as_the_others(system: str) -> None:
+    assert {case.rounds for case in null_cases(system, 50_000_000, 4, 6)} == {6}
+
+
+def test_training_is_the_median_of_three_on_fresh_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Trained] = []
+    monkeypatch.setattr(comparison, "SYSTEMS", {"gloo": lambda _workers: nullcontext(Trained(started))})
+    monkeypatch.setattr(comparison, "write_examples", lambda directory, _workers: directory)
+    assert CliRunner().invoke(app, ["training", "--only", "gloo", "--out", str(tmp_path)]).exit_code == 0
+    entries = PartialResults(tmp_path / "training.json", TRAINING_KEY).read()
+    assert len(started) == 3
+    assert [[run["points"][0]["at_s"] for run in entry["runs"]] for entry in entries] == [[9.0, 2.0, 4.0]] * 3
+    assert [seconds_to(entry, TARGETS[-1]) for entry in entries] == [4.0] * 3
+    rows = comparison_tables.training(entries).splitlines()[4:]
+    assert [row.split(" | ")[3:5] for row in rows] == [["3", "4.0"]] * 3
 
 
 def test_memory_is_allowed_for_parameters_and_workers() -> None:
