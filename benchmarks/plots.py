@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,14 @@ from benchmarks.workloads import Kind, size_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 Entry = Mapping[str, Any]
 _COLOURS = {"cortex": "tab:blue", "gloo": "tab:gray", "nvflare": "tab:green", "flower": "tab:orange"}
 _SHADES = {"none": 1.0, "int8": 0.7, "int4": 0.45}
 _STYLES = {"fedavg": "-", "diloco": "--", "ddp": ":"}
+_CODEC_STYLES = {"none": "solid", "bf16": (0, (7, 1)), "int8": "dashed", "int4": "dotted", "topk": "dashdot"}
+_CYCLE = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
 
 def draw(results: Path) -> list[Path]:
@@ -68,10 +71,11 @@ def _peers(axes: Axes, document: Entry) -> None:
         heights = [chosen[size] for size in sizes if size in chosen]
         label = f"{system}, {codec}" if system == "cortex" else system
         drawn = axes.bar(at, heights, width, label=label, color=_COLOURS[system], alpha=_SHADES[codec])
-        axes.bar_label(drawn, [f"{height:.2g}" for height in heights], fontsize=7)
+        axes.bar_label(drawn, [f"{height:#.2g}".rstrip(".") for height in heights], fontsize=6)
     axes.set_xticks(range(len(sizes)), [size_label(size) for size in sizes])
     axes.set(yscale="log", xlabel="parameters", ylabel="seconds a round", title="Round without training, 4 workers")
-    axes.legend()
+    _plain_numbers(axes.yaxis)
+    axes.legend(fontsize=7)
 
 
 def _training(axes: Axes, document: Entry) -> None:
@@ -86,50 +90,62 @@ def _training(axes: Axes, document: Entry) -> None:
             alpha=_SHADES[entry["codec"]],
             label=f"{entry['system']}, {entry['algorithm']}, {entry['codec']}",
         )
-    axes.set(xscale="log", ylim=(0.7, 0.9), xlabel="seconds since the submission", ylabel="test accuracy")
+    axes.set(xscale="log", ylim=(0.75, 0.89), xlabel="seconds since the submission", ylabel="test accuracy")
     axes.set_title("Fashion-MNIST, 4 workers")
-    axes.legend(fontsize=7)
+    _plain_numbers(axes.xaxis)
+    axes.legend(fontsize=7, loc="lower right", handlelength=4)
 
 
 def _memory(axes: Axes, document: Entry) -> None:
     entries = sorted(document["results"], key=lambda entry: (entry["parameters"], entry["codec"], entry["workers"]))
+    colours = _colours([entry["parameters"] for entry in entries])
     for (parameters, codec), group in groupby(entries, lambda entry: (entry["parameters"], entry["codec"])):
         chosen = list(group)
         workers = [entry["workers"] for entry in chosen]
         peaks = [max(run["peak_bytes"] for run in entry["runs"]) / 1e6 for entry in chosen]
-        drawn = axes.plot(workers, peaks, marker="o", label=f"{size_label(parameters)}, {codec}")
+        size, colour = size_label(parameters), colours[parameters]
+        style = _CODEC_STYLES[codec]
+        axes.plot(workers, peaks, linestyle=style, marker=".", color=colour, label=f"{size}, {codec}")
         if codec == "none":
             bound = [allowed_bytes(parameters, count) / 1e6 for count in workers]
-            axes.plot(workers, bound, ":", color=drawn[0].get_color(), label=f"{size_label(parameters)}, allowed")
-    axes.set(xscale="log", yscale="log", xlabel="workers", ylabel="MB", title="Peak memory of the aggregator")
-    axes.set_xticks(*_ticks([entry["workers"] for entry in entries]), minor=False)
-    axes.legend(fontsize=7)
+            axes.plot(workers, bound, color=colour, linewidth=4, alpha=0.25, label=f"{size}, allowed")
+    axes.set(xscale="log", ylim=(0, None), xlabel="workers", ylabel="MB", title="Peak memory of the aggregator")
+    _only_ticks(axes, [entry["workers"] for entry in entries])
+    _legend_beside(axes)
 
 
 def _links(axes: Axes, document: Entry) -> None:
     entries = sorted(document["results"], key=_line)
+    colours = _colours([entry["round_trip_s"] for entry in entries])
     for (codec, trip), group in groupby(entries, _line):
         chosen = sorted(group, key=lambda entry: entry["mbit_per_s"])
         seconds = [Summary.of([each["seconds"] for each in entry["rounds_measured"]]).median for entry in chosen]
-        label = f"{codec}, {1000 * trip:g} ms"
-        axes.plot([entry["mbit_per_s"] for entry in chosen], seconds, marker=".", label=label)
+        rates, label = [entry["mbit_per_s"] for entry in chosen], f"{codec}, {1000 * trip:g} ms"
+        axes.plot(rates, seconds, linestyle=_CODEC_STYLES[codec], marker=".", color=colours[trip], label=label)
     size = size_label(entries[0]["parameters"])
     axes.set(xscale="log", yscale="log", xlabel="Mbit/s of each worker's line", ylabel="seconds a round")
     axes.set_title(f"{size} parameters, both ways, 4 workers, by codec and round trip")
-    axes.set_xticks(*_ticks([entry["mbit_per_s"] for entry in entries]), minor=False)
-    axes.legend(fontsize=7)
+    _only_ticks(axes, [entry["mbit_per_s"] for entry in entries])
+    _plain_numbers(axes.yaxis)
+    _legend_beside(axes)
 
 
 def _codecs(axes: Axes, document: Entry) -> None:
-    rows = [row for row in document["codecs"] if row["engine"] == document["codecs"][-1]["engine"]]
+    engine = document["codecs"][-1]["engine"]
+    rows = [row for row in document["codecs"] if row["engine"] == engine]
     for place, what in enumerate(("encode", "decode_add")):
         at = [index + (place - 0.5) * 0.4 for index in range(len(rows))]
         axes.bar(at, [row[what] for row in rows], 0.4, label=what.replace("_", " and "))
     axes.axhline(document["memcpy"], color="black", linestyle=":", label="memcpy")
-    names = ["\n".join([row["codec"], *(f"{name} {value}" for name, value in row["options"].items())]) for row in rows]
+    names = ["\n".join([row["codec"], *map(_option, row["options"].items())]) for row in rows]
     axes.set_xticks(range(len(rows)), names, fontsize=7)
-    axes.set(ylabel="GB/s of float32, one thread", title="Codecs")
-    axes.legend()
+    axes.set(ylabel="GB/s of float32, one thread", title=f"Codecs on {engine}, from memory and to memory")
+    _legend_beside(axes)
+
+
+def _option(item: tuple[str, object]) -> str:
+    name, value = item
+    return name if value is True else f"{name} {value}"
 
 
 def _middle_run(runs: Sequence[Entry]) -> Entry:
@@ -141,9 +157,29 @@ def _line(entry: Entry) -> tuple[str, float]:
     return entry["codec"], entry["round_trip_s"]
 
 
-def _ticks(values: Sequence[float]) -> tuple[list[float], list[str]]:
+def _colours(values: Sequence[float]) -> dict[float, str]:
+    return dict(zip(sorted(set(values)), cycle(_CYCLE), strict=False))
+
+
+def _only_ticks(axes: Axes, values: Sequence[float]) -> None:
+    """What was measured, and nothing between."""
     known = sorted(set(values))
-    return known, [f"{value:g}" for value in known]
+    axes.set_xticks(known, [f"{value:g}" for value in known])
+    axes.set_xticks([], minor=True)
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """0.1 and 20 instead of powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _legend_beside(axes: Axes) -> None:
+    """Where it covers nothing."""
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=4)
 
 
 _PICTURES: Mapping[str, Callable[[Axes, Any], None]] = {

@@ -19,7 +19,7 @@ from benchmarks.machine import describe, load_average
 from benchmarks.memory import allowed_bytes
 from benchmarks.network import BenchmarkError
 from benchmarks.peers.tasks import STEP, Event, check_counted, null_shapes
-from benchmarks.results import write_tables
+from benchmarks.results import RESULTS, write_tables
 from benchmarks.store import PartialResults
 from benchmarks.training import TARGETS, Algorithm, Curve, Point, TrainingTask
 from benchmarks.workloads import Kind
@@ -107,6 +107,24 @@ def test_tables_and_pictures_are_made_of_what_there_is(tmp_path: Path) -> None:
     assert text.count("| 10M |") == len(SYSTEMS)
     assert [path.name for path in plots.draw(tmp_path)] == ["peers.svg"]
     assert "<svg" in (tmp_path / "plots" / "peers.svg").read_text()
+
+
+def test_every_result_there_is_can_be_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for path in RESULTS.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert {path.stem for path in plots.draw(tmp_path)} == {"peers", "training", "memory", "links", "codecs"}
+
+
+def test_numbers_of_workers_that_were_measured_are_told_and_no_others() -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figure, axes = pyplot.subplots()
+    case = {"parameters": 10_000_000, "codec": "none", "runs": [{"peak_bytes": 10**8}]}
+    plots._memory(axes, {"results": [{**case, "workers": count} for count in (4, 16, 64)]})
+    figure.canvas.draw()
+    shown = [label.get_text() for label in (*axes.get_xticklabels(), *axes.get_xticklabels(minor=True))]
+    pyplot.close(figure)
+    assert shown == ["4", "16", "64"]
 
 
 def test_a_table_says_how_fast_a_core_was() -> None:
