@@ -11,9 +11,13 @@ from hypothesis import settings
 
 from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.ids import NodeName
+from cortex_common.rpc.tls13 import require_tls13
 from cortex_common.security.authority import Authority
 from tests.areas import expanded
 from tests.fakes import ManualClock
+
+# Before any test imports gRPC: servers in this process are like those of services.
+require_tls13()
 
 # Tests say nothing about wall time: the machine may be busy.
 settings.register_profile("cortex", deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from services.gateway.settings import GatewaySettings
 
 _STOP_GRACE_S = 3
 _MAX_HEAD_BYTES = 32 * 1024
+# Browsers and programs of others come here, some of which have no TLS 1.3. Of 1.2, only ciphers whose keys nobody can
+# work out later from the certificate's, and whose messages cannot be altered.
+_TLS12_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ async def http_server(app: FastAPI, settings: GatewaySettings) -> AsyncIterator[
         server_header=False,
         ssl_certfile=settings.http_certificate,
         ssl_keyfile=settings.http_key,
+        ssl_ciphers=_TLS12_CIPHERS,
         timeout_graceful_shutdown=_STOP_GRACE_S,
     )
     try:
@@ -63,6 +68,8 @@ async def http_server(app: FastAPI, settings: GatewaySettings) -> AsyncIterator[
     except OSError as error:
         files = f"{settings.http_certificate} and {settings.http_key}"
         raise PreconditionError(f"HTTPS certificate {files} cannot be used: {error}") from error
+    if config.ssl is not None:
+        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
     listener = listen(settings.host, settings.port)
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))

@@ -10,6 +10,7 @@ import typer
 
 from cortex.cli.common import example
 from cortex_common.errors import CortexError, InvalidArgumentError, NotFoundError
+from cortex_common.rpc.tls13 import require_tls13
 
 SERVICES = ("coordinator", "discovery", "aggregator", "worker", "gateway")
 
@@ -20,12 +21,14 @@ def run_service(service: str, config: Path | None) -> int:
     Raises:
         InvalidArgumentError: no such service.
         NotFoundError: no such configuration file.
+        PreconditionError: this process has imported gRPC already.
         CortexError: what this service needs is not installed.
     """
     if service not in SERVICES:
         raise InvalidArgumentError(f"service {service!r} given; allowed: {', '.join(SERVICES)}")
     if config is not None and not config.is_file():
         raise NotFoundError(f"configuration {config}: no such file")
+    require_tls13()
     try:
         module = importlib.import_module(f"services.{service}.main")
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""A gRPC server that only speaks mutual TLS."""
+"""A gRPC server that only speaks mutual TLS, 1.3."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from cortex_common.rpc.denial import DenyList
 from cortex_common.rpc.interceptor import CALL_LIMITS, CallLimits, GuardingInterceptor
 from cortex_common.rpc.passing import PassReader
 from cortex_common.rpc.tls import ReloadingServerCredentials
+from cortex_common.rpc.tls13 import require_tls13
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024 + 64 * 1024
 WINDOW_BYTES = 1024 * 1024
@@ -133,9 +134,10 @@ async def serving(
         services: Full names of the services, for health and reflection.
 
     Raises:
-        PreconditionError: the address cannot be listened at.
+        PreconditionError: the address cannot be listened at, or this process would take TLS 1.2.
         NotFoundError, InvalidArgumentError, UnauthenticatedError: the TLS files are not usable, or have expired.
     """
+    require_tls13()
     passes = PassReader(settings.tls)
     guard = GuardingInterceptor(
         settings.network, settings.clock, settings.denied, passes, settings.auditor, settings.limits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+import warnings
 from datetime import timedelta
 
 import httpx
@@ -216,6 +217,35 @@ async def test_https_when_a_certificate_is_given(stopped_gateway, authority):
         trust = ssl.create_default_context(cafile=str(authority.ca))
         async with httpx.AsyncClient(base_url=gateway.url, verify=trust) as client:
             assert (await client.get("/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("newest", "ciphers", "version"),
+    [
+        (ssl.TLSVersion.TLSv1_3, "DEFAULT", "TLSv1.3"),
+        (ssl.TLSVersion.TLSv1_2, "ECDHE+AESGCM", "TLSv1.2"),
+        (ssl.TLSVersion.TLSv1_2, "ECDHE+AES+SHA1", None),
+        (ssl.TLSVersion.TLSv1_1, "ALL:@SECLEVEL=0", None),
+    ],
+)
+async def test_https_takes_tls_1_2_with_good_ciphers_and_nothing_older(
+    stopped_gateway, authority, newest, ciphers, version
+):
+    tls = stopped_gateway.tls_of(Role.GATEWAY)
+    context = ssl.create_default_context(cafile=str(authority.ca))
+    context.set_ciphers(ciphers)
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = newest
+    async with stopped_gateway.running(http_certificate=tls.certificate, http_key=tls.key) as gateway:
+        port = httpx.URL(gateway.url).port
+        if version is None:
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                await asyncio.open_connection("127.0.0.1", port, ssl=context)
+            return
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+        assert writer.get_extra_info("ssl_object").version() == version
+        writer.close()
 
 
 async def test_a_port_in_use_is_one_clear_error(stopped_gateway):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +34,22 @@ async def test_a_worker_behind_a_proxy_trains_over_tls(tls_of: TlsOf, tmp_path: 
                 await network.one_round()
         assert len(proxy.asked) >= 2, "the line, and the weights"
         assert set(proxy.asked) == {f"CONNECT {url.removeprefix('wss://')}"}
+
+
+async def test_nodes_come_with_tls_1_3_only(tls_of: TlsOf, tmp_path: Path) -> None:
+    tls = tls_of(Role.GATEWAY, "gateway-1")
+    https = {"http_certificate": tls.certificate, "http_key": tls.key}
+    async with network_of(tls_of, tmp_path, "websocket") as network:
+        assert network.nodes is not None
+        async with network.nodes.gateway(network.coordinator_address, **https) as url:
+            host, port = url.removeprefix("wss://").split(":")
+            context = ssl.create_default_context(cafile=str(tls.ca))
+            _, writer = await asyncio.open_connection(host, int(port), ssl=context)
+            assert writer.get_extra_info("ssl_object").version() == "TLSv1.3"
+            writer.close()
+            context.maximum_version = ssl.TLSVersion.TLSv1_2
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                await asyncio.open_connection(host, int(port), ssl=context)
 
 
 async def test_the_environment_may_name_the_proxy(
