@@ -16,6 +16,7 @@ from cortex_common.rpc.metrics import THROTTLED
 
 _CALLS = Allowance(per_s=500.0, burst=1000.0)
 _STRANGERS = Allowance(per_s=10.0, burst=200.0)
+_OUTSIDERS = Allowance(per_s=10.0, burst=1000.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +28,21 @@ class CallerLimits:
         open_calls: RPCs at a time; about a quarter of what the whole server bears.
         connections: With a call open on them.
         strangers: Calls of callers without certificate, from each address, where such calls are allowed.
+        outsiders: Refused calls of callers whose certificate or pass is not good (any more), from each address.
     """
 
     calls: Allowance = _CALLS
     open_calls: int = 500
     connections: int = 64
     strangers: Allowance = _STRANGERS
+    outsiders: Allowance = _OUTSIDERS
 
 
 CALLER_LIMITS = CallerLimits()
+
+
+class ThrottledError(OverloadedError):
+    """One caller has or does too much: this call was not let in."""
 
 
 class Callers:
@@ -46,6 +53,7 @@ class Callers:
         self._clock = clock
         self._buckets = Buckets(limits.calls)
         self._strangers = Buckets(limits.strangers)
+        self._outsiders = Buckets(limits.outsiders)
         self._open: dict[Identity, Counter[str]] = {}
 
     @contextmanager
@@ -57,7 +65,7 @@ class Callers:
             peer: Address and port of the connection.
 
         Raises:
-            OverloadedError: the caller has or does too much; says what is allowed.
+            ThrottledError: the caller has or does too much; says what is allowed.
         """
         mine = self._open.get(caller, Counter())
         self._check(caller, mine, peer)
@@ -76,11 +84,22 @@ class Callers:
         """Count a call of somebody without certificate.
 
         Raises:
-            OverloadedError: too many come from this address.
+            ThrottledError: too many come from this address.
         """
+        self._from_address(self._strangers, "strangers", peer)
+
+    def outsider(self, peer: str) -> None:
+        """Count a call of somebody whose certificate or pass is not good.
+
+        Raises:
+            ThrottledError: too many come from this address.
+        """
+        self._from_address(self._outsiders, "outsiders", peer)
+
+    def _from_address(self, buckets: Buckets, what: str, peer: str) -> None:
         address = peer.rpartition(":")[0]
-        if wait_s := self._strangers.wait_s(address, self._clock.monotonic_s()):
-            raise _refused("strangers", f"too many calls come from {address}", math.ceil(wait_s))
+        if wait_s := buckets.wait_s(address, self._clock.monotonic_s()):
+            raise _refused(what, f"too many calls come from {address}", math.ceil(wait_s))
 
     def _check(self, caller: Identity, mine: Counter[str], peer: str) -> None:
         limits = self._limits
@@ -93,6 +112,6 @@ class Callers:
             raise _refused("rate", f"{caller.uri} calls too often; allowed: {allowed}", math.ceil(wait_s))
 
 
-def _refused(what: str, message: str, retry_after_s: int = 1) -> OverloadedError:
+def _refused(what: str, message: str, retry_after_s: int = 1) -> ThrottledError:
     THROTTLED.labels(what).inc()
-    return OverloadedError(message, retry_after_s)
+    return ThrottledError(message, retry_after_s)

@@ -19,11 +19,12 @@ from cortex_common.rpc.auditing import Auditor, Call
 from cortex_common.rpc.authorisation import ANYBODY, PATIENT, PRIVILEGED, authorise
 from cortex_common.rpc.denial import DenyList
 from cortex_common.rpc.errors import DETAILS_KEY, rich_status, status_of
-from cortex_common.rpc.fairness import CALLER_LIMITS, CallerLimits, Callers
+from cortex_common.rpc.fairness import CALLER_LIMITS, CallerLimits, Callers, ThrottledError
 from cortex_common.rpc.identity import acting_as, authenticate, expired
 from cortex_common.rpc.metrics import REFUSALS, MethodMetrics
 from cortex_common.rpc.passing import PassReader, acting_by
 from cortex_common.security.certificates import Certificate
+from cortex_common.security.passes import NodePass
 
 _log = get_logger(__name__)
 
@@ -127,7 +128,10 @@ class GuardingInterceptor(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _audited(self, method: str, request: object, context: _Context) -> AsyncIterator[None]:
-        """Record the call if it is privileged, and any refusal."""
+        """Record the call if it is privileged, and any refusal.
+
+        Calls of whoever calls too often are only counted: they do nothing, and must not fill the disk.
+        """
         if self._auditor is None:
             yield
             return
@@ -142,7 +146,7 @@ class GuardingInterceptor(grpc.aio.ServerInterceptor):
                 self._auditor.refused(call, error)
             raise
         except CortexError as error:
-            if is_privileged:
+            if is_privileged and not isinstance(error, ThrottledError):
                 await self._auditor.done(call, status_of(error).name, error.message)
             raise
         except BaseException as error:
@@ -156,25 +160,38 @@ class GuardingInterceptor(grpc.aio.ServerInterceptor):
     async def _admitted(self, method: str, context: _Context) -> AsyncIterator[None]:
         """Run the block as the caller, if it may call; no longer than its certificate holds and it is not shut out.
 
-        A gateway with a pass is, for this call, the node that the pass is for.
+        A gateway with a pass is, for this call, the node that the pass is for. Calls count before it is known whether
+        they are allowed: a refusal costs no less than an answer.
         """
         if method in ANYBODY:
             self._callers.stranger(context.peer())
             yield
             return
         now_s = self._clock.wall_s()
+        try:
+            certificate, given = self._known(method, context, now_s)
+        except (UnauthenticatedError, ForbiddenError):
+            self._callers.outsider(context.peer())
+            raise
+        standings = [certificate] if given is None else [certificate, given.standing]
+        caller = certificate.identity if given is None else given.node
+        with self._callers.serving(caller, context.peer()), acting_as(caller), acting_by(given):
+            authorise(caller, method)
+            async with _while_allowed(standings, now_s, self._denied):
+                yield
+
+    def _known(self, method: str, context: _Context, now_s: float) -> tuple[Certificate, NodePass | None]:
+        """The caller's certificate and, where a gateway calls for a node, the pass for it; all of it good.
+
+        Raises:
+            UnauthenticatedError, ForbiddenError: some of it is not.
+        """
         certificate = authenticate(context.auth_context(), self._network, now_s)
         self._denied.check(certificate)
         given = self._passes.of_call(certificate, method, context.invocation_metadata(), now_s)
-        standings = [certificate]
         if given is not None:
             self._denied.check(given.standing)
-            standings.append(given.standing)
-        caller = certificate.identity if given is None else given.node
-        authorise(caller, method)
-        with self._callers.serving(caller, context.peer()), acting_as(caller), acting_by(given):
-            async with _while_allowed(standings, now_s, self._denied):
-                yield
+        return certificate, given
 
 
 @asynccontextmanager

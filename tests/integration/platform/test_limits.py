@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,15 +18,20 @@ import pytest
 
 from cortex_common.buckets import Allowance
 from cortex_common.clock import SystemClock
-from cortex_common.errors import CortexError, OverloadedError, UnavailableError
-from cortex_common.identity import Role, TlsFiles
+from cortex_common.errors import CortexError, ForbiddenError, OverloadedError, UnauthenticatedError, UnavailableError
+from cortex_common.identity import Identity, Role, TlsFiles
+from cortex_common.ids import NodeName
 from cortex_common.pb.v1 import discovery_pb2, discovery_pb2_grpc, identity_pb2, identity_pb2_grpc
+from cortex_common.rpc.auditing import auditing
 from cortex_common.rpc.channel import channel_options, open_channel
+from cortex_common.rpc.denial import Denial, DenyList
 from cortex_common.rpc.errors import calling
 from cortex_common.rpc.fairness import CallerLimits
 from cortex_common.rpc.interceptor import CallLimits
 from cortex_common.rpc.tls import client_credentials, current_material
+from cortex_common.security.audit import read_log
 from cortex_common.security.authority import Authority
+from tests.fakes import ManualClock
 from tests.integration.platform.conftest import Served, ServeExample
 from tests.waiting import eventually
 
@@ -271,6 +278,87 @@ async def test_one_caller_cannot_call_without_end(serve_example: ServeExample, t
             await beat(greedy)
         assert caught.value.retry_after_s == 2
         await beat(modest)
+
+
+async def test_calls_that_are_refused_count_too(serve_example: ServeExample, tls_of: TlsOf, tmp_path: Path) -> None:
+    own = tls_of(Role.DISCOVERY, "d1")
+    async with (
+        auditing(tmp_path, own, CLOCK) as auditor,
+        serve_example(limits=limits(calls=Allowance(per_s=0.01, burst=3)), auditor=auditor) as served,
+        open_channel(served.address, tls_of(Role.OPERATOR, "greedy"), Role.DISCOVERY) as greedy,
+        open_channel(served.address, tls_of(Role.WORKER, "modest"), Role.DISCOVERY) as modest,
+    ):
+        for _ in range(3):
+            with pytest.raises(ForbiddenError, match="operator 'greedy' may not call"):
+                await beat(greedy)
+        for _ in range(20):
+            with pytest.raises(OverloadedError, match=r"operator/greedy calls too often; allowed: 0.01 a second"):
+                await beat(greedy)
+        await beat(modest)
+    (record,) = [each for each in read_log(tmp_path) if each["what"].endswith("/Heartbeat") and not each.get("repeats")]
+    assert (record["who"], record["decision"]) == ("spiffe://cortex/operator/greedy", "refused")
+    (later,) = [each for each in read_log(tmp_path) if each.get("repeats")]
+    assert later["repeats"] == 2, "those that were not let in at all are only counted"
+
+
+async def test_privileged_calls_that_are_not_let_in_do_not_fill_the_audit_log(
+    serve_example: ServeExample, tls_of: TlsOf, tmp_path: Path
+) -> None:
+    async def rotate(request: bytes, context: Any) -> bytes:
+        return b"done"
+
+    def attach(server: grpc.aio.Server) -> None:
+        handlers = {"RotateDataKey": grpc.unary_unary_rpc_method_handler(rotate)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("cortex.v1.KeyService", handlers),))
+
+    allowed = limits(calls=Allowance(per_s=0.01, burst=3))
+    async with (
+        auditing(tmp_path, tls_of(Role.DISCOVERY, "d1"), CLOCK) as auditor,
+        serve_example(extra=[attach], limits=allowed, auditor=auditor) as served,
+        open_channel(served.address, tls_of(Role.OPERATOR, "greedy"), Role.DISCOVERY) as greedy,
+    ):
+        call = greedy.unary_unary("/cortex.v1.KeyService/RotateDataKey")
+        for _ in range(3):
+            assert await call(b"") == b"done"
+        for _ in range(20):
+            with pytest.raises(OverloadedError, match="calls too often"), calling("discovery"):
+                await call(b"")
+    records = [each for each in read_log(tmp_path) if each["what"].endswith("/RotateDataKey")]
+    assert [(each["decision"], each["code"]) for each in records] == [("allowed", "OK")] * 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [("network", "belongs to another network"), ("revoked", "was revoked"), ("expired", "expired at")],
+)
+async def test_callers_who_are_not_good_any_more_cannot_call_without_end(
+    serve_example: ServeExample, authority: Authority, tls_of: TlsOf, tmp_path: Path, kind: str, why: str
+) -> None:
+    clock, denied = ManualClock(wall_s=time.time()), DenyList()
+    network = "other" if kind == "network" else "cortex"
+    greedy = Identity(network, Role.WORKER, NodeName("greedy"))
+    life = {"life": dt.timedelta(hours=1)} if kind == "expired" else {}
+    bad = Authority(network, authority.directory).issue(greedy, [], tmp_path, **life)
+    if kind == "revoked":
+        denied.replace([Denial(greedy)])
+    allowed = limits(outsiders=Allowance(per_s=0.5, burst=3))
+    async with (
+        serve_example(limits=allowed, clock=clock, denied=denied) as served,
+        open_channel(served.address, bad, Role.DISCOVERY) as outsider,
+        open_channel(served.address, tls_of(Role.WORKER, "w1"), Role.DISCOVERY) as member,
+    ):
+        clock.jump_wall(2 * 3600 if kind == "expired" else 0)
+        for _ in range(3):
+            with pytest.raises(UnauthenticatedError, match=why):
+                await beat(outsider)
+        for _ in range(20):
+            with pytest.raises(OverloadedError, match=r"too many calls come from ipv4:127\.0\.0\.1") as caught:
+                await beat(outsider)
+        assert caught.value.retry_after_s == 2
+        await beat(member)
+        await clock.advance(2.5)
+        with pytest.raises(UnauthenticatedError, match=why):
+            await beat(outsider)
 
 
 async def test_one_address_without_a_certificate_cannot_call_without_end(
