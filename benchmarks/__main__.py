@@ -213,7 +213,7 @@ def channel(
         store.put(entry, machine)
     typer.echo(channel_return.table(entries), err=True)
     store = PartialResults(out / "channel_silence.json", channel_silence.SILENCE_KEY)
-    entries = channel_silence.measure(limit_s=90.0)
+    entries = channel_silence.measure(limit_s=150.0)
     for entry in entries:
         store.put(entry, machine)
     typer.echo(channel_silence.table(entries), err=True)

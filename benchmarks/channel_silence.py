@@ -30,10 +30,11 @@ SILENCE_KEY = ("variant",)
 _KEEPALIVE = (
     "grpc.keepalive_time_ms",
     "grpc.keepalive_timeout_ms",
+    "grpc.http2.ping_timeout_ms",
     "grpc.keepalive_permit_without_calls",
     "grpc.http2.max_pings_without_data",
 )
-VARIANTS = (Variant(AS_SET), Variant("keepalive left", _KEEPALIVE))
+VARIANTS = (Variant(AS_SET), Variant("ping_timeout left", _KEEPALIVE[2:3]), Variant("keepalive left", _KEEPALIVE))
 _CLOCK = SystemClock()
 
 

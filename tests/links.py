@@ -93,6 +93,17 @@ class CountedLink(Link):
         return await super().carry(size, direction)
 
 
+class SilentLink(Link):
+    """A link that keeps its connections and, once it is silent, drops what comes."""
+
+    is_silent = False
+
+    async def carry(self, size: int, direction: str) -> float:
+        if self.is_silent:
+            await asyncio.Event().wait()
+        return await super().carry(size, direction)
+
+
 class CutLink(Link):
     """A link that can be cut; `broke` is set once a connection has felt it."""
 

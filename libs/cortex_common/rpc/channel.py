@@ -14,7 +14,13 @@ from cortex_common.clock import Clock, SystemClock
 from cortex_common.errors import CortexError
 from cortex_common.identity import Role, TlsFiles
 from cortex_common.rpc.renewing import RenewingChannel
-from cortex_common.rpc.server import MAX_MESSAGE_BYTES, bulk_options
+from cortex_common.rpc.server import (
+    KEEPALIVE_S,
+    KEEPALIVE_TIMEOUT_S,
+    MAX_MESSAGE_BYTES,
+    bulk_options,
+    keepalive_options,
+)
 from cortex_common.rpc.tls import TlsMaterial, client_credentials, current_material, files_stamp
 
 _SYSTEM_CLOCK = SystemClock()
@@ -98,9 +104,7 @@ def channel_options(server_role: Role, *, bulk: bool = False) -> list[tuple[str,
         # Room for an answer that lists every mistake of a request.
         ("grpc.max_metadata_size", 64 * 1024),
         ("grpc.absolute_max_metadata_size", 64 * 1024),
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),
+        *keepalive_options(KEEPALIVE_S, KEEPALIVE_TIMEOUT_S),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 200),
         # Also the limit of one attempt to connect.

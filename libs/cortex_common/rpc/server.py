@@ -26,6 +26,9 @@ from cortex_common.rpc.tls13 import require_tls13
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024 + 64 * 1024
 WINDOW_BYTES = 1024 * 1024
 """Of one upload: an aggregator may have it for each worker at a time."""
+KEEPALIVE_S = 30.0
+KEEPALIVE_TIMEOUT_S = 20.0
+"""A line of 1 Mbit/s with a deep queue before it may hold up an answer for more than ten seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class RpcSettings:
         max_streams: RPCs at a time on one connection; more wait at the client.
         max_requests: RPCs at a time on the whole server; more are refused with RESOURCE_EXHAUSTED.
         limits: Of calls and of each caller.
+        keepalive_s: A connection on which nothing has come for so long is asked whether anybody is there.
+        keepalive_timeout_s: One that has not answered by then is closed.
         handshake_s: A connection that has not finished its handshake by then is closed.
         connection_life_s: After this time clients are asked to connect again, with the certificate they have by then.
         connection_grace_s: RPCs still open this long after that are cut.
@@ -62,8 +67,8 @@ class RpcSettings:
     max_requests: int = 2000
     limits: CallLimits = CALL_LIMITS
     handshake_s: float = 10.0
-    keepalive_s: float = 30.0
-    keepalive_timeout_s: float = 10.0
+    keepalive_s: float = KEEPALIVE_S
+    keepalive_timeout_s: float = KEEPALIVE_TIMEOUT_S
     min_ping_interval_s: float = 20.0
     connection_idle_s: float = 600.0
     connection_life_s: float = 1800.0
@@ -172,9 +177,7 @@ def server_options(settings: RpcSettings) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", 2 * settings.max_metadata_bytes),
         ("grpc.max_concurrent_streams", settings.max_streams),
         ("grpc.server_handshake_timeout_ms", _ms(settings.handshake_s)),
-        ("grpc.keepalive_time_ms", _ms(settings.keepalive_s)),
-        ("grpc.keepalive_timeout_ms", _ms(settings.keepalive_timeout_s)),
-        ("grpc.keepalive_permit_without_calls", 1),
+        *keepalive_options(settings.keepalive_s, settings.keepalive_timeout_s),
         ("grpc.http2.min_ping_interval_without_data_ms", _ms(settings.min_ping_interval_s)),
         ("grpc.http2.max_ping_strikes", 2),
         ("grpc.max_connection_idle_ms", _ms(settings.connection_idle_s)),
@@ -186,6 +189,19 @@ def server_options(settings: RpcSettings) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),
     ]
     return options + (bulk_options(settings.window_bytes) if settings.bulk else [])
+
+
+def keepalive_options(after_s: float, timeout_s: float) -> list[tuple[str, int]]:
+    """Close a connection whose other end is silent, the same at both ends.
+
+    gRPC acts on the later of two limits on an answer, and the second is 60 s by default.
+    """
+    return [
+        ("grpc.keepalive_time_ms", _ms(after_s)),
+        ("grpc.keepalive_timeout_ms", _ms(timeout_s)),
+        ("grpc.http2.ping_timeout_ms", _ms(timeout_s)),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
 
 
 def bulk_options(window_bytes: int) -> list[tuple[str, int]]:
