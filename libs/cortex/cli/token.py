@@ -37,7 +37,7 @@ def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is.")],
     scope: Annotated[
         list[str] | None,
-        typer.Option(help="read, submit, node or admin; may be repeated. read by default.", show_default=False),
+        typer.Option(help="read, submit or admin; may be repeated. read by default.", show_default=False),
     ] = None,
     life: Annotated[
         str | None,

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from cortex_common.clock import Clock, SystemClock
 from cortex_common.errors import (
@@ -42,7 +42,6 @@ class Scope(StrEnum):
 
     READ = "read"
     SUBMIT = "submit"
-    NODE = "node"
     ADMIN = "admin"
 
 
@@ -86,6 +85,12 @@ class TokenRecord(BaseModel):
     created_at: datetime
     expires_at: datetime | None = None
 
+    @field_validator("scopes", mode="before")
+    @classmethod
+    def _without_node(cls, scopes: object) -> object:
+        """Files of 0.1.0 may hold a scope `node`, which let nobody do anything."""
+        return [scope for scope in scopes if scope != "node"] if isinstance(scopes, list) else scopes
+
 
 class _TokenFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -121,7 +126,7 @@ class TokenStore:
 
         Args:
             name: Whose it is, for logs and ownership.
-            scopes: Out of read, submit, node, admin; at least one.
+            scopes: Out of read, submit, admin; at least one.
             life: How long it is valid; None means until revoked.
             org: The organisation whose jobs it may see; with the scope admin those of all.
 

@@ -91,11 +91,11 @@ async def test_an_expired_or_revoked_token_is_refused(stopped_gateway):
         assert (await gateway.http.get("/api/v1/jobs")).status_code == 401
 
 
-async def test_an_administrator_may_read_and_submit_and_a_node_may_not(gateway):
-    admin, node = gateway.bearer("admin"), gateway.bearer("node")
+async def test_an_administrator_may_read_and_submit_and_who_may_submit_only_may_not_read(gateway):
+    admin, submitter = gateway.bearer("admin"), gateway.bearer("submit")
     assert (await gateway.http.get("/api/v1/jobs", headers=admin)).status_code == 200
     assert (await gateway.http.post("/api/v1/jobs/job-1/cancel", headers=admin)).status_code == 200
-    assert (await gateway.http.get("/api/v1/jobs", headers=node)).status_code == 403
+    assert (await gateway.http.get("/api/v1/jobs", headers=submitter)).status_code == 403
 
 
 @pytest.mark.parametrize("path", OPEN)

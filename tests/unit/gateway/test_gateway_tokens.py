@@ -153,10 +153,23 @@ def test_a_damaged_file_is_named(store, tmp_path, content):
 def test_scopes_hold_what_they_say():
     admin = Principal("1", "root", frozenset({Scope.ADMIN}))
     assert [scope for scope in Scope if admin.may(scope)] == [Scope.READ, Scope.SUBMIT, Scope.ADMIN]
-    node = Principal("2", "node", frozenset({Scope.NODE}))
-    assert [scope for scope in Scope if node.may(scope)] == [Scope.NODE]
-    with pytest.raises(ForbiddenError, match="token 'node' has the scopes node; this needs submit"):
-        node.require(Scope.SUBMIT)
+    reader = Principal("2", "ann", frozenset({Scope.READ}))
+    assert [scope for scope in Scope if reader.may(scope)] == [Scope.READ]
+    with pytest.raises(ForbiddenError, match="token 'ann' has the scopes read; this needs submit"):
+        reader.require(Scope.SUBMIT)
+
+
+def test_a_file_with_the_scope_that_is_gone_is_read(store, tmp_path):
+    tokens = [store.create("alice", [scope]) for scope in ("read", "submit")]
+    path = tmp_path / "state" / "tokens.json"
+    content = json.loads(path.read_text())
+    del content["check"]
+    for record, scopes in zip(content["tokens"], (["node", "read"], ["node"]), strict=True):
+        record["scopes"] = scopes
+    path.write_text(json.dumps(content))
+    assert [store.verify(token).scopes for token in tokens] == [frozenset({Scope.READ}), frozenset()]
+    with pytest.raises(InvalidArgumentError, match="'node' given; allowed: read, submit, admin"):
+        store.create("alice", ["node"])
 
 
 def test_the_file_is_plain_json(store, tmp_path):
