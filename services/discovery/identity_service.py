@@ -174,13 +174,18 @@ class IdentityAuthority:
         """
         return await self._advance("root" if root else "issuing")
 
-    async def advance_forever(self) -> None:
-        """Rotate authorities and renew discovery's own certificate when it is time; forget what has ended."""
+    async def advance_forever(self, record: Callable[[str, str, str], None]) -> None:
+        """Rotate authorities and renew discovery's own certificate when it is time; forget what has ended.
+
+        Args:
+            record: Puts into the audit log what was done, to what, and why.
+        """
         reason = ""
         while True:
             try:
                 if self._authority is not None:
-                    await self._advance("")
+                    for kind in await self._advance(""):
+                        record("authority rotated", f"authority={kind}", "the one before is due for replacement")
                 await self.change(lambda state: (state, None))
                 reason = ""
             except (CortexError, OSError) as error:

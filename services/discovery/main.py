@@ -74,7 +74,7 @@ async def run(
             tasks.create_task(_announce_forever(service, identity, report, clock)),
             tasks.create_task(service.sweep_forever(settings.sweep_every_s)),
             tasks.create_task(service.save_forever(settings.snapshot_every_s)),
-            tasks.create_task(identities.advance_forever()),
+            tasks.create_task(identities.advance_forever(auditor.did)),
             tasks.create_task(_follow_tickets(settings, identities, clock)),
         ]
         log.info("serving", address=server.address, enrolment=identities.address, metrics_port=ops.port)

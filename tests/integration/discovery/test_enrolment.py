@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -30,6 +31,7 @@ from cortex_common.pb.v1 import discovery_pb2, discovery_pb2_grpc, identity_pb2,
 from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.errors import calling
 from cortex_common.rpc.server import Running
+from cortex_common.security.audit import read_log
 from cortex_common.security.authority import Authority
 from cortex_common.security.certificates import certificate_of, fingerprints
 from cortex_common.security.joining import JoinToken
@@ -344,6 +346,17 @@ async def test_a_new_root_reaches_members_before_they_need_it(network: Network) 
     await network.beat(tls, "eu-1")
     await network.join(Role.WORKER, "eu-2")
     keeping.cancel()
+
+
+async def test_an_authority_that_is_replaced_by_age_is_in_the_audit_log(tmp_path: Path) -> None:
+    def records() -> list[Mapping[str, Any]]:
+        return [each for each in read_log(tmp_path / "state" / "audit") if each["what"] == "authority rotated"]
+
+    async with discovery(tmp_path, leaf_life_s=4, issuing_life_s=8, root_life_s=3600):
+        await eventually(lambda: bool(records()), 30)
+    first = records()[0]
+    assert (first["who"], first["decision"]) == ("spiffe://cortex/discovery/d1", "allowed")
+    assert (first["about"], first["reason"]) == ("authority=issuing", "the one before is due for replacement")
 
 
 async def test_where_certificates_come_from_elsewhere_there_is_revocation_only(tmp_path: Path, tls_of: object) -> None:
