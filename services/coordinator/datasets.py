@@ -51,24 +51,26 @@ class SealedDatasets:
         self._keyring = keyring
         self._clock = clock
         self._epoch = epoch
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, dict[str, _Known]] = {}
+        """By organisation, then by digest: who asks for theirs never meets another's."""
         self._parts: dict[tuple[JobId, SeatIndex], SealedPart] = {}
 
     async def load(self) -> None:
         """Open what is stored."""
         for stored in await self._store.call(lambda store: store.datasets()):
             try:
-                self._known[stored.digest] = await asyncio.to_thread(self._opened, stored)
+                self._know(await asyncio.to_thread(self._opened, stored))
             except InvalidArgumentError as error:
                 # Left alone, so that everything else goes on; jobs that name it are told that there is none.
                 log.error("dataset_not_readable", digest=stored.digest, reason=error.message)
 
     def known(self, org: str) -> Mapping[str, Dataset]:
         """What jobs of an organisation may name, as they name it."""
-        mine = [each.told for each in self._known.values() if each.stored.org == org]
         return {
-            told.reference: Dataset(told.manifest.info.input_dim, told.manifest.classes, len(told.manifest.shards))
-            for told in mine
+            each.told.reference: Dataset(
+                each.told.manifest.info.input_dim, each.told.manifest.classes, len(each.told.manifest.shards)
+            )
+            for each in self._of(org).values()
         }
 
     def part(self, job: Job, seat: SeatIndex) -> SealedPart | None:
@@ -81,8 +83,8 @@ class SealedDatasets:
         digest = job.spec.data.sealed_digest
         if digest is None:
             return None
-        known = self._known.get(digest)
-        if known is None or known.stored.org != job.org:
+        known = self._of(job.org).get(digest)
+        if known is None:
             raise NotFoundError(f"data.train: there is no data set {job.spec.data.train} for jobs of {job.org}")
         key = known.key
         if not isinstance(key, DataKey):
@@ -117,17 +119,18 @@ class SealedDatasets:
             stored = await self._store.call(lambda store: store.add_dataset(new, self._epoch))
         finally:
             self._keys.stored(told.digest)
-        known = self._known.get(told.digest)
-        if stored is not new and known is not None and (known.stored.org, known.key) != (org, opened):
+        known = self._of(org).get(told.digest)
+        if stored is not new and (known is None or known.key != opened):
             raise AlreadyExistsError(f"{told.reference} is known for {stored.org} already, or with another key")
         if stored is new:
-            self._known[told.digest] = _Known(stored, told, opened)
+            self._know(_Known(stored, told, opened))
             log.info("dataset_added", reference=told.reference, org=org, shards=len(told.manifest.shards))
         return told
 
     def all(self) -> Sequence[StoredDataset]:
         """Every data set, oldest first."""
-        return [each.stored for each in self._known.values()]
+        every = [each.stored for theirs in self._known.values() for each in theirs.values()]
+        return sorted(every, key=lambda stored: (stored.added_s, stored.digest))
 
     async def remove(self, digest: str) -> Described:
         """Erase a data set's key; durable when this returns.
@@ -135,11 +138,11 @@ class SealedDatasets:
         Raises:
             NotFoundError: there is none.
         """
-        known = self._known.get(digest)
+        known = next((theirs[digest] for theirs in self._known.values() if digest in theirs), None)
         if known is None:
             raise NotFoundError(f"no data set with the digest {digest[:80]!r}")
         await self._store.call(lambda store: store.remove_dataset(digest, self._epoch))
-        del self._known[digest]
+        del self._known[known.stored.org][digest]
         log.info("dataset_removed", reference=known.told.reference)
         return known.told
 
@@ -162,6 +165,13 @@ class SealedDatasets:
                 lambda store, stored=stored, resting=resting: store.rewrap_dataset(stored, resting, fence)  # type: ignore[misc]
             )
         return count
+
+    def _know(self, known: _Known) -> None:
+        self._known.setdefault(known.stored.org, {})[known.stored.digest] = known
+
+    def _of(self, org: str) -> Mapping[str, _Known]:
+        """Those of an organisation, by their digest."""
+        return self._known.get(org, {})
 
     def _moved(self, stored: StoredDataset) -> RestingKey:
         context = self._context(described(stored.manifest))

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import grpc.aio
 import httpx
+import numpy as np
 import pytest
 import pytest_asyncio
 
-from cortex_common.errors import AlreadyExistsError, ForbiddenError, NotFoundError, PreconditionError
+from cortex_common.data import DatasetInfo
+from cortex_common.data.loading import Dataset
+from cortex_common.data.normalise import BYTES
+from cortex_common.errors import (
+    AlreadyExistsError,
+    ForbiddenError,
+    InvalidArgumentError,
+    NotFoundError,
+    PreconditionError,
+)
 from cortex_common.identity import Role
 from cortex_common.job.parse import parse_job
 from cortex_common.job.wire import spec_to_proto
@@ -18,6 +29,8 @@ from cortex_common.pb.v1 import coordinator_pb2 as pb
 from cortex_common.pb.v1 import coordinator_pb2_grpc
 from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.errors import calling
+from cortex_common.security.shards import seal_dataset
+from cortex_common.security.signing import SigningKey
 from tests.integration.security.conftest import Guarded
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -100,6 +113,34 @@ async def test_a_list_holds_the_jobs_of_the_organisation_only(gateway: grpc.aio.
     assert job_id in {job.job_id for job in (await ask(gateway, "ListJobs", ALICE)).jobs}
     assert job_id in {job.job_id for job in (await ask(gateway, "ListJobs", everybody)).jobs}
     assert list((await ask(gateway, "ListJobs", ALICE_ELSEWHERE)).jobs) == []
+
+
+async def test_a_sealed_data_set_of_another_organisation_does_not_exist(
+    guarded: Guarded, gateway: grpc.aio.Channel, tmp_path: Path
+) -> None:
+    data = Dataset(DatasetInfo("any", (64,), 10, 10), np.zeros((10, 64), np.uint8), np.arange(10), BYTES)
+    owner = SigningKey.create(tmp_path / "ann.key")
+    halves = np.array_split(np.arange(10), 2)
+    told, key = seal_dataset("ward", data, halves, owner, tmp_path / "ward", datetime.now(UTC))
+    address = guarded.servers[Role.COORDINATOR]
+    async with open_channel(address, guarded.certificate(Role.OPERATOR), Role.COORDINATOR) as operator:
+        added = pb.AddDatasetRequest(manifest=told.envelope.to_json(), key=key.key, org="acme")
+        await coordinator_pb2_grpc.DatasetServiceStub(operator).AddDataset(added)
+    digest = told.reference.rpartition("@")[2]
+
+    async def refusal(metadata: tuple[tuple[str, str], ...], reference: str) -> str:
+        job = spec_to_proto(parse_job(JOB | {"data": {"train": reference, "test": "digits-test"}}))
+        with pytest.raises(InvalidArgumentError) as caught:
+            await ask(gateway, "SubmitJob", metadata, job=job)
+        return caught.value.message
+
+    unknown = f"{told.reference.rpartition('@')[0]}@{'0' * len(digest)}"
+    for stranger in (ALICE_ELSEWHERE, (("cortex-principal", "bob"), ("cortex-org", "default"))):
+        said = await refusal(stranger, unknown)
+        assert unknown in said
+        assert await refusal(stranger, told.reference) == said.replace(unknown, told.reference)
+    job = spec_to_proto(parse_job(JOB | {"data": {"train": told.reference, "test": "digits-test"}}))
+    assert (await ask(gateway, "SubmitJob", ALICE, job=job)).job_id
 
 
 async def test_a_request_id_is_a_persons_own(gateway: grpc.aio.Channel) -> None:
