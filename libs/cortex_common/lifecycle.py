@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,7 +18,7 @@ from cortex_common.errors import CortexError, PreconditionError
 from cortex_common.logging import get_logger
 
 _log = get_logger(__name__)
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 
 
 def run_service(main: Callable[[asyncio.Event], Awaitable[None]], *, parent_pid: int | None = None) -> int:
@@ -51,6 +52,17 @@ def end_with_parent(parent_pid: int) -> None:
         raise PreconditionError(f"cannot follow parent process {parent_pid}: {os.strerror(ctypes.get_errno())}")
     if os.getppid() != parent_pid:
         raise PreconditionError(f"parent process {parent_pid} has ended")
+
+
+def hide_memory() -> None:
+    """From now on this process leaves no core dump, and only root can look into it (Linux; elsewhere nothing happens).
+
+    For processes of Cortex's own that are about to hold what is on no disk: a person's program may want its dumps.
+    """
+    if sys.platform != "linux":
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 async def sleep_unless(stop: asyncio.Event, seconds: float, clock: Clock) -> bool:

@@ -60,7 +60,7 @@ class Channels(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What work needs besides its assignment."""
+    """What work needs besides its assignment. `on_sealed` is called before data that are sealed are opened."""
 
     network: str
     name: NodeName
@@ -70,6 +70,7 @@ class Surroundings:
     outgoing: Outgoing | None = None
     paces: Paces = field(default_factory=Paces)
     warmer: CodecWarmer = field(default_factory=CodecWarmer)
+    on_sealed: Callable[[], None] = lambda: None
 
 
 class Execution:
@@ -182,6 +183,7 @@ class Execution:
         assignment = self._current()
         part = assignment.sealed
         if with_data and part is not None and not self._bench.has_shards(assignment.spec, part.shards):
+            self._around.on_sealed()
             try:
                 self._bench.shards = await open_shards(
                     assignment,

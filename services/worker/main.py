@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from cortex_common.data import DatasetInfo, available_datasets
 from cortex_common.errors import InvalidArgumentError, PreconditionError
 from cortex_common.identity import Role
 from cortex_common.ids import NodeName
-from cortex_common.lifecycle import run_service, write_ready_file
+from cortex_common.lifecycle import hide_memory, run_service, write_ready_file
 from cortex_common.logging import configure_logging, get_logger
 from cortex_common.network.bridge import Connected, Disconnected, TenzroBridge
 from cortex_common.network.enrolment import enroll_patiently
@@ -63,6 +63,7 @@ async def run(
     stop: asyncio.Event,
     started: asyncio.Future[RunningWorker] | None = None,
     own: OwnParts | None = None,
+    on_sealed: Callable[[], None] = lambda: None,
 ) -> None:
     """Work until `stop` is set, then leave.
 
@@ -75,6 +76,7 @@ async def run(
         started: Told once it works.
         own: Of a program that brings its own data (see `embedded`); by default trainers are child processes and the
             data is that of the catalogue.
+        on_sealed: Called before data that are sealed are opened in this process.
 
     Raises:
         CortexError: certificate or catalogue file are not usable.
@@ -93,7 +95,9 @@ async def run(
     outgoing = Outgoing(settings.state_dir / "outgoing.json")
     gate = Gate(settings.site_policy, settings.network, outgoing, clock, own.model if own else None)
     counted = outgoing if settings.site_policy else None
-    surroundings = Surroundings(settings.network, NodeName(settings.name), bridge, clock, sealing, counted, paces)
+    surroundings = Surroundings(
+        settings.network, NodeName(settings.name), bridge, clock, sealing, counted, paces, on_sealed=on_sealed
+    )
     forks = fork_server(settings.threads, settings.device)
     start_trainer = own.start_trainer if own else _start_trainer(settings, forks)
     supervisor = Supervisor(settings, surroundings, bridge, start_trainer, gate.refusals)
@@ -103,12 +107,9 @@ async def run(
         datasets = own.datasets if own else _datasets(settings)
         return _node(settings, supervisor, datasets, incarnation, started_s)
 
-    def readiness() -> tuple[bool, str]:
-        return (True, supervisor.activity) if bridge.is_open else (False, f"no line to {bridge.what}")
-
     try:
         async with (
-            _metrics_of(settings, own, readiness) as metrics_port,
+            _metrics_of(settings, own, partial(_readiness, bridge, supervisor)) as metrics_port,
             asyncio.TaskGroup() as tasks,
         ):
             work = [
@@ -134,6 +135,11 @@ async def run(
     finally:
         await forks.close()
         await bridge.close()
+
+
+def _readiness(bridge: TenzroBridge, supervisor: Supervisor) -> tuple[bool, str]:
+    """Whether the worker can be given work, and what it does or lacks."""
+    return (True, supervisor.activity) if bridge.is_open else (False, f"no line to {bridge.what}")
 
 
 def _start_trainer(settings: WorkerSettings, forks: ForkServer) -> StartTrainer:
@@ -181,7 +187,7 @@ def main(config: Path | None) -> int:
     settings = load_settings(WorkerSettings, config, "worker")
     configure_logging(settings.name, settings.log_level, settings.log_json)
     clock = SystemClock()
-    return run_service(lambda stop: run(settings, clock, stop), parent_pid=settings.parent_pid)
+    return run_service(lambda stop: run(settings, clock, stop, on_sealed=hide_memory), parent_pid=settings.parent_pid)
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ from types import TracebackType
 import torch
 
 from cortex_common.clock import SystemClock
+from cortex_common.lifecycle import hide_memory
 from services.worker.link import ChildLink
 from services.worker.trainer.forks import serve_forks
 from services.worker.trainer.session import Session
@@ -45,7 +46,7 @@ def main() -> int:
     link.send({"ready": True, "torch": torch.__version__})
     if not link.has_message():
         _warm_up()
-    Session(link, arguments.device, SystemClock()).serve()
+    Session(link, arguments.device, SystemClock(), on_sealed=hide_memory).serve()
     return 0
 
 

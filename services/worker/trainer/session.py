@@ -49,6 +49,7 @@ class Session:
         clock: Clock,
         open_data: OpenData = open_catalogue,
         on_gone: Callable[[], None] = lambda: os._exit(0),
+        on_sealed: Callable[[], None] = lambda: None,
     ) -> None:
         """Wait for commands.
 
@@ -58,10 +59,12 @@ class Session:
             clock: Measures and limits the training.
             open_data: Gives the data of a job.
             on_gone: Called when the worker goes in the middle of work; ends the process.
+            on_sealed: Called before data that were sealed are taken out of the worker's memory.
         """
         self._link = link
         self._open_data = open_data
         self._on_gone = on_gone
+        self._on_sealed = on_sealed
         self._device_rule = device
         self._clock = clock
         self._work_id: object = None
@@ -115,6 +118,7 @@ class Session:
             self._data = self._open_data(spec, message)
             self._spec = spec
         if descriptors:
+            self._on_sealed()
             self._data = ShardData.of(spec, message["sealed"], descriptors[0], self._data)
         if message["with_data"]:
             self._data.training_part(message["seat"], message["seats"], self._device)

@@ -122,3 +122,20 @@ def test_a_ready_file_appears_whole(tmp_path: Path) -> None:
         "name": "c1", "service": "coordinator", "address": "127.0.0.1:5", "pid": os.getpid(),
     }  # fmt: skip
     assert [each.name for each in path.parent.iterdir()] == ["c1.json"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux hides a process's memory")
+def test_a_process_that_hides_its_memory_can_neither_be_dumped_nor_looked_into() -> None:
+    program = """
+    import ctypes, resource
+    from cortex_common.lifecycle import hide_memory
+    def told():
+        print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE) == (0, 0))
+    told()
+    hide_memory()
+    told()
+    """
+    process = start(program)
+    out, _ = process.communicate(timeout=30)
+    before, after = out.splitlines()
+    assert (before[0], after) == ("1", "0 True")

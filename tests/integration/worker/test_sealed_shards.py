@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
+import resource
+import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import yaml
 
+from benchmarks.processes import tree_of
 from cortex.shipping import ship_shards
 from cortex_common.data import Partition, load, partition
 from cortex_common.data.sealed import Described
@@ -65,6 +72,58 @@ async def test_a_worker_trains_on_its_shards_and_keeps_nothing(network: Network,
     assert trained.examples == told.manifest.shards[0].examples + told.manifest.shards[2].examples
     await network.coordinator.assign("w1")
     await eventually(lambda: not open_shards())
+
+
+@asynccontextmanager
+async def served_worker(network: Network, name: str, folder: Path) -> AsyncIterator[int]:
+    """A worker as `cortex serve` runs it; its process id."""
+    access = await network.access(name, network.coordinator_address)
+    token = access.pop("node_token", None)
+    if token is not None:
+        access["node_token_file"] = folder / "token"
+        access["node_token_file"].touch(0o600)
+        access["node_token_file"].write_text(token)
+    settings = {"name": name, "state_dir": folder / name, "cache_dir": network.folder / "cache", **access}
+    config = folder / "worker.yaml"
+    config.write_text(yaml.safe_dump({key: str(value) for key, value in settings.items()}))
+    command = [sys.executable, "-m", "cortex", "serve", "worker", "--config", str(config)]
+    with (folder / "worker.log").open("wb") as out:
+        process = await asyncio.create_subprocess_exec(*command, stdout=out, stderr=out)
+    try:
+        yield process.pid
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+def hidden(pids: Iterable[int]) -> set[int]:
+    """Those of them that may leave no core dump."""
+    limits = {pid: Path(f"/proc/{pid}/limits").read_text() for pid in pids}
+    return {pid for pid, text in limits.items() if re.search(r"^Max core file size +0 +0 ", text, re.MULTILINE)}
+
+
+@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_CORE)[1] == 0, reason="nothing here leaves core dumps")
+async def test_a_worker_and_its_trainer_leave_no_core_dump_once_they_open_shards(
+    network: Network, tmp_path: Path
+) -> None:
+    told, data_key = await sealed(network, tmp_path)
+    if not network.base:
+        network.base = await network.first_version(digits_job())
+    part = part_of(told, [shard_key(data_key, 1)], [1])
+    async with served_worker(network, "w2", tmp_path) as pid:
+        for spec, work in ((digits_job(), {}), (job_on(told), {"sealed": part})):
+            network.round += 1
+            await network.open_round(network.round, ["w2"], network.base)
+            train = network.assignment(spec, network.round, network.base, train=coordinator_pb2.TrainWork(), **work)
+            await network.coordinator.assign("w2", train)
+            await network.coordinator.report_on(train, "trained")
+            found = hidden(tree_of(pid))
+            if work:
+                assert pid in found
+                assert len(found) == 2, "the spare trainer, and what trainers are copied from, have seen nothing"
+            else:
+                assert not found, "who opens nothing may be looked into"
+        await network.coordinator.assign("w2")
 
 
 async def test_a_manifest_that_is_not_the_jobs_or_not_signed_or_a_wrong_key_opens_nothing(
