@@ -142,6 +142,19 @@ def test_the_readmes_python_client_does_what_it_says(network: Shell):
     check_model(network, network.json("jobs")[0]["job_id"])
 
 
+def test_the_audit_logs_are_whole_and_each_is_signed_by_its_service(network: Shell):
+    """The gateway signs for the log of tokens as soon as it runs."""
+    until(lambda: network.json("audit", "verify")["tokens"]["signed_up_to"] >= 1, 60)
+    told = network.json("audit", "verify")
+    members = json.loads(network.layout.network_file.read_text())["members"]
+    services = {member["name"]: member["service"] for member in members if member["service"] != "worker"}
+    assert set(told) == {*services, "tokens"}
+    assert not any(log["problems"] for log in told.values()), told
+    for name, service in services.items():
+        assert told[name]["signed_by"] == f"spiffe://cortex/{service}/{name}"
+        assert told[name]["signed_heads"] >= 1, "at the start, whether there are records or not"
+
+
 def test_nodes_and_resources_know_every_worker_and_its_region(network: Shell):
     workers = network.json("nodes", "--role", "worker")
 
