@@ -24,6 +24,8 @@ HEADS_FILE = "heads.jsonl"
 KEPT_HEADS = 1000
 SIGN_EVERY_S = 60.0
 """How often a service signs the head of a log that grows."""
+# A renewal replaces key and certificate by renames, one right after the other.
+_READS = 5
 _ALGORITHM = ec.ECDSA(hashes.SHA256())
 
 
@@ -65,14 +67,13 @@ def sign_head(head: Head, tls: TlsFiles, at_s: float) -> Mapping[str, Any]:
     """A statement that the log ended there, then: what is exported, and kept where the log's owner cannot change it.
 
     Raises:
-        CorruptError: the node's key is not one of Cortex's.
+        CorruptError: the node's key is not one of Cortex's, or not that of its certificate.
         UnauthenticatedError: its certificate does not hold then, so that nobody would believe it.
     """
-    chain = read_file(tls.certificate, "certificate")
+    chain, key = _chain_and_key(tls)
     certificate = read_certificate(chain)
     if not certificate.not_before.timestamp() <= at_s <= certificate.not_after.timestamp():
         raise UnauthenticatedError(f"the certificate holds from {certificate.not_before} to {certificate.not_after}")
-    key = load_key(read_file(tls.key, "private key"), str(tls.key))
     said = {
         "by": certificate.identity.uri,
         "number": head.number,
@@ -81,6 +82,19 @@ def sign_head(head: Head, tls: TlsFiles, at_s: float) -> Mapping[str, Any]:
     }
     signature = key.sign(_bytes(said), _ALGORITHM)
     return {**said, "certificate": chain.decode(), "signature": base64.b64encode(signature).decode()}
+
+
+def _chain_and_key(tls: TlsFiles) -> tuple[bytes, ec.EllipticCurvePrivateKey]:
+    """A node's certificate with the authorities above it, and the key that belongs to it."""
+    for _ in range(_READS):
+        chain = read_file(tls.certificate, "certificate")
+        key = load_key(read_file(tls.key, "private key"), str(tls.key))
+        try:
+            if x509.load_pem_x509_certificate(chain).public_key() == key.public_key():
+                return chain, key
+        except UNREADABLE as error:
+            raise CorruptError(f"{tls.certificate} is no certificate: {error}") from None
+    raise CorruptError(f"{tls.key} is not the key of {tls.certificate}")
 
 
 def verified_head(statement: Mapping[str, Any]) -> SignedHead:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from cortex_common.clock import SystemClock
-from cortex_common.identity import Role
+from cortex_common.errors import CorruptError
+from cortex_common.identity import Role, TlsFiles
 from cortex_common.rpc.auditing import auditing
-from cortex_common.security.audit import AuditLog, Entry, segments_of
+from cortex_common.security.audit import AuditLog, Entry, Head, segments_of
 from cortex_common.security.audit_proof import Trust, prove_log
 from cortex_common.security.authority import Authority
-from cortex_common.security.signed_heads import HEADS_FILE, heads_elsewhere, read_heads
+from cortex_common.security.signed_heads import HEADS_FILE, heads_elsewhere, read_heads, sign_head
 from tests.fakes import ManualClock
 from tests.waiting import eventually
 
@@ -86,3 +87,13 @@ async def test_that_old_records_were_removed_is_signed_at_once(
         proof = prove_log(tmp_path, None, trust)
     assert (proof.first, proof.last, proof.signed_up_to) == (2, 19, 19)
     assert proof.problems == []
+
+
+def test_nothing_is_signed_with_another_key_than_the_certificates(tmp_path: Path, tls_of: Any) -> None:
+    """As between the renames of a renewal: nobody would believe such a head."""
+    ours, others = tls_of(Role.COORDINATOR), tls_of(Role.GATEWAY)
+    with pytest.raises(CorruptError, match="is not the key of"):
+        sign_head(Head(), TlsFiles(ours.ca, ours.certificate, others.key), SystemClock().wall_s())
+    (tmp_path / "tls.crt").write_text("nothing")
+    with pytest.raises(CorruptError, match="is no certificate"):
+        sign_head(Head(), TlsFiles(ours.ca, tmp_path / "tls.crt", ours.key), SystemClock().wall_s())
