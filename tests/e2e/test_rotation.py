@@ -40,6 +40,8 @@ HARMLESS: Mapping[str, str] = MappingProxyType(
     {
         "node_suspected": "heartbeats came late because the machine does much else; no work is taken from the node",
         "node_revived": "the next one came; that its lease ran out before would be another warning",
+        "certificate_files_not_usable": "certificate and key are replaced one after the other; who looks in between "
+        "keeps what it has and looks again",
     }
 )
 
