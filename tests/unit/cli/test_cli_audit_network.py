@@ -23,10 +23,14 @@ from cortex_common.security.tokens import TokenStore
 from cortex_common.storage.checked import to_checked_json
 from tests.fakes import ManualClock
 
-NOW_S = SystemClock().wall_s()
-OLD_S = NOW_S - 3 * 86400
+OLD_S = SystemClock().wall_s() - 3 * 86400
 NETWORK = LocalNetwork(members=members_of(["eu"], 1))
 SERVICES = {member.name: member.service for member in NETWORK.members if member.service is not Role.WORKER}
+
+
+def now_s() -> float:
+    """A run may come here minutes after this file was read."""
+    return SystemClock().wall_s()
 
 
 def identity_of(name: str) -> Identity:
@@ -56,13 +60,13 @@ class Network:
 
     def sign(self, name: str, by: str = "") -> None:
         log = self.log(name)
-        add_head(log.directory / HEADS_FILE, sign_head(log.head, self.tls(by or name), NOW_S))
+        add_head(log.directory / HEADS_FILE, sign_head(log.head, self.tls(by or name), now_s()))
 
     def see_tokens(self) -> None:
         """What a gateway does once a minute."""
         about = about_head(self.tokens.audit_head())
         self.log("gateway").append(
-            Entry("spiffe://cortex/gateway/gateway", SEEN_HEAD, "allowed", "OK", about=about), NOW_S
+            Entry("spiffe://cortex/gateway/gateway", SEEN_HEAD, "allowed", "OK", about=about), now_s()
         )
         self.sign("gateway")
 
@@ -162,10 +166,10 @@ def test_the_log_of_tokens_alone_proves_nothing(network, verify):
 def test_what_is_signed_after_a_revocation_is_not_believed(network, verify, capsys):
     state = network.layout.state("operator")
     state.mkdir()
-    denial = {"identity": identity_of("coordinator").uri, "serials": [], "reason": "stolen", "at_s": NOW_S + 60}
+    denial = {"identity": identity_of("coordinator").uri, "serials": [], "reason": "stolen", "at_s": now_s() + 60}
     (state / "denials.json").write_bytes(to_checked_json({"denials": [denial]}))
     assert verify()[0] == 0
-    (state / "denials.json").write_bytes(to_checked_json({"denials": [{**denial, "at_s": NOW_S - 60}]}))
+    (state / "denials.json").write_bytes(to_checked_json({"denials": [{**denial, "at_s": now_s() - 60}]}))
     code, told = verify()
     assert code == 1
     assert "when its certificate was revoked" in told["coordinator"]["problems"][0]
