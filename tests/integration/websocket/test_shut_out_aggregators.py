@@ -7,7 +7,7 @@ from pathlib import Path
 from cortex_common.identity import Role
 from cortex_common.network import messages as m
 from cortex_common.network.protocol import TenzroProtocol
-from cortex_common.pb.v1 import common_pb2, identity_pb2, identity_pb2_grpc
+from cortex_common.pb.v1 import common_pb2, discovery_pb2, discovery_pb2_grpc
 from cortex_common.rpc.channel import open_channel
 from tests.integration.websocket.conftest import Gate, Raw, TlsOf, gate_of
 from tests.integration.websocket.test_slow_nodes import SHA256, endless, stalled
@@ -31,9 +31,12 @@ async def test_a_version_on_its_way_is_cut_off_and_the_next_one_refused(tls_of: 
 
 async def make_known(gate: Gate, aggregator: str) -> None:
     """Nobody is shut out whom discovery does not know."""
-    async with open_channel(gate.nodes.discovery, gate.nodes.tls_of(Role.OPERATOR, "ann"), Role.DISCOVERY) as channel:
-        request = identity_pb2.CreateJoinTokenRequest(role=common_pb2.ROLE_AGGREGATOR, name=aggregator, region="eu")
-        await identity_pb2_grpc.IdentityServiceStub(channel).CreateJoinToken(request)
+    tls = gate.nodes.tls_of(Role.AGGREGATOR, aggregator)
+    async with open_channel(gate.nodes.discovery, tls, Role.DISCOVERY) as channel:
+        node = common_pb2.Node(
+            name=aggregator, role=common_pb2.ROLE_AGGREGATOR, region="eu", address="127.0.0.1:9", incarnation="1"
+        )
+        await discovery_pb2_grpc.DiscoveryServiceStub(channel).Heartbeat(discovery_pb2.HeartbeatRequest(node=node))
 
 
 async def refusal(raw: Raw) -> str:
