@@ -42,12 +42,12 @@ async def until_accepted(stub: Any, job_id: str, worker: str, number: int) -> No
             return
 
 
-async def until_event(stub: Any, job_id: str, name: str) -> pb.JobEvent:
-    """The first event of this name."""
+async def until_event(stub: Any, job_id: str, *names: str) -> pb.JobEvent:
+    """The first event of these names."""
     async for answer in stub.WatchEvents(pb.WatchEventsRequest(job_id=job_id, follow=True)):
-        if answer.event.name == name:
+        if answer.event.name in names:
             return answer.event
-    raise AssertionError(f"the job ended without {name}")
+    raise AssertionError(f"the job ended without {names}")
 
 
 async def test_what_a_revoked_worker_sent_is_left_out_and_the_next_key_is_not_for_it(cortex: Site) -> None:
