@@ -30,7 +30,7 @@ class Compose:
 
     def run(self, *arguments: str, **environment: str) -> str:
         """`docker compose …`."""
-        return self.docker("compose", "--file", str(DEPLOY / "docker-compose.yml"), *arguments, **environment)
+        return self.docker("compose", *arguments, **environment)
 
     def docker(self, *arguments: str, **environment: str) -> str:
         """`docker …`."""
@@ -61,11 +61,9 @@ class Compose:
 
     def is_well(self) -> bool:
         """Whether every service runs and says by its health check that it can work."""
-        states = self.docker("inspect", "--format", "{{.State.Health.Status}}", *self._with_health()).split()
+        every = [self.container(name) for name in self.containers(stopped=True)]
+        states = self.docker("inspect", "--format", "{{with .State.Health}}{{.Status}}{{end}}", *every).split()
         return states == ["healthy"] * len(states)
-
-    def _with_health(self) -> list[str]:
-        return [self.container(name) for name in self.containers(stopped=True) if not name.startswith(("init", "prom"))]
 
     def label(self, name: str, label: str) -> str:
         """A label of its image."""
@@ -100,16 +98,21 @@ class Compose:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Compose]:
-    """Everything but Grafana; containers, networks and volumes are removed afterwards, and before if any were left."""
+def running(folder: Path, *profiles: str) -> Iterator[Compose]:
+    """Everything but what is in profiles, and those profiles named here, each with its own file on top of the first.
+
+    Containers, networks and volumes are removed afterwards, and before if any were left.
+    """
     ports = {f"{name}_PORT": str(port) for name, port in zip(PORTS, _free_ports(len(PORTS)), strict=True)}
     environment = {"COMPOSE_PROJECT_NAME": PROJECT, "CORTEX_SECRETS": str(folder / "secrets"), **ports}
+    files = [str(DEPLOY / f"docker-compose{more}.yml") for more in ("", *(f".{profile}" for profile in profiles))]
+    environment |= {"COMPOSE_FILE": ":".join(files), "COMPOSE_PROFILES": ",".join(profiles)}
     environment |= {"CORTEX_LEAF_LIFE_S": str(LEAF_LIFE_S)}
     subprocess.run([DEPLOY / "secrets.sh"], check=True, env={**os.environ, **environment})
     compose = Compose(folder, environment)
     # Whoever is told to end removes what was started, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    down = ("--profile", "*", "down", "--volumes", "--timeout", "5")
+    down = ("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "5")
     compose.run(*down)
     try:
         compose.up()

@@ -32,14 +32,6 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
         yield compose
 
 
-@pytest.fixture(autouse=True)
-def _logs_of_what_failed(request: pytest.FixtureRequest, network: Compose) -> Iterator[None]:
-    failed = request.session.testsfailed
-    yield
-    if request.session.testsfailed > failed:
-        print(network.run("ps", "--all"), network.run("logs", "--tail", "40"))
-
-
 @pytest.fixture(scope="module")
 def drill(network: Compose) -> Disturbances:
     return Disturbances(lambda: network.api)

