@@ -1,8 +1,8 @@
 """PostgreSQL and an S3 server instead of SQLite and files, switched on by settings alone: the profile `scale`.
 
-Needs what test_compose.py needs, and the images of both servers. The tests are one story, told in order: a small job is
-trained; another one is disturbed and taken down in its middle, goes on, and in the end is compared with the same job that
-nobody disturbed, round by round.
+Needs what test_compose.py needs, and images of both servers. The tests are one story, told in order: a small job is
+trained; another one is disturbed, taken down in its middle, and goes on; in the end it is compared, round by round,
+with the same job that nobody disturbed.
 """
 
 from __future__ import annotations
