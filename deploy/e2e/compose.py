@@ -16,8 +16,6 @@ from api import Api
 
 DEPLOY = Path(__file__).parents[1]
 PROJECT = "cortex-e2e"
-# Certificates are renewed at half of it: again and again, whatever else is going on.
-LEAF_LIFE_S = 180
 PORTS = ("HTTP", "COORDINATOR", "DISCOVERY", "ENROLMENT", "WEBSOCKET", "TENSORBOARD", "PROMETHEUS")
 
 
@@ -98,16 +96,16 @@ class Compose:
 
 
 @contextmanager
-def running(folder: Path, *profiles: str) -> Iterator[Compose]:
+def running(folder: Path, *profiles: str, **settings: str) -> Iterator[Compose]:
     """Everything but what is in profiles, and those profiles named here, each with its own file on top of the first.
 
-    Containers, networks and volumes are removed afterwards, and before if any were left.
+    The settings are variables of these files. Containers, networks and volumes are removed afterwards, and before if
+    any were left.
     """
     ports = {f"{name}_PORT": str(port) for name, port in zip(PORTS, _free_ports(len(PORTS)), strict=True)}
-    environment = {"COMPOSE_PROJECT_NAME": PROJECT, "CORTEX_SECRETS": str(folder / "secrets"), **ports}
+    environment = {"COMPOSE_PROJECT_NAME": PROJECT, "CORTEX_SECRETS": str(folder / "secrets"), **ports, **settings}
     files = [str(DEPLOY / f"docker-compose{more}.yml") for more in ("", *(f".{profile}" for profile in profiles))]
     environment |= {"COMPOSE_FILE": ":".join(files), "COMPOSE_PROFILES": ",".join(profiles)}
-    environment |= {"CORTEX_LEAF_LIFE_S": str(LEAF_LIFE_S)}
     subprocess.run([DEPLOY / "secrets.sh"], check=True, env={**os.environ, **environment})
     compose = Compose(folder, environment)
     # Whoever is told to end removes what was started, as after Ctrl-C.
