@@ -151,12 +151,17 @@ async def _transfers(server: Server, variant: Variant, megabytes: int) -> Transf
     )
 
 
+def dialled(port: int, client: TlsFiles, options: Options) -> grpc.aio.Channel:
+    """A channel to a server of `started`, with just these options."""
+    credentials = client_credentials(current_material(client, _CLOCK))
+    return grpc.aio.secure_channel(f"{HOST}:{port}", credentials, options=options)
+
+
 @asynccontextmanager
 async def _channel(server: Server, variant: Variant) -> Any:
     """Connected, as `cortex_common.rpc.channel` opens one for bulk but for the variant's options."""
-    credentials = client_credentials(current_material(server.tls, _CLOCK))
     options = variant.applied_to(channel_options(Role.AGGREGATOR, bulk=True))
-    async with grpc.aio.secure_channel(f"{HOST}:{server.ports[variant.name]}", credentials, options=options) as channel:
+    async with dialled(server.ports[variant.name], server.tls, options) as channel:
         await channel.unary_unary(PING)(b"", wait_for_ready=True)
         yield channel
 

@@ -11,14 +11,13 @@ from typing import Any
 import grpc.aio
 
 from benchmarks.certificates import HOST, NETWORK, Certificates
-from benchmarks.channel import AS_SET, Variant, started
+from benchmarks.channel import AS_SET, Variant, dialled, started
 from benchmarks.channel_server import PING
 from benchmarks.summary import Summary
 from cortex_common.clock import SystemClock
 from cortex_common.identity import Role, TlsFiles
 from cortex_common.rpc.channel import channel_options
 from cortex_common.rpc.server import RpcSettings, server_options
-from cortex_common.rpc.tls import client_credentials, current_material
 
 RETURN_KEY = ("variant", "away_s")
 _PAUSES = tuple(f"grpc.{name}_reconnect_backoff_ms" for name in ("initial", "min", "max"))
@@ -49,11 +48,7 @@ def measure(away_s: float, repeat: int) -> list[dict[str, Any]]:
 async def _back(variant: Variant, server: TlsFiles, client: TlsFiles, away_s: float) -> float:
     options = server_options(RpcSettings(HOST, 0, server, NETWORK, bulk=True))
     with started([(0, options)], server) as (_, [port]):
-        channel = grpc.aio.secure_channel(
-            f"{HOST}:{port}",
-            client_credentials(current_material(client, _CLOCK)),
-            options=variant.applied_to(channel_options(Role.AGGREGATOR)),
-        )
+        channel = dialled(port, client, variant.applied_to(channel_options(Role.AGGREGATOR)))
         await channel.unary_unary(PING)(b"", wait_for_ready=True)
     async with channel:
         # Asked for as soon as it is gone: the attempts to connect go on all the while.

@@ -18,13 +18,12 @@ from typing import Any
 import grpc.aio
 
 from benchmarks.certificates import HOST, NETWORK, Certificates
-from benchmarks.channel import AS_SET, Options, Variant, started
+from benchmarks.channel import AS_SET, Variant, dialled, started
 from benchmarks.channel_server import PING
 from cortex_common.clock import SystemClock
 from cortex_common.identity import Role, TlsFiles
 from cortex_common.rpc.channel import channel_options
 from cortex_common.rpc.server import RpcSettings, server_options
-from cortex_common.rpc.tls import client_credentials, current_material
 
 SILENCE_KEY = ("variant",)
 _KEEPALIVE = (
@@ -61,7 +60,7 @@ async def _all_ended(server: TlsFiles, client: TlsFiles, limit_s: float) -> list
     ends = server_options(RpcSettings(HOST, 0, server, NETWORK, bulk=True))
     with started([(0, variant.applied_to(ends)) for variant in VARIANTS], server) as (pid, ports):
         channels = [
-            _channel(port, client, variant.applied_to(channel_options(Role.AGGREGATOR)))
+            dialled(port, client, variant.applied_to(channel_options(Role.AGGREGATOR)))
             for variant, port in zip(VARIANTS, ports, strict=True)
         ]
         try:
@@ -72,12 +71,6 @@ async def _all_ended(server: TlsFiles, client: TlsFiles, limit_s: float) -> list
         finally:
             for channel in channels:
                 await channel.close(None)
-
-
-def _channel(port: int, client: TlsFiles, options: Options) -> grpc.aio.Channel:
-    return grpc.aio.secure_channel(
-        f"{HOST}:{port}", client_credentials(current_material(client, _CLOCK)), options=options
-    )
 
 
 async def _ended(channel: grpc.aio.Channel, limit_s: float) -> float | None:

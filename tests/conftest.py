@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,12 @@ def tls_of(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Ca
 def clock() -> ManualClock:
     """A clock that stands still."""
     return ManualClock()
+
+
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    """What a test sets up for logs is undone."""
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level)
+    yield
+    root.handlers[:], root.level = before

@@ -75,7 +75,9 @@ class NetworkView:
             taken: Workers without a free place.
             expected: Holders of seats: after a restart they count as lost since then, not as unknown.
         """
-        workers = {name: self._view(name) for name in {*self._workers, *self._attendance.lines, *expected}}
+        shut_out = self._denied.names(Role.WORKER)
+        names = {*self._workers, *self._attendance.lines, *expected}
+        workers = {name: self._view(name, is_revoked=name in shut_out) for name in names}
         revoked = self._denied.names(Role.AGGREGATOR)
         aggregators = {
             name: replace(view, is_live=view.is_live and name not in revoked)
@@ -106,9 +108,9 @@ class NetworkView:
             self._missing_since_s.pop(view.name, None)
         return views
 
-    def _view(self, name: NodeName) -> WorkerView:
+    def _view(self, name: NodeName, *, is_revoked: bool) -> WorkerView:
         known = self._workers.get(name) or WorkerView(name, "", slots=1, is_known=False)
-        if self._denied.refusal(Role.WORKER, name):
+        if is_revoked:
             known = replace(known, is_revoked=True)
         line = self._attendance.lines.get(name)
         if line is None:

@@ -44,7 +44,6 @@ class EmbeddedWorker:
         settings: Mapping[str, object],
         loader: Any,
         job: JobSpec,
-        dataset: str,
         sealing: SealingKey,
         *,
         serves_metrics: bool,
@@ -54,8 +53,8 @@ class EmbeddedWorker:
         Args:
             settings: Of `WorkerSettings`.
             loader: A torch DataLoader of (inputs, labels).
-            job: What it is for: the model it must fit, the optimizer and the device that must be there.
-            dataset: The name it gets.
+            job: What it is for: the model it must fit, the optimizer and the device that must be there. The data have
+                the name of its training data.
             sealing: This node's key.
             serves_metrics: Whether to listen for Prometheus.
 
@@ -67,7 +66,7 @@ class EmbeddedWorker:
         _check_training(job.training, self._settings.device)
         data = LoaderData(loader, model)
         _tell_whose_batches(data.batch_size, job.training.batch_size)
-        info = DatasetInfo(dataset, (model.input_dim,), model.output_dim, data.examples)
+        info = DatasetInfo(job.data.train, (model.input_dim,), model.output_dim, data.examples)
         start = partial(TrainerThread.start, self._settings.device, lambda _spec, _message: data)
         self._sealing = sealing
         self._own = OwnParts(start, (info,), sealing, model, serves_metrics=serves_metrics)

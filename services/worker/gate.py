@@ -183,7 +183,7 @@ class Gate:
 
 
 def _layers(model: ModelSpec) -> str:
-    return f"{model.kind} {'-'.join(map(str, (model.input_dim, *model.hidden_dims, model.output_dim)))}"
+    return f"{model.kind} {'-'.join(map(str, model.widths))}"
 
 
 @lru_cache(maxsize=64)

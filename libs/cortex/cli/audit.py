@@ -45,9 +45,9 @@ def list_records(
     from cortex_common.security.audit import read_log
 
     records = [
-        {"service": name, **record}
-        for name, folder in ((each.name, each.folder) for each in asked_logs(log, None, layout_of(directory)))
-        for record in read_log(folder)
+        {"service": each.name, **record}
+        for each in asked_logs(log, None, layout_of(directory))
+        for record in read_log(each.folder)
         if (not refused or record.get("decision") == "refused") and (who is None or who in record.get("who", ""))
     ]
     records = sorted(records, key=lambda record: str(record["at"]))[-last:]

@@ -196,7 +196,6 @@ class CortexManager:
             facts,
             dataloader,
             job_of(settings),
-            settings.training.dataset_name,
             self._sealing,
             serves_metrics=settings.monitoring.enable_prometheus,
         )

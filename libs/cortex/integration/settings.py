@@ -208,7 +208,7 @@ class TrainingSection(Section):
         """Under which this node's data is known."""
         if self.dataset:
             return self.dataset
-        name = "-".join(["own", *(str(width) for width in (self.input_dim, *self.hidden_dims, self.output_dim))])
+        name = "-".join(["own", *map(str, self.model.widths)])
         return name if len(name) <= _LONGEST_NAME else f"own-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
     @property

@@ -218,9 +218,7 @@ def data_refusals(policy: SitePolicy, name: str, signer: str) -> list[Refusal]:
 
 def update_bytes(spec: JobSpec) -> int:
     """No update of the job is larger, whatever its codec."""
-    model = spec.model
-    widths = (model.input_dim, *model.hidden_dims, model.output_dim)
-    parameters = sum(inputs * outputs + outputs for inputs, outputs in pairwise(widths))
+    parameters = sum(inputs * outputs + outputs for inputs, outputs in pairwise(spec.model.widths))
     return int(parameters * _FLOAT_BYTES * _OVERHEAD_SHARE) + _OVERHEAD_BYTES
 
 

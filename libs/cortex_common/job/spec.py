@@ -98,6 +98,11 @@ class ModelSpec(Section):
     init_from: Annotated[StrictStr, AfterValidator(_file_to_start_from)] | None = None
     freeze: tuple[StrictStr, ...] = ()
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of its layers, from the inputs to the outputs."""
+        return (self.input_dim, *self.hidden_dims, self.output_dim)
+
 
 class PartitionSpec(Section):
     """How training examples are dealt to the seats of the cohort."""

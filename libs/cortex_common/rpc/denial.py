@@ -43,6 +43,8 @@ class DenyList:
 
     def __init__(self) -> None:
         self._denials: dict[Identity, Denial] = {}
+        self._shut_out: dict[tuple[Role, str], Denial] = {}
+        """Of nodes, every certificate of which is denied."""
         self._open: dict[object, tuple[Certificate, Callable[[], None]]] = {}
         self._listeners: list[Callable[[], None]] = []
 
@@ -61,6 +63,7 @@ class DenyList:
         if fresh == self._denials:
             return
         self._denials = fresh
+        self._shut_out = {(each.role, each.name): denial for each, denial in fresh.items() if not denial.serials}
         for certificate, cut in list(self._open.values()):
             if self._of(certificate) is not None:
                 cut()
@@ -69,16 +72,14 @@ class DenyList:
 
     def names(self, role: Role) -> frozenset[NodeName]:
         """Nodes of a role, every certificate of which is shut out."""
-        return frozenset(
-            identity.name for identity, denial in self._denials.items() if identity.role is role and not denial.serials
-        )
+        return frozenset(denial.identity.name for (of, _), denial in self._shut_out.items() if of is role)
 
     def refusal(self, role: Role, name: str) -> str:
         """Why nobody calls a node: every certificate of it is shut out; empty if it may be called."""
-        for identity, denial in self._denials.items():
-            if (identity.role, identity.name) == (role, name) and not denial.serials:
-                return f"{role.value} {name} was revoked{denial.because}: a new join token lets it in again"
-        return ""
+        denial = self._shut_out.get((role, name))
+        if denial is None:
+            return ""
+        return f"{role.value} {name} was revoked{denial.because}: a new join token lets it in again"
 
     def check(self, certificate: Certificate) -> None:
         """Refuse whoever is shut out.

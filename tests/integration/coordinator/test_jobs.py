@@ -20,14 +20,8 @@ from cortex_common.pb.v1 import coordinator_pb2 as pb
 from cortex_common.pb.v1 import coordinator_pb2_grpc
 from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.errors import calling
-from tests.integration.coordinator.harness import LARGE, ScriptedWorker, Site, hold_at, let_go, site, working
+from tests.integration.coordinator.harness import LARGE, ScriptedWorker, Site, hold_at, let_go, working
 from tests.waiting import eventually
-
-
-@pytest.fixture
-async def cortex(tls_of, tmp_path):
-    async with site(tls_of, tmp_path) as made:
-        yield made
 
 
 def job(**sections):

@@ -20,14 +20,8 @@ from cortex_common.rpc.channel import open_channel
 from cortex_common.rpc.errors import calling
 from cortex_common.security.keyring import FileKeyring
 from cortex_common.security.sealing import SealingKey
-from tests.integration.coordinator.harness import ScriptedWorker, hold_at, let_go, site, working
+from tests.integration.coordinator.harness import ScriptedWorker, hold_at, let_go, working
 from tests.integration.coordinator.test_jobs import announce, job, submit, until
-
-
-@pytest.fixture
-async def cortex(tls_of, tmp_path):
-    async with site(tls_of, tmp_path) as made:
-        yield made
 
 
 def files_with(folder, needles):

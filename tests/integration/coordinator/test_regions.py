@@ -13,18 +13,13 @@ from safetensors.numpy import load as load_safetensors
 from cortex_common.job.status import JobPhase, JobStatus
 from cortex_common.pb.v1 import coordinator_pb2 as pb
 from cortex_common.tensors import Manifest
-from tests.integration.coordinator.harness import LARGE, MANIFEST, ScriptedWorker, Site, hold_at, let_go, site, working
+from tests.integration.coordinator.harness import LARGE, MANIFEST, ScriptedWorker, Site, hold_at, let_go, working
 from tests.integration.coordinator.test_jobs import announce, job, submit, until
 from tests.waiting import eventually
 
+pytestmark = pytest.mark.usefixtures("two_regions")
+
 VALUES = {"w1": 1.0, "w2": 2.5, "w3": -3.25, "w4": 0.1}
-
-
-@pytest.fixture
-async def cortex(tls_of, tmp_path):
-    async with site(tls_of, tmp_path) as made:
-        await made.start("aggregator-us", "us")
-        yield made
 
 
 def workers(cortex: Site) -> list[ScriptedWorker]:

@@ -11,19 +11,14 @@ from cortex_common.job.status import JobPhase, JobStatus
 from cortex_common.job.wire import status_from_proto
 from cortex_common.pb.v1 import coordinator_pb2 as pb
 from services.coordinator.domain.reach import EVERYTHING
-from tests.integration.coordinator.harness import ScriptedWorker, Site, hold_at, let_go, site, working
+from tests.integration.coordinator.harness import ScriptedWorker, Site, hold_at, let_go, working
 from tests.integration.coordinator.test_jobs import announce, job, submit, until
 from tests.integration.coordinator.test_keys import epochs_of
 from tests.integration.coordinator.test_revoked_contributions import WITHIN_S, revoke, until_event
 
+pytestmark = pytest.mark.usefixtures("two_regions")
+
 REGIONAL = {"placement": {"workers": 2}, "aggregation": {"topology": "regional"}}
-
-
-@pytest.fixture
-async def cortex(tls_of, tmp_path):
-    async with site(tls_of, tmp_path) as made:
-        await made.start("aggregator-us", "us")
-        yield made
 
 
 def crew(cortex: Site) -> list[ScriptedWorker]:

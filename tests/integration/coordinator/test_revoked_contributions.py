@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 import numpy as np
-import pytest
 from safetensors.numpy import load as load_safetensors
 
 from cortex_common.identity import Role
@@ -15,17 +14,11 @@ from cortex_common.job.wire import status_from_proto
 from cortex_common.pb.v1 import coordinator_pb2 as pb
 from cortex_common.pb.v1 import identity_pb2, identity_pb2_grpc
 from cortex_common.rpc.channel import open_channel
-from tests.integration.coordinator.harness import ScriptedWorker, Site, site, working
+from tests.integration.coordinator.harness import ScriptedWorker, Site, working
 from tests.integration.coordinator.test_jobs import announce, job, submit, until
 from tests.integration.coordinator.test_keys import epochs_of, model_of
 
 WITHIN_S = 10.0
-
-
-@pytest.fixture
-async def cortex(tls_of, tmp_path):
-    async with site(tls_of, tmp_path) as made:
-        yield made
 
 
 async def revoke(cortex: Site, name: str) -> None:

@@ -45,7 +45,7 @@ async def embedded(
     """One that is connected, with the same state directory whenever it has the same name."""
     facts = {"name": name, "state_dir": network.folder / name, "cache_dir": network.folder / "cache", **access}
     key = sealing or SealingKey("cortex")
-    worker = EmbeddedWorker(facts, loader_for(spec), spec, spec.data.train, key, serves_metrics=False)
+    worker = EmbeddedWorker(facts, loader_for(spec), spec, key, serves_metrics=False)
     try:
         await worker.start()
         yield worker

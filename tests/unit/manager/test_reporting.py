@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import logging
 import re
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +19,8 @@ from cortex_common.ids import JobId
 from cortex_common.job.status import JobPhase, JobStatus, RoundReport
 from cortex_common.logging import configure_logging, get_logger
 from cortex_common.tensors import Arena, Manifest, TensorKind
+
+pytestmark = pytest.mark.usefixtures("logging_as_before")
 
 MANIFEST = Manifest.of([("w", (2, 3), TensorKind.TRAINABLE)])
 ERASED = "\r\x1b[2K"
@@ -50,14 +50,6 @@ def screen(monkeypatch: pytest.MonkeyPatch, *, is_terminal: bool) -> Screen:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
     return made
-
-
-@pytest.fixture(autouse=True)
-def _untouched() -> Iterator[None]:
-    root = logging.getLogger()
-    before = (root.handlers[:], root.level)
-    yield
-    root.handlers[:], root.level = before
 
 
 def settings_with(wanted: bool | None) -> ManagerSettings:

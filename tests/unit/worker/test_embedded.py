@@ -32,7 +32,7 @@ def worker_of(folder: Path, training: Mapping[str, Any]) -> EmbeddedWorker:
         "gateway_url": "ws://127.0.0.1:9",
         "node_token": NodeToken.fresh().encode(),
     }
-    return EmbeddedWorker(facts, loader_for(job), job, "own", SealingKey("cortex"), serves_metrics=False)
+    return EmbeddedWorker(facts, loader_for(job), job, SealingKey("cortex"), serves_metrics=False)
 
 
 @pytest.mark.parametrize(
