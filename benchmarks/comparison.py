@@ -54,7 +54,7 @@ class ComparedCortex:
 def _cortex(workers: int) -> Iterator[Compared]:
     with running_network(workers) as network:
         contestant = Cortex(network)
-        contestant.run(Workload(1_000, "int8", workers=workers, rounds=1))
+        contestant.warm_up("int8", workers)
         yield ComparedCortex(contestant)
 
 

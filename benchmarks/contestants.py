@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from benchmarks.network import BenchmarkError, RunningNetwork, running_network
@@ -38,6 +38,38 @@ class Measured:
     server_peak_bytes: int
 
 
+@dataclass(slots=True)
+class Counting:
+    """What had been used when counting began and when it ended.
+
+    Short rounds may end several at a time, as far as a status tells: it ends a round after it began at the earliest.
+
+    Attributes:
+        begins: Rounds that are over then, at least; `ends` likewise.
+    """
+
+    begins: int
+    ends: int
+    marks: list[tuple[int, Usage]] = field(default_factory=list)
+
+    def see(self, done: int, usage: Callable[[], Usage]) -> None:
+        """So many rounds are over."""
+        wanted = max(self.ends, self.marks[0][0] + 1) if self.marks else self.begins
+        if done >= wanted and len(self.marks) < 2:
+            self.marks.append((done, usage()))
+
+    def between(self, label: str) -> tuple[Usage, int]:
+        """What was used in how many rounds, one at least.
+
+        Raises:
+            BenchmarkError: all were over when the first status told of any.
+        """
+        if len(self.marks) < 2:
+            raise BenchmarkError(f"{label}: its rounds ended before a status told of them: measure more of them")
+        (first, before), (end, after) = self.marks
+        return after.since(before), end - first
+
+
 class Contestant(Protocol):
     """A system that is up and waits for work."""
 
@@ -69,27 +101,24 @@ class Cortex:
         self.network.settle()
         return self._measured(workload, *self._follow(workload))
 
-    def _follow(self, workload: Workload) -> tuple[JobStatus, list[tuple[int, Usage]]]:
-        """The job's last status, and how many rounds were over and what had been used when counting began and ended."""
-        marks: list[tuple[int, Usage]] = []
+    def _follow(self, workload: Workload) -> tuple[JobStatus, Counting]:
+        """The job's last status, and what had been used when counting began and ended."""
+        counting = Counting(workload.warm_up, workload.warm_up + workload.rounds)
         with Client(directory=self.network.directory) as client:
             job_id = client.submit(job_of(workload))
             last: JobStatus | None = None
             for last in client.watch(job_id):
-                wanted = workload.warm_up if not marks else workload.warm_up + workload.rounds
-                if len(last.history) >= wanted and len(marks) < 2:
-                    marks.append((len(last.history), self.network.usage()))
+                counting.see(len(last.history), self.network.usage)
             if last is None or last.status is not JobPhase.COMPLETED:
                 raise BenchmarkError(f"{workload.label}: {last.error if last else 'no status'}")
-        return last, marks
+        return last, counting
 
-    def _measured(self, workload: Workload, status: JobStatus, marks: list[tuple[int, Usage]]) -> Measured:
+    def _measured(self, workload: Workload, status: JobStatus, counting: Counting) -> Measured:
         counted = status.history[workload.warm_up : workload.warm_up + workload.rounds]
         for report in counted:
             if report.accepted != workload.workers or report.bytes_up < report.accepted * workload.parameters // 2:
                 raise BenchmarkError(f"{workload.label}: round {report.round} did not count every update")
-        (first, before), (end, after) = marks
-        used, rounds = after.since(before), end - first
+        used, rounds = counting.between(workload.label)
         return Measured(
             parameters=status.model.parameters if status.model else 0,
             seconds=[report.seconds for report in counted],
