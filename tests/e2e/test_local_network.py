@@ -79,15 +79,17 @@ def test_the_http_api_tells_the_same_story(network: Shell):
     assert "eu" in json.dumps(regions)
 
 
-def typed(network: Shell, text: str) -> str:
-    """What is printed when somebody types this, in a folder with the network and the examples."""
-    (port,) = [
-        member["ports"]["http"]
+def typing(network: Shell, text: str) -> subprocess.Popen[str]:
+    """Somebody who types this, in a folder with the network and the examples."""
+    (ports,) = [
+        member["ports"]
         for member in json.loads(network.layout.network_file.read_text())["members"]
         if member["service"] == "gateway"
     ]
-    # The README's port is that of a machine with nothing else on it.
-    (network.folder / ".curlrc").write_text(f'connect-to = "127.0.0.1:8080:127.0.0.1:{port}"\nfail-with-body\n')
+    # The README's ports are those of a machine with nothing else on it.
+    text = text.replace("ws://127.0.0.1:8765", f"ws://127.0.0.1:{ports['websocket']}")
+    redirect = f'connect-to = "127.0.0.1:8080:127.0.0.1:{ports["http"]}"'
+    (network.folder / ".curlrc").write_text(f"{redirect}\nfail-with-body\n")
     if not (network.folder / "examples").exists():
         shutil.copytree(ROOT / "examples", network.folder / "examples")
         job = network.folder / "examples" / "digits.yaml"
@@ -96,9 +98,19 @@ def typed(network: Shell, text: str) -> str:
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = network.environment | {"CURL_HOME": str(network.folder), "PATH": programs}
     command = ["bash", "-euo", "pipefail", "-c", text]
-    done = subprocess.run(command, cwd=network.folder, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=network.folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def typed(network: Shell, text: str) -> str:
+    """What is printed when somebody types this and waits for its end."""
+    process = typing(network, text)
+    try:
+        out, err = process.communicate(timeout=200)
+    finally:
+        process.kill()
+    assert process.returncode == 0, out + err
+    return out
 
 
 def block(start: str) -> tuple[str, str]:
@@ -135,6 +147,25 @@ def test_the_readmes_commands_do_what_they_say(network: Shell):
     job_id = network.json("jobs")[0]["job_id"]
     assert "job_completed" in typed(network, following.replace("JOB", job_id))
     check_model(network, job_id)
+
+
+def test_the_readmes_worker_behind_a_gateway_joins_and_leaves(network: Shell):
+    (commands, _) = block("cortex node token --gateway")
+    token, worker = commands.split("\n", 1)
+    typed(network, token)
+    process = typing(network, f"exec env {worker}")
+    try:
+        until(lambda: health_of(network, "lab-3") == ("eu", "healthy"), 100)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        told = process.communicate(timeout=60)
+    assert process.returncode == 0, told
+    until(lambda: health_of(network, "lab-3") != ("eu", "healthy"))
+
+
+def health_of(network: Shell, name: str) -> tuple[str, str] | None:
+    """Region and health of a node that is listed."""
+    return next(((node["region"], node["health"]) for node in network.json("nodes") if node["name"] == name), None)
 
 
 def test_the_readmes_python_client_does_what_it_says(network: Shell):

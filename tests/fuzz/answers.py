@@ -1,4 +1,4 @@
-"""Decoders of what a node is told: work, answers of discovery and aggregators, and what people carry from elsewhere."""
+"""Decoders of what nodes and people are told: work, answers of the services, and what is carried from elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from cortex_common.identity import Identity, Role
 from cortex_common.ids import JobId, NodeName
 from cortex_common.job.parse import parse_job
 from cortex_common.job.statement import JOB_TYPE, JobStatement, statement_of
-from cortex_common.job.wire import spec_from_proto, spec_to_proto
+from cortex_common.job.wire import (
+    event_from_proto,
+    spec_from_proto,
+    spec_to_proto,
+    status_from_proto,
+    status_to_proto,
+    version_from_proto,
+)
 from cortex_common.network.enrolment import check_answer
 from cortex_common.network.membership import trust_of
 from cortex_common.network.protocol import TenzroProtocol
@@ -181,6 +188,58 @@ def made_version_seeds() -> list[bytes]:
     return [said.SerializeToString()]
 
 
+# --- answers of the coordinator ---------------------------------------------------------------------------------------
+
+
+def status(message: coordinator_pb2.WatchJobResponse) -> None:
+    """What was taken can be shown, and says the same again."""
+    taken = status_from_proto(message.job)
+    assert status_from_proto(status_to_proto(taken)).model_dump_json() == taken.model_dump_json()
+
+
+def status_seeds() -> list[bytes]:
+    said = coordinator_pb2.WatchJobResponse()
+    job = said.job
+    job.job_id, job.name, job.status, job.round, job.rounds = "j1", "digits", "training", 3, 5
+    job.metrics["train_loss"] = 0.5
+    job.history.add(round=2, accepted=3, seconds=0.5, metrics={"test_accuracy": 0.9}).dropped.add(
+        worker="w2", reason="late"
+    )
+    job.model.round, job.model.sha256, job.model.parameters = 2, "ab" * 32, 2410
+    job.workers.add(seat=1, worker="w1", region="eu", activity="training", since_s=1.5)
+    job.refusals.add(worker="w3", rule="min_group", message="3 given")
+    job.privacy.epsilon = 1.0
+    job.submitted_at.FromSeconds(9)
+    running = said.SerializeToString()
+    job.status, job.error = "failed", "no quorum"
+    job.finished_at.FromSeconds(99)
+    return [running, said.SerializeToString()]
+
+
+def listed(message: coordinator_pb2.ListVersionsResponse) -> None:
+    for version in message.versions:
+        version_from_proto(version).model_dump_json()
+
+
+def listed_seeds() -> list[bytes]:
+    said = coordinator_pb2.ListVersionsResponse()
+    version = said.versions.add(job_id="j1", round=3, sha256="ab" * 32, parameters=2410, size_bytes=9700)
+    version.metrics["test_accuracy"] = 0.9
+    version.created_at.FromSeconds(9)
+    return [said.SerializeToString()]
+
+
+def event(message: coordinator_pb2.WatchEventsResponse) -> None:
+    event_from_proto(message.event).model_dump_json()
+
+
+def event_seeds() -> list[bytes]:
+    said = coordinator_pb2.WatchEventsResponse()
+    said.event.sequence, said.event.name, said.event.round, said.event.message = 7, "round_opened", 3, "attempt 1"
+    said.event.at.FromSeconds(9)
+    return [said.SerializeToString()]
+
+
 # --- tokens of an issuer elsewhere ------------------------------------------------------------------------------------
 
 
@@ -218,5 +277,8 @@ ANSWERS: Mapping[str, Target] = {
     "receipt": Target(from_proto(aggregator_pb2.PushUpdateResponse, answer_to_update), BAD, answer_seeds),
     "progress": Target(from_proto(aggregator_pb2.WatchRoundResponse, progress), (), progress_seeds),
     "made-version": Target(from_proto(aggregator_pb2.SealRoundResponse, aggregated_of), (), made_version_seeds),
+    "status": Target(from_proto(coordinator_pb2.WatchJobResponse, status), (CorruptError,), status_seeds),
+    "versions": Target(from_proto(coordinator_pb2.ListVersionsResponse, listed), (), listed_seeds),
+    "event": Target(from_proto(coordinator_pb2.WatchEventsResponse, event), (), event_seeds),
     "oidc-head": Target(oidc_head, (UnauthenticatedError,), oidc_seeds),
 }

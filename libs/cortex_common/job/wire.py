@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from cortex_common.errors import InvalidArgumentError
+from cortex_common.errors import CorruptError, InvalidArgumentError
 from cortex_common.job.parse import parse_job
 from cortex_common.job.spec import JobSpec
 from cortex_common.job.status import (
@@ -179,12 +179,16 @@ def _round_to_proto(report: RoundReport) -> job_pb2.RoundReport:
 
 
 def status_from_proto(message: job_pb2.JobStatus) -> JobStatus:
-    """Read a status."""
+    """Read a status.
+
+    Raises:
+        CorruptError: its phase is one that this version does not know.
+    """
     model = message.model
     return JobStatus(
         job_id=message.job_id,
         name=message.name,
-        status=JobPhase(message.status),
+        status=_phase_of(message.status),
         round=message.round,
         rounds=message.rounds,
         waiting_for=message.waiting_for or None,
@@ -207,6 +211,16 @@ def status_from_proto(message: job_pb2.JobStatus) -> JobStatus:
         tensorboard_dir=message.tensorboard_dir or None,
         refusals=tuple(SiteRefusal(worker=r.worker, rule=r.rule, message=r.message) for r in message.refusals),
     )
+
+
+def _phase_of(text: str) -> JobPhase:
+    try:
+        return JobPhase(text)
+    except ValueError:
+        known = ", ".join(JobPhase)
+        raise CorruptError(
+            f"a job's status is {text[:40]!r}; this version knows {known}: is the coordinator a newer one?"
+        ) from None
 
 
 def _round_from_proto(message: job_pb2.RoundReport) -> RoundReport:
