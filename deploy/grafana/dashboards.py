@@ -13,6 +13,7 @@ sys.path.insert(0, str(HERE))
 from panels import Dashboard, Panel  # noqa: E402
 
 RATE = "[$__rate_interval]"
+SERVICES = '{job=~"coordinator|discovery|gateway|aggregator|worker"}'
 
 
 def stat(title: str, description: str, query: str, unit: str = "short", **more: object) -> Panel:
@@ -36,7 +37,11 @@ JOB = Dashboard(
     "Cortex / Jobs",
     "Loss, accuracy, rounds and what they cost.",
     (
-        stat("Training", "Jobs that are training now.", 'sum(cortex_coordinator_jobs{status!="paused"})'),
+        stat(
+            "Training",
+            "Jobs that are neither paused nor wait for workers.",
+            'sum(cortex_coordinator_jobs{status!~"paused|submitted"})',
+        ),
         stat("Rounds", "In the chosen time.", "sum(increase(cortex_coordinator_rounds_total[$__range]))"),
         stat(
             "Retried",
@@ -132,11 +137,11 @@ NETWORK = Dashboard(
         ),
         stat("Workers", "Live ones.", 'sum(cortex_discovery_nodes{role="worker", health="live"})', limits=(2, 1)),
         stat("Free places", "Jobs that could be taken.", "sum(cortex_worker_slots) - sum(cortex_worker_jobs)"),
-        stat("Services up", "That Prometheus reaches.", 'sum(up{job!="prometheus"})'),
+        stat("Services up", "That Prometheus reaches.", f"sum(up{SERVICES})"),
         stat(
             "Services down",
             "That it does not reach.",
-            'count(up{job!="prometheus"} == 0) or vector(0)',
+            f"count(up{SERVICES} == 0) or vector(0)",
             limits=(1, 2),
         ),
         series(
@@ -184,7 +189,7 @@ NETWORK = Dashboard(
         series(
             "Memory of the processes",
             "Resident.",
-            {"{{job}} {{instance}}": 'process_resident_memory_bytes{job!="prometheus"}'},
+            {"{{job}} {{instance}}": f"process_resident_memory_bytes{SERVICES}"},
             "bytes",
         ),
         series(

@@ -25,6 +25,7 @@ from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.ids import NodeName
 from cortex_common.security.authority import Authority
 from cortex_common.security.tokens import TokenStore
+from cortex_common.storage.durable import write_durably
 
 HOSTS = ("localhost", "127.0.0.1", "::1")
 PARTS = ("identities", "tokens", "database")
@@ -88,15 +89,13 @@ def _tokens(folder: Path) -> Mapping[str, bytes]:
     store, own = folder / "tokens.json", folder / "operator" / "token"
     if not own.exists():
         own.parent.mkdir(exist_ok=True, mode=0o700)
-        own.touch(mode=0o600)
-        own.write_text(TokenStore(store).create("operator", ["admin"]) + "\n")
+        write_durably(own, TokenStore(store).create("operator", ["admin"]).encode() + b"\n", mode=0o600)
     return {file.name: file.read_bytes() for file in (store, store.with_name(f"{store.name}.pepper"))}
 
 
 def _password(file: Path) -> bytes:
     if not file.exists():
-        file.touch(mode=0o600)
-        file.write_text(secrets.token_urlsafe(24))
+        write_durably(file, secrets.token_urlsafe(24).encode(), mode=0o600)
     return file.read_bytes()
 
 

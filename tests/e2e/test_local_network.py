@@ -155,12 +155,12 @@ def test_the_readmes_worker_behind_a_gateway_joins_and_leaves(network: Shell):
     typed(network, token)
     process = typing(network, f"exec env {worker}")
     try:
-        until(lambda: health_of(network, "lab-3") == ("eu", "healthy"), 100)
+        until(lambda: health_of(network, "lab-3") == ("eu", "live"), 100)
     finally:
         process.send_signal(signal.SIGTERM)
         told = process.communicate(timeout=60)
     assert process.returncode == 0, told
-    until(lambda: health_of(network, "lab-3") != ("eu", "healthy"))
+    until(lambda: health_of(network, "lab-3") != ("eu", "live"))
 
 
 def health_of(network: Shell, name: str) -> tuple[str, str] | None:

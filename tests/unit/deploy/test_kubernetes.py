@@ -69,6 +69,21 @@ def test_everything_has_a_service_a_budget_and_a_policy(overlay: str) -> None:
     assert ("Certificate" in by_kind) == ("ServiceMonitor" in by_kind) == (overlay != "dev")
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_applying_it_again_ends_no_worker_that_the_autoscaler_has_added(overlay: str) -> None:
+    by_kind = {each["kind"]: each for each in objects(overlay) if each["metadata"]["name"] == "worker"}
+    given, scaler = by_kind["StatefulSet"]["spec"].get("replicas"), by_kind.get("HorizontalPodAutoscaler")
+    assert given == 4 if scaler is None else given in (None, scaler["spec"]["maxReplicas"])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_database_that_is_being_made_is_not_ended(overlay: str) -> None:
+    (container,) = pods(overlay)["postgres"]["containers"]
+    probe = container["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 600
+    assert "initialDelaySeconds" not in container["livenessProbe"]
+
+
 @pytest.mark.parametrize("overlay", ["prod", "gpu"])
 def test_each_pod_of_many_has_a_certificate_of_its_own_name(overlay: str) -> None:
     for name in ("aggregator", "worker", "gateway"):
