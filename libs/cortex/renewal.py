@@ -17,20 +17,21 @@ from cortex_common.security.certificates import certificate_of
 def renew_if_due(connection: Connection, on_trouble: Callable[[str], None], clock: Clock | None = None) -> bool:
     """Renew a certificate that came by enrolment and is in the second half of its life; whether that was done.
 
-    One program at a time does it. The operator's certificate of a local network is kept by `cortex up`.
+    One program at a time does it. The operator's certificate of a local network is kept by `cortex up`. Where it
+    cannot be done, for want of a discovery or of the right to write, `on_trouble` is told: it is good for a while yet.
     """
     clock = clock or SystemClock()
     if connection.directory is not None or not is_enrolled(connection.tls) or not _is_due(connection.tls, clock):
         return False
-    with connection.tls.key.with_name(".renewal.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _is_due(connection.tls, clock):
-            return False
-        try:
+    try:
+        with connection.tls.key.with_name(".renewal.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_due(connection.tls, clock):
+                return False
             asyncio.run(renew(connection.tls, connection.discovery, clock))
-        except CortexError as error:
-            on_trouble(f"your certificate could not be renewed: {error.message}")
-            return False
+    except (CortexError, OSError) as error:
+        on_trouble(f"your certificate could not be renewed: {error}")
+        return False
     return True
 
 

@@ -8,7 +8,7 @@ import secrets
 from collections import OrderedDict
 
 from cortex_common.clock import Clock
-from cortex_common.errors import InvalidArgumentError, OverloadedError, UnauthenticatedError
+from cortex_common.errors import InvalidArgumentError, UnavailableError
 from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.ids import NodeName
 from cortex_common.logging import get_logger
@@ -60,16 +60,16 @@ class NodeAdmission:
         return token, key.expires_s
 
     def challenge(self, gateway: Identity) -> bytes:
-        """What a node is to sign for this gateway, within half a minute.
+        """What a node is to sign for this gateway, within half a minute, or before 10,000 others have been made.
 
-        Raises:
-            OverloadedError: too many are open.
+        Whoever opens connections to a gateway has them made: the oldest make room, so that nodes, which answer at once,
+        are not kept out.
         """
         now_s = self._clock.monotonic_s()
-        while self._challenges and next(iter(self._challenges.values()))[1] <= now_s:
+        while self._challenges and (
+            len(self._challenges) >= _MAX_CHALLENGES or next(iter(self._challenges.values()))[1] <= now_s
+        ):
             self._challenges.popitem(last=False)
-        if len(self._challenges) >= _MAX_CHALLENGES:
-            raise OverloadedError(f"{len(self._challenges)} challenges are open; allowed: {_MAX_CHALLENGES}")
         made = secrets.token_bytes(_CHALLENGE_BYTES)
         self._challenges[made] = (gateway, now_s + CHALLENGE_S)
         return made
@@ -80,7 +80,8 @@ class NodeAdmission:
         """A pass with which a gateway may speak for a node, and its life in seconds. A challenge does for one answer.
 
         Raises:
-            UnauthenticatedError: token, challenge or proof are not good.
+            UnauthenticatedError: token or proof are not good.
+            UnavailableError: the challenge is not open: too late, or discovery was started again meanwhile.
             ForbiddenError: the token is for another node.
             InvalidArgumentError: the sealing key is none.
         """
@@ -88,7 +89,7 @@ class NodeAdmission:
             raise InvalidArgumentError("sealing_key: allowed are the 32 bytes of an X25519 public key, in hexadecimal")
         asked = self._challenges.pop(challenge, None)
         if asked is None or asked[0] != gateway or asked[1] <= self._clock.monotonic_s():
-            raise UnauthenticatedError("the challenge is not open (any more): ask for another", "challenge")
+            raise UnavailableError("the challenge is not open (any more): ask for another")
         now_s = self._clock.wall_s()
         key = identities.proven(self._authority.state, token_id, node, region, now_s)
         check_proof(key.public_key, proof, self._network, node, sealing_key, challenge.hex())

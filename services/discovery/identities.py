@@ -11,6 +11,7 @@ from cortex_common.errors import (
     ForbiddenError,
     InvalidArgumentError,
     NotFoundError,
+    OverloadedError,
     UnauthenticatedError,
 )
 from cortex_common.identity import Identity, Role
@@ -19,7 +20,14 @@ MAX_TOKEN_LIFE_S = 30 * 86400.0
 MAX_NODE_TOKEN_LIFE_S = 366 * 86400.0
 MAX_OPEN_TOKENS = 10_000
 MAX_REASON = 200
+MAX_CERTIFICATES = 100
+"""Of an identity, that have not ended. It needs two, and one more for each copy of its files that renews by itself."""
 _KEPT_S = 30 * 86400.0
+_REVOKED = "revoked"
+"""Stands for the key that a token of somebody shut out was used by."""
+# Numbers of node tokens are short, those of certificates have 159 bits.
+_TOKEN_BITS = 64
+_ROOM_AGAIN_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,7 @@ class Ticket:
         expires_s: Wall time.
         made_s: Wall time.
         used_by: Digest of the key that joined with it; that key may come again, in case the answer was lost.
+            `revoked` if its node was shut out since.
     """
 
     token_id: str
@@ -150,10 +159,10 @@ def redeemed(state: Identities, token_id: str, secret_hash: str, key: str, now_s
     """The state after a token was used by a key, and the token. Who was shut out before it was made is let in again.
 
     Raises:
-        UnauthenticatedError: unknown, expired, or used by another key; who guesses is not told which.
+        UnauthenticatedError: unknown, revoked, expired, or used by another key; who guesses is not told which.
     """
     ticket = state.tickets.get(token_id)
-    if ticket is None or not hmac.compare_digest(ticket.hash, secret_hash):
+    if ticket is None or ticket.used_by == _REVOKED or not hmac.compare_digest(ticket.hash, secret_hash):
         raise UnauthenticatedError("this join token is not known here: it was used, revoked or never made", "token")
     if now_s >= ticket.expires_s:
         raise UnauthenticatedError("this join token has expired: ask the operator for a new one", "token")
@@ -174,6 +183,20 @@ def require_member(state: Identities, identity: Identity) -> None:
         raise UnauthenticatedError(f"{identity.uri} was revoked", "revoked")
 
 
+def require_room(state: Identities, identity: Identity) -> None:
+    """Refuse who has had so many certificates that one more could only be meant to keep the network from its work.
+
+    Raises:
+        OverloadedError: it has.
+    """
+    held = sum(each.serial.bit_length() > _TOKEN_BITS for each in state.issued.get(identity, ()))
+    if held >= MAX_CERTIFICATES:
+        raise OverloadedError(
+            f"{identity.uri} has {held} certificates that have not ended; allowed: {MAX_CERTIFICATES}",
+            _ROOM_AGAIN_S,
+        )
+
+
 def with_certificate(state: Identities, identity: Identity, region: str | None, made: Issued) -> Identities:
     """One more certificate; `region` None leaves it as it is."""
     regions = state.regions if region is None else {**state.regions, identity: region}
@@ -183,7 +206,7 @@ def with_certificate(state: Identities, identity: Identity, region: str | None, 
 def with_revoked(
     state: Identities, name: str, role: Role | None, known: Iterable[Identity], revocation: Revocation
 ) -> tuple[Identities, tuple[Identity, ...]]:
-    """The state with a node shut out, its open tokens gone; and who that is.
+    """The state with a node shut out, its tokens good for nobody any more; and who that is.
 
     Args:
         state: Before.
@@ -203,7 +226,11 @@ def with_revoked(
     if not meant:
         raise NotFoundError(f"no node {name!r} is known; `cortex node list` shows who is")
     fresh = {i: revocation for i in meant if i not in state.revoked or state.revoked[i].serials}
-    tickets = {key: ticket for key, ticket in state.tickets.items() if ticket.identity not in meant}
+    # Remembered until they end: a file that holds them (`join_tokens`) is read again at the next start.
+    tickets = {
+        key: replace(ticket, used_by=_REVOKED) if ticket.identity in meant else ticket
+        for key, ticket in state.tickets.items()
+    }
     node_keys = {token_id: key for token_id, key in state.node_keys.items() if key.identity not in meant}
     return replace(state, revoked={**state.revoked, **fresh}, tickets=tickets, node_keys=node_keys), meant
 

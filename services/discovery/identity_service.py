@@ -116,6 +116,7 @@ class IdentityAuthority:
         Raises:
             UnauthenticatedError: the token is not good.
             InvalidArgumentError: request or hosts are not allowed.
+            OverloadedError: too many of its certificates are still good.
             PreconditionError: there is no authority here.
         """
         signer, now_s = self._signer(), self._clock.wall_s()
@@ -123,6 +124,7 @@ class IdentityAuthority:
 
         def enroll(state: Identities) -> tuple[Identities, tuple[Identity, bytes]]:
             state, ticket = identities.redeemed(state, token_id, hash_of(secret), key, now_s)
+            identities.require_room(state, ticket.identity)
             chain = signer.sign(csr, ticket.identity, hosts, self._lives.leaf)
             made = _issued(chain, now_s)
             return identities.with_certificate(state, ticket.identity, ticket.region, made), (ticket.identity, chain)
@@ -137,12 +139,16 @@ class IdentityAuthority:
 
         Raises:
             InvalidArgumentError: request or hosts are not allowed.
+            OverloadedError: too many of its certificates are still good.
             PreconditionError: there is no authority here.
         """
         signer, now_s = self._signer(), self._clock.wall_s()
+        # Before it takes its turn too: those of the others, and the caller's own revocation, wait for every turn.
+        identities.require_room(self._state, caller)
 
         def renew(state: Identities) -> tuple[Identities, bytes]:
             identities.require_member(state, caller)
+            identities.require_room(state, caller)
             chain = signer.sign(csr, caller, hosts, self._lives.leaf)
             return identities.with_certificate(state, caller, None, _issued(chain, now_s)), chain
 
@@ -183,10 +189,10 @@ class IdentityAuthority:
         reason = ""
         while True:
             try:
+                await self.change(lambda state: (state, None))
                 if self._authority is not None:
                     for kind in await self._advance(""):
                         record("authority rotated", f"authority={kind}", "the one before is due for replacement")
-                await self.change(lambda state: (state, None))
                 reason = ""
             except (CortexError, OSError) as error:
                 if str(error) != reason:
@@ -237,10 +243,12 @@ class IdentityAuthority:
         signer = self._signer()
 
         def advance() -> tuple[str, ...]:
-            made = signer.rotate(self._lives, force=force)
-            self._roots = signer.bundle
-            self.renew_own()
-            return made
+            try:
+                return signer.rotate(self._lives, force=force)
+            finally:
+                # Also while the root's key is away: the authorities that are due are good for the rest of their lives.
+                self._roots = signer.bundle
+                self.renew_own()
 
         before = self._roots
         made = await self._run(advance)

@@ -183,8 +183,16 @@ def _reporter(settings: DiscoverySettings, identity: Identity, address: str, clo
 async def _announce_forever(
     service: NodeDiscoveryService, identity: Identity, report: Callable[[], NodeReport], clock: Clock
 ) -> None:
-    """Keep discovery in its own list, by the same way as everybody."""
+    """Keep discovery in its own list, by the same way as everybody; a machine that cannot be looked at ends nothing."""
+    told = ""
     while True:
-        node = await asyncio.to_thread(report)
-        service.heartbeat(identity, announcement_from_proto(node_to_proto(node)))
+        try:
+            node = await asyncio.to_thread(report)
+        except OSError as error:
+            if str(error) != told:
+                told = str(error)
+                log.warning("not_announced", reason=told)
+        else:
+            told = ""
+            service.heartbeat(identity, announcement_from_proto(node_to_proto(node)))
         await clock.sleep(service.rules.heartbeat_s)

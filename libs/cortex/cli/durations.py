@@ -7,17 +7,22 @@ from datetime import timedelta
 
 from cortex_common.errors import InvalidArgumentError
 
-_LIFE = re.compile(r"(?P<count>\d+)(?P<unit>[smhd])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_LIFE = re.compile(r"(?P<count>\d{1,10})(?P<unit>[smhd])")
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+# A century: what is added to today must be a date still.
+_LONGEST = timedelta(days=36_500)
 
 
 def parse_life(text: str) -> timedelta:
     """A duration such as 12h or 30d.
 
     Raises:
-        InvalidArgumentError: anything else.
+        InvalidArgumentError: anything else, or more than a century.
     """
     match = _LIFE.fullmatch(text)
-    if match is None:
-        raise InvalidArgumentError(f"life {text!r} given; allowed: a number and s, m, h or d, for example 30d")
-    return timedelta(**{_UNITS[match["unit"]]: int(match["count"])})
+    seconds = int(match["count"]) * _UNIT_S[match["unit"]] if match else None
+    if seconds is None or seconds > _LONGEST.total_seconds():
+        raise InvalidArgumentError(
+            f"life {text!r} given; allowed: a number and s, m, h or d, for example 30d, up to {_LONGEST.days}d"
+        )
+    return timedelta(seconds=seconds)

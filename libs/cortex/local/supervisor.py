@@ -28,6 +28,9 @@ from cortex.local.status import (
 from cortex_common.clock import Clock
 from cortex_common.errors import PreconditionError, UnavailableError
 from cortex_common.identity import Role
+from cortex_common.logging import get_logger
+
+_log = get_logger(__name__)
 
 START_TIMEOUT_S = 120.0
 # A service that dies this often before it was ever ready will not become ready.
@@ -47,7 +50,7 @@ class Supervisor:
         self._clock = clock
         self._phase = Phase.STARTING
         self._keepers: list[asyncio.Task[None]] = []
-        self._children = tuple(Child(member, layout, clock, self._publish) for member in ordered(network.members))
+        self._children = tuple(Child(member, layout, clock, self._tell) for member in ordered(network.members))
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -96,7 +99,7 @@ class Supervisor:
 
     async def _stop(self) -> None:
         self._phase = Phase.STOPPING
-        self._publish()
+        self._tell()
         await _cancel(*self._keepers)
         for stage in STOP_STAGES:
             leaving = [child for child in self._children if child.member.service in stage]
@@ -106,6 +109,13 @@ class Supervisor:
         """End every process at once."""
         for child in self._children:
             child.kill()
+
+    def _tell(self) -> None:
+        """Say what is new. Where that cannot be written, who looks sees what was before, and no process ends for it."""
+        try:
+            self._publish()
+        except OSError as error:
+            _log.warning("report_not_written", reason=str(error))
 
     def _publish(self) -> None:
         own = ProcessId.of(os.getpid())

@@ -182,7 +182,8 @@ class _Line:
         """Send one heartbeat; seconds until the next."""
         try:
             due_s = await self._announcer.beat(self._node())
-        except CortexError as error:
+        except (CortexError, OSError) as error:
+            # The latter: the machine could not be looked at, as when no descriptor is left. No service ends for that.
             return await self._failed(error)
         if self._failures or not self._reason:
             _log.info("discovery_reached", discovery=self._announcer.what, after_failures=self._failures)
@@ -196,10 +197,10 @@ class _Line:
             return
         try:
             await self._announcer.leave(self._node())
-        except CortexError as error:
+        except (CortexError, OSError) as error:
             _log.info("discovery_not_told", discovery=self._announcer.what, reason=str(error))
 
-    async def _failed(self, error: CortexError) -> float:
+    async def _failed(self, error: CortexError | OSError) -> float:
         await self._announcer.close()
         self._failures += 1
         if str(error) != self._reason:

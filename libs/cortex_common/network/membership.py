@@ -45,6 +45,7 @@ class Membership:
         self._kept = kept
         self._clock = clock
         self._reason = ""
+        self._is_kept = True
         self.denied.replace(self._remembered())
 
     async def keep(self) -> None:
@@ -77,8 +78,12 @@ class Membership:
         denials, roots = trust_of(answer)
         if set(denials) != set(self.denied.denials):
             _log.info("denials_changed", denials=len(denials))
+            self._is_kept = False
             self.denied.replace(denials)
+        # Again and again where it failed, on a full disk say: who is shut out must be known after a restart too.
+        if not self._is_kept:
             write_files([(self._kept, to_checked_json({"denials": [_document(each) for each in denials]}), 0o600)])
+            self._is_kept = True
         if roots and is_enrolled(self._tls) and self._tls.ca.read_bytes() != roots:
             _log.info("roots_changed")
             write_files([(self._tls.ca, roots, 0o644)])

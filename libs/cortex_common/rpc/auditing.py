@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from cortex_common.buckets import Allowance, Buckets
 from cortex_common.clock import Clock
 from cortex_common.errors import CortexError, ForbiddenError, UnauthenticatedError, UnavailableError
 from cortex_common.identity import Role, TlsFiles
@@ -28,6 +29,10 @@ _ABOUT = ("job_id", "request_id", "name", "role", "token_id", "round", "reason",
 _MAX_TEXT = 300
 _MAX_KINDS = 4096
 _MAX_WAITING = 1000
+_OK = "OK"
+# Of privileged calls that came to nothing, for each caller, and all without a certificate together; beyond them they
+# are told like refusals. A log has room for some 100,000 records: nobody is to push those of the others out of it.
+_FAILURES = Allowance(per_s=0.1, burst=100.0)
 
 
 class Recordable(Protocol):
@@ -94,6 +99,7 @@ class Auditor:
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit")
         self._repeats: OrderedDict[tuple[str, str, str, str], tuple[Entry, float, int]] = OrderedDict()
+        self._failures = Buckets(_FAILURES)
         self._waiting = 0
         self._is_broken = False
         self._signed: Head | None = None
@@ -107,17 +113,21 @@ class Auditor:
         if self._is_broken:
             await self._write(Entry(who="", what="audit log", decision="allowed", code="OK", reason="writable again"))
 
-    async def done(self, call: Call, code: str, reason: str = "") -> None:
-        """Record a privileged call that was let in; it is on the disk when this returns.
+    async def done(self, call: Recordable, code: str, reason: str = "") -> None:
+        """Record a privileged call that was let in. It is on the disk when this returns, unless many came to nothing.
 
         Raises:
             UnavailableError: it is not.
         """
-        await self._write(call.entry("allowed", code, reason))
+        entry = call.entry("allowed", code, reason)
+        if not self._is_merged(entry):
+            await self._write(entry)
 
     def broken_off(self, call: Call, code: str) -> None:
         """Record, soon, a privileged call that was let in and came to no answer."""
-        self._soon(call.entry("allowed", code))
+        entry = call.entry("allowed", code)
+        if not self._is_merged(entry):
+            self._soon(entry)
 
     def did(self, what: str, about: str, reason: str) -> None:
         """Record, soon, what this node did by itself."""
@@ -127,7 +137,18 @@ class Auditor:
     def refused(self, call: Recordable, error: UnauthenticatedError | ForbiddenError) -> None:
         """Record a refusal, soon."""
         entry = call.entry("refused", type(error).__name__.removesuffix("Error").upper(), error.message)
-        key = (entry.who, entry.what, error.kind, "" if entry.who else entry.peer.rpartition(":")[0])
+        self._often((entry.who, entry.what, error.kind, "" if entry.who else entry.peer.rpartition(":")[0]), entry)
+
+    def _is_merged(self, entry: Entry) -> bool:
+        """Whether a call came to nothing, as so many of its caller did that it is told together with those like it."""
+        caller = f"{entry.who} {entry.on_behalf_of}"
+        if entry.code == _OK or not self._failures.wait_s(caller, self._clock.monotonic_s()):
+            return False
+        self._often((caller, entry.what, entry.code, ""), entry)
+        return True
+
+    def _often(self, key: tuple[str, str, str, str], entry: Entry) -> None:
+        """Record, soon, what may come again and again: at once, and then once a minute with how often."""
         now_s = self._clock.monotonic_s()
         known = self._repeats.get(key)
         if known is not None and now_s - known[1] < SIGN_EVERY_S:

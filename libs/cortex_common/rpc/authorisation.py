@@ -104,7 +104,6 @@ PRIVILEGED = frozenset(
         "IdentityService/Renew",
         "IdentityService/CreateJoinToken",
         "IdentityService/CreateNodeToken",
-        "IdentityService/AdmitNode",
         "IdentityService/RevokeNode",
         "IdentityService/RotateAuthority",
     )
@@ -141,6 +140,7 @@ ROUTINE = frozenset(
         "EnrollmentService/GetRoots",
         "IdentityService/WatchTrust",
         "IdentityService/ChallengeNode",
+        "IdentityService/AdmitNode",
         "IdentityService/ListIdentities",
     )
 )

@@ -159,8 +159,10 @@ class Authority:
     def open(cls, network: str, directory: Path, lives: Lives | None = None) -> Authority:
         """The authority in `directory`, made if there is none, brought to today's form if it is older.
 
+        While the root's key is kept elsewhere nothing is replaced: what is due goes on until it ends.
+
         Raises:
-            PreconditionError: it is another network's.
+            PreconditionError: it is another network's, or nothing can be signed without the root's key.
         """
         authority = cls(network, directory)
         legacy = directory / "ca.key"
@@ -170,7 +172,11 @@ class Authority:
             # One self-signed authority, as first versions made it: it stays trusted, and signs nothing more.
             write_files([(directory / "root-0000.crt", authority.bundle, 0o644)])
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        authority.rotate(lives or Lives())
+        try:
+            authority.rotate(lives or Lives())
+        except PreconditionError:
+            if not authority._can_sign(_now()):
+                raise
         legacy.unlink(missing_ok=True)
         return authority
 
@@ -248,6 +254,11 @@ class Authority:
     def next_rotation(self) -> dt.datetime:
         """When `rotate` will have something to do."""
         return min(_middle(self._newest(kind).load()) for kind in ("root", "issuing"))
+
+    def _can_sign(self, now: dt.datetime) -> bool:
+        """Whether there is an issuing authority that has not ended, and its key."""
+        issuing = self._newest_or_none("issuing")
+        return issuing is not None and issuing.key.exists() and issuing.load().not_valid_after_utc > now
 
     def _new_root(self, before: _Pair | None, lives: Lives, now: dt.datetime) -> _Pair:
         key, made = new_authority_key(), _Pair(self.directory / f"root-{(before.number if before else 0) + 1:04}.crt")

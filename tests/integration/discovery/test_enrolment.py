@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -35,6 +36,7 @@ from cortex_common.security.audit import read_log
 from cortex_common.security.authority import Authority
 from cortex_common.security.certificates import certificate_of, fingerprints
 from cortex_common.security.joining import JoinToken
+from cortex_common.telemetry.resources import Resources, probe_resources
 from services.discovery.main import run
 from services.discovery.settings import DiscoverySettings
 from tests.waiting import eventually
@@ -373,3 +375,46 @@ async def test_where_certificates_come_from_elsewhere_there_is_revocation_only(t
         await network.revoke("w1")
         with pytest.raises(UnauthenticatedError, match="was revoked"):
             await network.beat(worker, "w1")
+
+
+async def test_a_token_in_the_file_is_not_good_again_after_its_node_was_revoked(tmp_path: Path) -> None:
+    identity = Identity("cortex", Role.WORKER, NodeName("eu-1"))
+    async with discovery(tmp_path) as network:
+        joiner = Joiner(identity, "eu", network.files("eu-1"), tmp_path / "eu-1.join")
+        authority, tokens = Authority("cortex", tmp_path / "authority"), tmp_path / "tokens.json"
+        permit(authority, [joiner], network.enrolment, tokens, CLOCK)
+        token = JoinToken.decode(joiner.token.read_text())
+        async with asyncio.timeout(30):
+            while not joiner.tls.certificate.exists():
+                with suppress(UnauthenticatedError):
+                    await enroll(token, joiner.tls, [])
+                await CLOCK.sleep(0.1)
+        await network.revoke("eu-1")
+        with pytest.raises(UnauthenticatedError, match="not known here"):
+            await enroll(token, network.files("thief"), [])
+    # Discovery reads the file of tokens again when it starts.
+    async with discovery(tmp_path) as again:
+        with pytest.raises(UnauthenticatedError, match="not known here"):
+            await enroll(token, again.files("thief"), [], address=again.enrolment)
+        with pytest.raises(UnauthenticatedError, match="was revoked"):
+            await again.beat(joiner.tls, "eu-1")
+        async with again.identities(again.operator) as stub:
+            known = await stub.ListIdentities(identity_pb2.ListIdentitiesRequest())
+        assert [each.identity for each in known.tokens] == []
+
+
+async def test_discovery_goes_on_while_its_machine_cannot_be_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Path] = []
+
+    def probe(disk: Path) -> Resources:
+        looks.append(disk)
+        if len(looks) < 3:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return probe_resources(disk)
+
+    monkeypatch.setattr("services.discovery.main.probe_resources", probe)
+    async with discovery(tmp_path, heartbeat_s=0.1) as network:
+        await eventually(lambda: len(looks) > 3, 30)
+        await network.join(Role.WORKER, "eu-1")

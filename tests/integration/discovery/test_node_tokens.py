@@ -9,7 +9,13 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
-from cortex_common.errors import CortexError, ForbiddenError, InvalidArgumentError, UnauthenticatedError
+from cortex_common.errors import (
+    CortexError,
+    ForbiddenError,
+    InvalidArgumentError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from cortex_common.identity import Role, TlsFiles
 from cortex_common.network.enrolment import make_request
 from cortex_common.pb.v1 import discovery_pb2, discovery_pb2_grpc, identity_pb2, identity_pb2_grpc
@@ -102,10 +108,10 @@ async def test_who_cannot_prove_a_token_gets_no_pass(network: Network, gateway: 
     await refused(gateway.admit(token, region="us"), ForbiddenError, "is for 'ws1' in 'eu'")
     challenge = await gateway.challenge()
     await gateway.admit(token, challenge=challenge)
-    await refused(gateway.admit(token, challenge=challenge), UnauthenticatedError, "challenge is not open")
+    await refused(gateway.admit(token, challenge=challenge), UnavailableError, "challenge is not open")
     async with gate(network, await network.join(Role.GATEWAY, "gateway-2")) as other:
         challenge = await other.challenge()
-        await refused(gateway.admit(token, challenge=challenge), UnauthenticatedError, "challenge is not open")
+        await refused(gateway.admit(token, challenge=challenge), UnavailableError, "challenge is not open")
 
 
 async def test_an_expired_token_is_refused_by_that_reason(network: Network, gateway: Gate) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -152,6 +153,24 @@ async def test_a_node_that_is_refused_goes_on_with_a_new_connection(beating: Bea
         beating.stop.set()
         await task
         assert beating.channels >= 3
+
+
+async def test_a_machine_that_cannot_be_looked_at_for_a_while_ends_nothing(beating: Beating) -> None:
+    """As when somebody's connections have taken every descriptor of the process."""
+    troubles = [OSError(errno.EMFILE, "Too many open files") for _ in range(3)]
+
+    def node() -> NodeReport:
+        if troubles:
+            raise troubles.pop()
+        return REPORT
+
+    async with asyncio.timeout(30), beating.serving():
+        task = asyncio.create_task(heartbeat_forever(beating._channel, node, beating.clock, beating.stop, seed=1))
+        for _ in range(3):
+            await beating.pause(4)
+        assert (await beating.discovery.beats.get()).name == "w1"
+        beating.stop.set()
+        await task
 
 
 async def test_a_node_stops_though_discovery_never_was_there(beating: Beating) -> None:

@@ -110,7 +110,7 @@ def test_an_unknown_dataset_names_the_known_ones(outcome):
     assert "'imagenet' given; allowed: digits" in err
 
 
-@pytest.mark.parametrize("life", ["soon", "-1d", "3w"])
+@pytest.mark.parametrize("life", ["soon", "-1d", "3w", "9999999d", "99999999999999999999s"])
 def test_a_bad_token_life_says_what_is_allowed(outcome, life):
     code, _, err = outcome("token", "create", "ci", f"--life={life}")
 

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import subprocess
 import sys
 
-from cortex.local.child import LONGEST_WAIT_S, SETTLED_S, child_environment, exit_words, next_wait_s
+from cortex.local.child import LONGEST_WAIT_S, SETTLED_S, Child, child_environment, exit_words, next_wait_s
 from cortex.local.layout import Layout
+from cortex.local.members import Member
+from cortex.local.network import LocalNetwork
 from cortex.local.processes import ProcessId
 from cortex.local.status import Phase, ProcessReport, SupervisorReport, ready_facts, running_report, write_report
-from cortex.local.supervisor import clean_up
+from cortex.local.supervisor import Supervisor, clean_up
+from cortex_common.identity import Role
 
 
 def sleeper() -> subprocess.Popen[bytes]:
@@ -89,3 +94,34 @@ def test_services_do_not_inherit_what_is_meant_for_the_client():
 def test_exit_codes_are_told_in_words():
     assert exit_words(3) == "exit code 3"
     assert exit_words(-9) == "killed by SIGKILL"
+
+
+async def test_a_full_disk_ends_neither_the_network_nor_its_orderly_stop(tmp_path, clock, monkeypatch):
+    starts = []
+
+    class Process:
+        pid = 1 << 30  # of nobody
+        returncode = 1
+
+        async def wait(self) -> int:
+            return self.returncode
+
+    async def start(self: Child) -> Process:
+        starts.append(self.member.name)
+        return Process()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Child, "_start", start)
+    worker = Member(service=Role.WORKER, name="eu-1", region="eu")
+    supervisor = Supervisor(Layout.of(tmp_path), LocalNetwork(members=(worker,)), clock)
+    async with asyncio.timeout(30), supervisor.running():
+        monkeypatch.setattr("cortex.local.supervisor.write_report", full)
+        broken = asyncio.create_task(supervisor.broken())
+        for _ in range(3):
+            await clock.until_sleeping()
+            await clock.advance(LONGEST_WAIT_S)
+        assert len(starts) > 3
+        assert not broken.done()
+        broken.cancel()

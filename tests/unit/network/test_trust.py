@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from cortex_common.clock import SystemClock
 from cortex_common.errors import CorruptError, UnauthenticatedError
 from cortex_common.identity import Identity, Role, TlsFiles
 from cortex_common.ids import NodeName
 from cortex_common.network.enrolment import check_answer
-from cortex_common.network.membership import kept_denials, trust_of
+from cortex_common.network.membership import Membership, kept_denials, trust_of
 from cortex_common.pb.v1 import identity_pb2
 
 EVE = Identity("cortex", Role.WORKER, NodeName("eve"))
@@ -56,3 +59,14 @@ def test_roots_that_are_none_do_not_replace_those_there_are(tls: TlsFiles) -> No
 def test_a_file_of_denials_that_is_damaged_is_found(data: bytes) -> None:
     with pytest.raises(CorruptError):
         kept_denials(data)
+
+
+def test_denials_that_could_not_be_written_are_written_the_next_time(tls: TlsFiles, tmp_path: Path) -> None:
+    kept = tmp_path / "state" / "denials.json"
+    membership = Membership(tls, None, kept, SystemClock())
+    with pytest.raises(FileNotFoundError):
+        membership._take(answer())
+    assert membership.denied.denials, "it counts at once, kept or not"
+    kept.parent.mkdir()
+    membership._take(answer())
+    assert [each.identity for each in kept_denials(kept.read_bytes())] == [EVE]

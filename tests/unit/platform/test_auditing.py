@@ -12,7 +12,7 @@ from cortex_common.clock import SystemClock
 from cortex_common.errors import CorruptError
 from cortex_common.identity import Role, TlsFiles
 from cortex_common.rpc.auditing import auditing
-from cortex_common.security.audit import AuditLog, Entry, Head, segments_of
+from cortex_common.security.audit import AuditLog, Entry, Head, read_log, segments_of
 from cortex_common.security.audit_proof import Trust, prove_log
 from cortex_common.security.authority import Authority
 from cortex_common.security.signed_heads import HEADS_FILE, heads_elsewhere, read_heads, sign_head
@@ -97,3 +97,35 @@ def test_nothing_is_signed_with_another_key_than_the_certificates(tmp_path: Path
     (tmp_path / "tls.crt").write_text("nothing")
     with pytest.raises(CorruptError, match="is no certificate"):
         sign_head(Head(), TlsFiles(ours.ca, tmp_path / "tls.crt", ours.key), SystemClock().wall_s())
+
+
+class Asked:
+    """A privileged call of somebody."""
+
+    def __init__(self, who: str, peer: str = "ipv4:192.0.2.1:1") -> None:
+        self.who = who
+        self.peer = peer
+
+    def entry(self, decision: str, code: str, reason: str = "") -> Entry:
+        return Entry(self.who, "/cortex.v1.IdentityService/Renew", decision, code, reason=reason, peer=self.peer)
+
+
+@pytest.mark.parametrize("who", ["spiffe://cortex/worker/eve", ""])
+async def test_calls_that_come_to_nothing_do_not_push_the_other_records_out(
+    tmp_path: Path, tls_of: Any, clock: ManualClock, who: str
+) -> None:
+    """Whoever may call, and strangers who may enrol, could fill the log with their mistakes, from wherever."""
+    async with auditing(tmp_path, tls_of(Role.COORDINATOR), clock) as auditor:
+        for number in range(500):
+            await auditor.done(Asked(who, f"ipv4:192.0.2.{number % 200}:1"), "INVALID_ARGUMENT", "csr: not one")
+        await auditor.done(Asked("spiffe://cortex/operator/ann"), "INVALID_ARGUMENT", "another one's mistake")
+        await auditor.done(Asked(who), "OK")
+        records = list(read_log(tmp_path))
+        assert [each.get("who", "") for each in records[-2:]] == ["spiffe://cortex/operator/ann", who]
+        assert len(records) < 110
+
+        await clock.advance(60)
+        await auditor.settle()
+        mistakes = [each for each in read_log(tmp_path) if each["code"] == "INVALID_ARGUMENT"]
+        told = [each for each in mistakes if each.get("who", "") == who]
+        assert sum(1 + each.get("repeats", 0) for each in told) >= 500, "how many there were is told"

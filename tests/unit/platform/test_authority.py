@@ -125,6 +125,17 @@ def test_a_root_whose_key_is_kept_elsewhere_is_not_rotated(tmp_path: Path) -> No
     signed(authority)
 
 
+def test_an_authority_whose_roots_key_is_away_is_opened_and_signs_until_it_ends(tmp_path: Path) -> None:
+    authority = Authority("cortex", tmp_path)
+    authority.rotate(LIVES, later(-30))
+    authority.key.unlink()
+    verify(signed(Authority.open("cortex", tmp_path, LIVES)), authority.bundle, later(0))
+    for path in tmp_path.glob("issuing-*"):
+        path.unlink()
+    with pytest.raises(PreconditionError, match=r"root-0001\.key is not here"):
+        Authority.open("cortex", tmp_path, LIVES)
+
+
 def test_a_first_versions_authority_is_taken_over_and_stays_trusted(tmp_path: Path) -> None:
     key = ec.generate_private_key(ec.SECP384R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "cortex")])
