@@ -87,16 +87,21 @@ def _identities(
 
 def _tokens(folder: Path) -> Mapping[str, bytes]:
     store, own = folder / "tokens.json", folder / "operator" / "token"
-    if not own.exists():
+    if not _is_filled(own):
         own.parent.mkdir(exist_ok=True, mode=0o700)
         write_durably(own, TokenStore(store).create("operator", ["admin"]).encode() + b"\n", mode=0o600)
     return {file.name: file.read_bytes() for file in (store, store.with_name(f"{store.name}.pepper"))}
 
 
 def _password(file: Path) -> bytes:
-    if not file.exists():
+    if not _is_filled(file):
         write_durably(file, secrets.token_urlsafe(24).encode(), mode=0o600)
     return file.read_bytes()
+
+
+def _is_filled(file: Path) -> bool:
+    """Whether there is more than what a run of an earlier version that was broken off may have left."""
+    return file.exists() and bool(file.read_bytes().strip())
 
 
 def _secret(name: str, content: Mapping[str, bytes]) -> dict[str, Any]:

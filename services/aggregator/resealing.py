@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 from cortex_common.errors import CortexError, UnavailableError
@@ -87,41 +88,37 @@ def _reseal(versions: VersionStore, version: Version, encryption: EncryptionMana
     writers: list[BlobWriter] = []
     blobs: list[str] = []
 
-    def again(part: SealedPart | None) -> SealedPart | None:
+    def again(part: SealedPart | None, files: ExitStack) -> SealedPart | None:
         if part is None:
             return None
         header = replace(part.header, key_id=key_id).fresh()
         blob, writer = versions.create(header)
         blobs.append(blob)
-        writers.append(writer)
+        writers.append(files.enter_context(writer))
         opener, sealer = encryption.opener(part.header), encryption.sealer(header)
-        reader = versions.open_part(part)
+        reader = files.enter_context(closing(versions.open_part(part)))
         digests = []
-        try:
-            for index in range(header.chunks):
-                sealed = sealer.seal(index, opener.open(index, reader.read(index)))
-                writer.write(sealed)
-                digests.append(chunk_digest(sealed))
-        finally:
-            reader.close()
+        for index in range(header.chunks):
+            sealed = sealer.seal(index, opener.open(index, reader.read(index)))
+            writer.write(sealed)
+            digests.append(chunk_digest(sealed))
         return SealedPart(header, part.sizes, blob, Sha256Hex(content_digest(digests).hex()))
 
     try:
-        whole, state, delta = again(version.whole), again(version.state), again(version.delta)
-        shown = whole or delta
-        assert shown is not None  # noqa: S101  a version is there whole, as a delta, or both
-        content = whole.content_sha256 if whole else version.content_sha256
-        made = replace(
-            version,
-            header=shown.header,
-            content_sha256=content,
-            blob=whole.blob if whole else "",
-            state=state,
-            delta=delta,
-        )
-        versions.commit(made, writers)
-    except CortexError as error:
-        for writer in writers:
-            writer.__exit__(type(error), error, error.__traceback__)
+        with ExitStack() as files:
+            whole, state, delta = again(version.whole, files), again(version.state, files), again(version.delta, files)
+            shown = whole or delta
+            assert shown is not None  # noqa: S101  a version is there whole, as a delta, or both
+            content = whole.content_sha256 if whole else version.content_sha256
+            made = replace(
+                version,
+                header=shown.header,
+                content_sha256=content,
+                blob=whole.blob if whole else "",
+                state=state,
+                delta=delta,
+            )
+            versions.commit(made, writers)
+    except CortexError:
         versions.erase(blobs)
         raise

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +158,7 @@ def _array(path: Path, key: str, *, header_only: bool = False) -> Array:
         array = _from_npz(path, key, header_only) if path.suffix == ".npz" else np.load(path, "r", allow_pickle=False)
     except FileNotFoundError:
         raise NotFoundError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise CorruptError(f"{path}: cannot be read: {error}") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
         raise CorruptError(f"{path}: {key} is not an array of numbers")

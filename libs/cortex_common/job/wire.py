@@ -30,6 +30,9 @@ from cortex_common.job.status import (
 )
 from cortex_common.pb.v1 import common_pb2, coordinator_pb2, job_pb2
 
+# Fields of a job that are a word or a number, and text in its message; all other text stays what it is.
+_WORD_OR_NUMBER = frozenset({"threshold", "ring_bits"})
+
 
 def spec_to_proto(spec: JobSpec) -> job_pb2.JobSpec:
     """The message that means the same job.
@@ -70,7 +73,7 @@ def _native(field: FieldDescriptor, value: object) -> object:
         return document_from_proto(value)
     if field.is_repeated and isinstance(value, Iterable):
         return list(value)
-    if isinstance(value, str) and value.isdecimal():
+    if isinstance(value, str) and field.name in _WORD_OR_NUMBER and value.isdecimal():
         return int(value)
     return value
 

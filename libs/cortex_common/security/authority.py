@@ -245,10 +245,13 @@ class Authority:
         if issuing is None or made or force or _is_due(issuing.load(), now) or not self._is_by(issuing, root):
             self._new_issuing(issuing, root, lives, now)
             made.append("issuing")
-        if made or self._forget(now) or not self.ca.exists():
-            roots = [pair for pair in self._generations("root") if pair.load().not_valid_after_utc > now]
-            newest_first = sorted(roots, key=lambda pair: -pair.number)
-            write_files([(self.ca, b"".join(pair.certificate.read_bytes() for pair in newest_first), 0o644)])
+        self._forget(now)
+        roots = [pair for pair in self._generations("root") if pair.load().not_valid_after_utc > now]
+        newest_first = sorted(roots, key=lambda pair: -pair.number)
+        bundle = b"".join(pair.certificate.read_bytes() for pair in newest_first)
+        # Compared: whoever made the roots may have been killed before this file was written.
+        if bundle and (not self.ca.exists() or self.bundle != bundle):
+            write_files([(self.ca, bundle, 0o644)])
         return tuple(made)
 
     def next_rotation(self) -> dt.datetime:
@@ -296,8 +299,8 @@ class Authority:
     def _is_by(self, issuing: _Pair, root: _Pair) -> bool:
         return issuing.load().issuer == root.load().subject
 
-    def _forget(self, now: dt.datetime) -> bool:
-        """Remove what has ended but for the newest; whether a root was among it. Of a root the certificate is kept."""
+    def _forget(self, now: dt.datetime) -> None:
+        """Remove what has ended but for the newest. Of a root the certificate is kept."""
         ended = [
             pair
             for kind in ("root", "issuing")
@@ -312,7 +315,6 @@ class Authority:
             # The root after it is vouched for by one that has ended.
             self._cross(pair.number + 1).unlink(missing_ok=True)
             pair.certificate.rename(self.directory / f"ended-{pair.number:04}.crt")
-        return any(pair.certificate.name.startswith("root-") for pair in ended)
 
     def _cross(self, number: int) -> Path:
         """The cross-signature of root `number` by the one before it."""

@@ -6,11 +6,12 @@ read; a hardware module or a key-management service is another implementation.
 
 from __future__ import annotations
 
-import json
+import fcntl
 import re
 import secrets
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,8 @@ from cortex_common.clock import Clock
 from cortex_common.errors import CorruptError, NotFoundError, PreconditionError
 from cortex_common.security.encryption import unwrap_under, wrap_under
 from cortex_common.security.objects import KEY_BYTES
-from cortex_common.storage.durable import make_directory, write_durably
+from cortex_common.storage.checked import from_checked_json, to_checked_json
+from cortex_common.storage.durable import make_directory, open_new, write_durably
 
 KEK_PREFIX = "kek-"
 _OTHERS = 0o027
@@ -93,7 +95,10 @@ class _Keys:
 
 
 class FileKeyring:
-    """Key-encryption keys in a 0600 file; made with a first key where there is none. The default KeyEncryption."""
+    """Key-encryption keys in a 0600 file; made with a first key where there is none. The default KeyEncryption.
+
+    Changes by several processes are serialised by a lock file beside it, and each begins with what the file holds then.
+    """
 
     def __init__(self, path: Path, clock: Clock) -> None:
         """Open or make the file.
@@ -106,7 +111,10 @@ class FileKeyring:
         self._clock = clock
         self._changing = threading.Lock()
         make_directory(path.parent)
-        self._keys = self._read() if path.exists() else self._with_new(_Keys("", {}))
+        if not path.exists():
+            with self._alone():
+                self._keys = self._read() if path.exists() else self._with_new(_Keys("", {}))
+        self._keys = self._read()
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -119,25 +127,30 @@ class FileKeyring:
         return self._keys.current
 
     def rotate(self) -> str:
-        """Make another key, the current one from now on; on the disk when this returns."""
-        with self._changing:
-            self._keys = self._with_new(self._keys)
+        """Make another key, the current one from now on; on the disk when this returns.
+
+        Raises:
+            PreconditionError: the file cannot be written, or has been damaged meanwhile.
+        """
+        with self._alone():
+            self._keys = self._with_new(self._present())
             return self._keys.current
 
     def erase(self, kek_id: str) -> None:
         """Destroy a key that is not the current one; what is still wrapped under it is lost.
 
         Raises:
-            PreconditionError: it is the current one.
+            PreconditionError: it is the current one, or as `rotate`.
             NotFoundError: there is no such key.
         """
-        with self._changing:
-            if kek_id == self._keys.current:
+        with self._alone():
+            keys = self._present()
+            if kek_id == keys.current:
                 raise PreconditionError(f"key-encryption key {kek_id} is in use; rotate first")
-            if kek_id not in self._keys.keys:
+            if kek_id not in keys.keys:
                 raise NotFoundError(f"key-encryption key {kek_id!r} is not in {self._path}")
-            left = {name: key for name, key in self._keys.keys.items() if name != kek_id}
-            self._keys = self._written(_Keys(self._keys.current, left))
+            left = {name: key for name, key in keys.keys.items() if name != kek_id}
+            self._keys = self._written(_Keys(keys.current, left))
 
     def wrap(self, secret: bytes, context: bytes) -> RestingKey:
         """Wrap under the current key."""
@@ -156,6 +169,27 @@ class FileKeyring:
             raise NotFoundError(f"key-encryption key {resting.kek_id!r} is not in {self._path}")
         return unwrap_under(key, resting.wrapped, context)
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Change the file, and nobody else."""
+        path = self._path.with_name(f"{self._path.name}.lock")
+        try:
+            lock = open_new(path, 0o600)
+        except OSError as error:
+            raise PreconditionError(f"{self._path} cannot be written: {error.strerror or error}") from error
+        with self._changing, lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _present(self) -> _Keys:
+        """What the file holds now: another process may have changed it. What is in memory, where it is gone."""
+        if not self._path.exists():
+            return self._keys
+        try:
+            return self._read()
+        except CorruptError as error:
+            raise PreconditionError(error.message) from error
+
     def _with_new(self, before: _Keys) -> _Keys:
         """One more key, the current one from now on; on the disk before it is used."""
         kek_id = new_kek_id(self._clock.wall_s(), before.keys)
@@ -164,7 +198,7 @@ class FileKeyring:
     def _written(self, keys: _Keys) -> _Keys:
         document = {"current": keys.current, "keys": {name: key.hex() for name, key in keys.keys.items()}}
         try:
-            write_durably(self._path, json.dumps(document, indent=1).encode(), mode=0o600)
+            write_durably(self._path, to_checked_json(document), mode=0o600)
         except OSError as error:
             raise PreconditionError(f"{self._path} cannot be written: {error.strerror or error}") from error
         return keys
@@ -177,11 +211,11 @@ class FileKeyring:
                 "or 640 for a mounted secret"
             )
         try:
-            document = json.loads(self._path.read_bytes())
+            document = from_checked_json(self._path.read_bytes())
             keys = {str(name): bytes.fromhex(key) for name, key in document["keys"].items()}
             current = str(document["current"])
             if current not in keys or any(len(key) != KEY_BYTES for key in keys.values()):
                 raise ValueError("the current key is not among them, or one has another length")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (CorruptError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptError(f"key-encryption keys: {self._path} is damaged: {error}") from None
         return _Keys(current, keys)

@@ -241,6 +241,8 @@ class TokenStore:
         stamp = (facts.st_ino, facts.st_mtime_ns, facts.st_size)
         if self._held is None or self._held[0] != stamp:
             self._held = (stamp, {record.id: record for record in self._load()})
+            # A file that was made anew has a pepper of its own.
+            self._pepper = b""
         return self._held[1]
 
     def _load(self) -> tuple[TokenRecord, ...]:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from aiohttp import ClientError
 from botocore.exceptions import BotoCoreError
 from fsspec.asyn import sync
 from s3fs import S3FileSystem
@@ -210,7 +211,7 @@ def _reporting(path: str) -> Iterator[None]:
         raise NotFoundError(f"s3://{path}: there is no such blob, or no such bucket") from error
     except PermissionError as error:
         raise UnavailableError(f"s3://{path}: the object store refuses: {error}") from error
-    except (OSError, BotoCoreError) as error:
+    except (OSError, BotoCoreError, ClientError) as error:
         if "PreconditionFailed" in str(error) or "pre-conditions" in str(error):
             raise CorruptError(f"s3://{path}: was replaced while it was read") from error
         raise UnavailableError(f"s3://{path}: the object store does not answer: {error}") from error

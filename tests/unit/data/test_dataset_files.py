@@ -176,3 +176,17 @@ def test_a_missing_or_truncated_npz_is_named(tmp_path: Path) -> None:
 def test_an_unknown_dataset_lists_what_is_here(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"'cats' is not on this node; here are: digits, digits-test"):
         load("cats", tmp_path)
+
+
+def test_no_damage_in_a_compressed_npz_is_anything_but_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "d.npz"
+    np.savez_compressed(path, x=np.arange(200.0).reshape(50, 4), y=np.arange(50))
+    listed, whole = catalogue(tmp_path, {"mine": "{npz: d.npz}"}), path.read_bytes()
+    refused = 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            load("mine", tmp_path, listed)
+        except InvalidArgumentError as error:
+            refused += str(path) in error.message
+    assert refused > len(whole) / 2

@@ -9,14 +9,16 @@ import pytest
 
 from cortex_common.errors import PreconditionError
 from cortex_common.ids import JobId, KeyId, NodeName, RoundNumber, SeatIndex, Sha256Hex
-from cortex_common.security.encryption import ObjectHeader, ObjectKind
+from cortex_common.security.encryption import DataKey, EncryptionManager, ObjectHeader, ObjectKind
 from cortex_common.storage import DirectoryBlobStore
 from cortex_common.storage.checked import from_checked_json, to_checked_json
 from cortex_common.tensors import Manifest, TensorKind
 from services.aggregator.domain import Contribution, Phase, RoundKey, RoundTerms, Upstream
 from services.aggregator.pruning import droppable, is_settled
+from services.aggregator.resealing import reseal
 from services.aggregator.rounds import LiveRound, members_of
 from services.aggregator.versions import Version, VersionStore
+from tests.tampering import objects
 
 JOB = JobId("job-1")
 MANIFEST = Manifest.of([("w", (100,), TensorKind.TRAINABLE)])
@@ -175,3 +177,18 @@ def test_a_frozen_round_is_settled_once_its_version_is_here_or_a_later_round_is(
     version(store, 1, 0, "v1")
     last = RoundKey(round_.terms.key.job_id, RoundNumber(newest), 9)
     assert is_settled(round_, store, last if newest > round_.terms.key.round else round_.terms.key) is settled
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted on Linux")
+def test_resealing_leaves_no_file_open(store: VersionStore, tmp_path: Path) -> None:
+    header, chunks = objects.model()
+    with store.draft(header) as draft:
+        for chunk in chunks:
+            draft.values.write(chunk)
+        draft.commit(Version(header, tuple(map(len, chunks)), Sha256Hex("0"), draft.blob, 400, 0.0, (), 0, 0.0))
+    for number in (1, 2):
+        key = DataKey(KeyId(f"new-{number}"), number, bytes([number]) * 32)
+        known = EncryptionManager(*objects.KEYS.values(), DataKey(KeyId("new-1"), 1, b"\1" * 32), key)
+        assert reseal(store, JOB, known, key.key_id) == 1
+    opened = [path.resolve() for path in Path("/proc/self/fd").iterdir() if path.exists()]
+    assert [path for path in opened if path.is_relative_to(tmp_path)] == []

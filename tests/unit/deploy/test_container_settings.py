@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,24 @@ def test_make_up_offers_plain_http_to_others_only_when_told_to(bind: str, tmp_pa
     assert (code, "CORTEX_ALLOW_PLAIN_HTTP" in told) == (2, True)
     assert up(CORTEX_ALLOW_PLAIN_HTTP="true") == (9, "")
     assert up(CORTEX_BIND="127.0.0.1") == (9, "")
+
+
+def test_passwords_are_kept_for_whoever_asks_again_and_is_not_root() -> None:
+    someone: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []} if os.getuid() == 0 else {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copy(DEPLOY / "secrets.sh", folder)
+        if someone:
+            os.chown(folder, someone["user"], someone["group"])
+        made = []
+        for _ in range(2):
+            done = subprocess.run(
+                ["bash", str(folder / "secrets.sh")], check=False, text=True, stderr=subprocess.PIPE, cwd="/", **someone
+            )
+            assert (done.returncode, done.stderr) == (0, "")
+            made.append({path.name: path.read_bytes() for path in (folder / "secrets").iterdir()})
+            assert {path.stat().st_mode & 0o777 for path in (folder / "secrets").iterdir()} == {0o444}
+    assert made[0] == made[1]
+    names = {"grafana_password", "postgres_password", "s3_key", "s3_secret", "s3_accounts.json"}
+    assert set(made[0]) == names
+    assert made[0]["s3_key"] in made[0]["s3_accounts.json"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import subprocess
@@ -161,3 +162,12 @@ def test_the_operator_has_a_certificate(overlay: str) -> None:
     ]  # fmt: skip
     assert certificate["uris"] == ["spiffe://cortex/operator/operator"]
     assert certificate["issuerRef"]["name"] == "cortex"
+
+
+def test_what_a_broken_off_run_left_empty_is_made(tmp_path: Path) -> None:
+    (tmp_path / "operator").mkdir()
+    for left in (tmp_path / "operator" / "token", tmp_path / "database-password"):
+        left.touch(mode=0o600)
+    made = made_secrets(tmp_path, "--only", "tokens,database")
+    assert base64.b64decode(made["cortex-database"]["password"])
+    assert TokenStore(tmp_path / "tokens.json").verify((tmp_path / "operator" / "token").read_text().strip())

@@ -69,6 +69,15 @@ def test_queries_and_rules_name_only_metrics_that_there_are() -> None:
     assert own - documented_metrics() - recorded() == set()
 
 
+def test_what_every_program_tells_prometheus_is_asked_of_cortex_only() -> None:
+    """A cluster's Prometheus knows others too."""
+    named = '{job=~"coordinator|discovery|gateway|aggregator|worker"}'
+    found = [re.findall(r"\b(?:up|process_\w+)\b(\{[^}]*\})?", query.expression) for query in queries()]
+    asked = [labels for each in found for labels in each]
+    assert len(asked) == 3
+    assert set(asked) == {named}
+
+
 def test_a_series_of_nothing_but_nan_is_no_data() -> None:
     assert not has_numbers({"metric": {}, "value": [1.0, "NaN"]})
     assert not has_numbers({"metric": {}, "values": [[1.0, "NaN"], [2.0, "NaN"]]})

@@ -228,3 +228,12 @@ async def test_where_the_last_use_cannot_be_written_tokens_still_count(store, tm
     await access.principal(token, "peer")
     await access.save_use()
     assert set(store.last_used()) == {token.split("_")[1]}
+
+
+def test_files_that_were_made_anew_count_at_once_with_their_pepper(store, tmp_path, clock):
+    assert store.verify(store.create("alice", ["read"])).name == "alice"
+    for path in (tmp_path / "state").glob("tokens.json*"):
+        if path.is_file():
+            path.unlink()
+    token = TokenStore(tmp_path / "state" / "tokens.json", clock).create("bob", ["read"])
+    assert store.verify(token).name == "bob"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from cortex_common.identity import Identity, Role
 from cortex_common.ids import NodeName
 from cortex_common.security.authority import Authority, Lives
 from cortex_common.security.certificates import fingerprints, pinned
-from cortex_common.security.issuing import make_request, requested_key
+from cortex_common.security.issuing import make_request, requested_key, write_files
 
 SECOND = dt.timedelta(seconds=1)
 LIVES = Lives(leaf=20 * SECOND, issuing=40 * SECOND, root=80 * SECOND)
@@ -201,3 +202,26 @@ def test_requests_without_proof_of_their_key_are_refused() -> None:
     forged = x509.load_der_x509_csr(bytes(der)).public_bytes(serialization.Encoding.PEM)
     with pytest.raises(InvalidArgumentError, match="csr: "):
         requested_key(forged)
+
+
+@pytest.mark.parametrize("killed_at", range(3))
+def test_a_rotation_that_was_killed_before_any_of_its_writes_is_finished_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    authority = Authority.create("cortex", tmp_path, LIVES)
+    old_bundle, writes = authority.bundle, itertools.count()
+
+    def write_until_killed(files: Sequence[tuple[Path, bytes, int]]) -> None:
+        if next(writes) == killed_at:
+            raise KeyboardInterrupt
+        write_files(files)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cortex_common.security.authority.write_files", write_until_killed)
+        with pytest.raises(KeyboardInterrupt):
+            authority.rotate(LIVES, later(0), force="root")
+    again = Authority.open("cortex", tmp_path, LIVES)
+    # By this fingerprint nodes that join know the network.
+    assert pinned(again.bundle, again.fingerprint)
+    for bundle in (old_bundle, again.bundle):
+        verify(signed(again), bundle, later(0))
