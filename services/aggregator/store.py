@@ -115,7 +115,8 @@ class DirectoryRoundStore:
         directory = self.directory(key)
         self._marks.forget(_name(directory))
         with suppress(OSError):
-            for path in directory.iterdir():
+            # The record goes last: updates without one, which a kill would leave, would be taken for a damaged round.
+            for path in sorted(directory.iterdir(), key=lambda path: path.name == _LOG):
                 path.unlink()
             directory.rmdir()
 

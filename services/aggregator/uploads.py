@@ -63,7 +63,7 @@ class Upload(Turn):
     def interrupt(self, error: CortexError) -> None:
         """Make the stream end with this error at its next frame."""
         super().interrupt(error)
-        if self._scope is not None:
+        if self._scope is not None and not self._scope.expired():
             self._scope.reschedule(asyncio.get_running_loop().time())
 
     async def next_frame(self) -> Frame:

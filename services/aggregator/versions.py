@@ -212,7 +212,7 @@ class VersionStore:
 
     def of_job(self, job_id: JobId) -> tuple[Version, ...]:
         """All versions of a job, by round."""
-        versions = self._versions.get(job_id, {})
+        versions = dict(self._versions.get(job_id, {}))
         return tuple(versions[number] for number in sorted(versions))
 
     def of_round(self, job_id: JobId, number: RoundNumber) -> Version | None:
@@ -241,8 +241,9 @@ class VersionStore:
 
     def all(self) -> Iterator[Version]:
         """Every version."""
-        for versions in self._versions.values():
-            yield from versions.values()
+        # Copies: threads that fold and prune add and remove meanwhile.
+        for versions in list(self._versions.values()):
+            yield from list(versions.values())
 
     def open(self, version: Version) -> PartReader:
         """Read a version's sealed chunks. NotFoundError: only its delta is here."""

@@ -222,6 +222,41 @@ def test_rounds_and_fences_survive_and_an_unopened_folder_is_swept(tmp_path: Pat
     assert Identity("cortex", Role.WORKER, "w0")
 
 
+class KilledError(BaseException):
+    """The end of the process."""
+
+
+@pytest.mark.parametrize("removed", range(5))
+def test_a_round_whose_erasure_was_killed_is_taken_up_and_erased_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: int
+) -> None:
+    store = DirectoryRoundStore(tmp_path)
+    kept = StoredRound(TERMS, domain.Phase.SEALED)
+    store.save(kept)
+    folder = store.directory(ROUND)
+    for seat in range(4):
+        (folder / f"seat-{seat}.update").write_bytes(b"")
+    unlink, left = Path.unlink, [removed]
+
+    def until_killed(path: Path, missing_ok: bool = False) -> None:
+        if not left[0]:
+            raise KilledError
+        left[0] -= 1
+        unlink(path, missing_ok)
+
+    # As a disk may list them: what it lists last is what is left.
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter(sorted(path.glob("*"))))
+    monkeypatch.setattr(Path, "unlink", until_killed)
+    with pytest.raises(KilledError):
+        store.erase(ROUND)
+    monkeypatch.undo()
+    again = DirectoryRoundStore(tmp_path)
+    assert list(again.load()) == [kept]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    again.erase(ROUND)
+    assert list(DirectoryRoundStore(tmp_path).load()) == []
+
+
 def test_a_spool_forgets_only_the_torn_chunk(tmp_path: Path) -> None:
     header = header_of(Manifest.of([("w", (1000,), TensorKind.TRAINABLE)]), WeightCompressor.create("none"))
     chunks = [b"a" * 50, b"b" * 60, b"c" * 70]

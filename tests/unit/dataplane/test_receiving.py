@@ -86,6 +86,16 @@ async def test_a_stream_that_waited_goes_on_while_the_round_is_open(tmp_path: Pa
     assert await waiting.task == Resume(0)
 
 
+async def test_an_upload_that_is_interrupted_just_as_its_time_runs_out_ends_with_that() -> None:
+    upload = Upload(silence(), 0.0)
+    waiting = asyncio.create_task(upload.next_frame())
+    while upload._scope is None or not upload._scope.expired():  # noqa: ASYNC110 - it is a matter of turns
+        await asyncio.sleep(0)
+    upload.interrupt(ConflictError("a newer upload took over"))
+    with pytest.raises(ConflictError, match="a newer upload"):
+        await waiting
+
+
 @pytest.mark.parametrize("phase", [Phase.SEALED, Phase.ABORTED])
 async def test_a_stream_that_waited_through_the_end_of_its_round_is_refused(tmp_path: Path, phase: Phase) -> None:
     waiting = Waiting(tmp_path)

@@ -63,6 +63,16 @@ def test_deleting_a_version_that_was_replaced_spares_the_one_that_counts(store: 
     assert store.is_whole(newer.whole)
 
 
+def test_all_versions_can_be_gone_through_while_others_come_and_go(store: VersionStore) -> None:
+    first = version(store, 1, 0, "first")
+    second = version(store, 2, 0, "second")
+    every = store.all()
+    assert next(every) is first
+    version(store, 3, 0, "third")
+    store.delete(first)
+    assert list(every) == [second]
+
+
 def test_a_blob_that_is_gone_or_short_is_noticed(store: VersionStore, tmp_path: Path) -> None:
     made = version(store, 1, 0, "sha")
     assert store.is_whole(made.whole)
