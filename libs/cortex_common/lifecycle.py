@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def run_service(main: Callable[[asyncio.Event], Awaitable[None]], *, parent_pid:
     Returns:
         Exit code: 0 after a clean stop, 1 after an error (told on stderr or in the log), 130 when cancelled.
     """
+    allow_files()
     if parent_pid is not None:
         try:
             end_with_parent(parent_pid)
@@ -52,6 +54,17 @@ def end_with_parent(parent_pid: int) -> None:
         raise PreconditionError(f"cannot follow parent process {parent_pid}: {os.strerror(ctypes.get_errno())}")
     if os.getppid() != parent_pid:
         raise PreconditionError(f"parent process {parent_pid} has ended")
+
+
+def allow_files() -> None:
+    """From now on this process may have as many files and connections open as the system lets it.
+
+    At first that are 1024 on most systems; an aggregator needs two for each seat of a round, the others a connection.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Where the kernel's own limit is lower still (macOS), it stays as it is.
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def hide_memory() -> None:

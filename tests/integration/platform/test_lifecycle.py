@@ -42,6 +42,19 @@ def test_a_signal_lets_the_service_drain(number: signal.Signals) -> None:
     assert (out, process.returncode) == ("drained\n", 0)
 
 
+def test_a_service_may_have_as_many_files_open_as_the_system_lets_it() -> None:
+    process = start("""
+        import resource
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        async def main(stop):
+            print(resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard), flush=True)
+        sys.exit(run_service(main))
+    """)
+    out, _ = process.communicate(timeout=30)
+    assert (out, process.returncode) == ("True\n", 0)
+
+
 def test_a_second_signal_ends_a_service_that_does_not_drain() -> None:
     process = start("""
         async def hang(stop):
