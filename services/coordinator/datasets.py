@@ -119,6 +119,9 @@ class SealedDatasets:
             stored = await self._store.call(lambda store: store.add_dataset(new, self._epoch))
         finally:
             self._keys.stored(told.digest)
+        if stored is not new and stored.org == org and told.digest not in self._of(org):
+            # Whoever added it had given up before it was heard that it is stored.
+            self._know(await asyncio.to_thread(self._opened, stored))
         known = self._of(org).get(told.digest)
         if stored is not new and (known is None or known.key != opened):
             raise AlreadyExistsError(f"{told.reference} is known for {stored.org} already, or with another key")

@@ -160,12 +160,16 @@ class JobKeys:
         if not isinstance(known, tuple):
             return
         wanted = needed([each.epoch for each in known], job, kept_rounds)
-        if all(each.epoch.number in wanted for each in known if each.key is not None):
+        # By number: one that is begun meanwhile is not known here yet.
+        unneeded = frozenset(each.epoch.number for each in known if each.key is not None) - wanted
+        if not unneeded:
             return
-        gone = await self._store.call(lambda store: store.erase_keys(job.id, wanted, fence))
+        gone = await self._store.call(lambda store: store.erase_keys(job.id, unneeded, fence))
         now = self._open.get(job.id)
         if isinstance(now, tuple):
-            self._open[job.id] = tuple(each if each.epoch.number in wanted else replace(each, key=None) for each in now)
+            self._open[job.id] = tuple(
+                replace(each, key=None) if each.epoch.number in unneeded else each for each in now
+            )
         log.info("data_keys_erased", job_id=job.id, epochs=gone)
         numbers = ",".join(map(str, gone))
         self._record("data key erased", f"job_id={job.id} epoch={numbers}", "nothing needs it any more")

@@ -111,7 +111,7 @@ class LinkKeeper:
             keys=self._keys_of(job),
             chunk_elements=DEFAULT_CHUNK_ELEMENTS,
             is_plain=bool(below),
-            upstream=self._upstream(job, tier) if tier is not None else None,
+            upstream=partial(self._upstream, job, tier) if tier is not None else None,
             readers=readers_of(job, tier),
         )
 

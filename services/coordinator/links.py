@@ -75,6 +75,9 @@ class Links:
         Raises:
             ConflictError: another coordinator rules.
         """
+        if not tier.order.seats:
+            # Whoever would upload there has been dropped from the round; the others go on without.
+            return
         is_open = asyncio.Event()
 
         async def collect_below(other: Leaf | Junction) -> None:
@@ -165,8 +168,14 @@ class Links:
         self, index: int, tier: Leaf | Junction, forwarded: dict[int, Forwarded], observe: Observe
     ) -> None:
         """Have a tier's list pushed one tier up, after those below it."""
+        asked = False
 
         async def push() -> Forwarded:
+            nonlocal asked
+            if asked and isinstance(tier, Leaf):
+                # Which says where the aggregator above is by now; a junction's round is opened each time anyway.
+                await self._aggregators.open_round(tier.server(), tier.order)
+            asked = True
             order = await self._frozen(tier, forwarded, observe)
             return await self._aggregators.forward_round(tier.server(), order)
 

@@ -112,11 +112,11 @@ class MemoryStore:
         keys = self._keys.get(job_id, {})
         return [keys[epoch] for epoch in sorted(keys)]
 
-    def erase_keys(self, job_id: JobId, needed: frozenset[int], epoch: int) -> list[int]:
-        """Erase the bytes of every data key of the job but these; the numbers of those that were erased now."""
+    def erase_keys(self, job_id: JobId, numbers: frozenset[int], epoch: int) -> list[int]:
+        """Erase the bytes of these data keys of the job; the numbers of those that were erased now."""
         self._check(epoch)
         keys = self._keys.get(job_id, {})
-        gone = [number for number, key in sorted(keys.items()) if number not in needed and not key.is_erased]
+        gone = [number for number, key in sorted(keys.items()) if number in numbers and not key.is_erased]
         for number in gone:
             keys[number] = replace(keys[number], resting=RestingKey(keys[number].resting.kek_id, b""))
         return gone

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from cortex_common.ids import JobId
@@ -66,9 +67,7 @@ class Observers:
         scalars = {**report.metrics, **{f"seconds/{phase}": seconds for phase, seconds in phases.items()}}
         scalars |= {"bytes/up": report.bytes_up, "bytes/down": report.bytes_down}
         scalars |= {"workers/accepted": report.accepted, "workers/dropped": len(report.dropped)}
-        if job.id not in self._scalars:
-            self._scalars[job.id] = ScalarLog(self._root / job.id)
-        self._scalars[job.id].write(report.round, scalars)
+        self._write(job.id, report.round, scalars)
         if job.stage.is_terminal:
             self._close(job.id)
 
@@ -87,6 +86,17 @@ class Observers:
         for job_id in list(self._scalars):
             self._close(job_id)
 
+    def _write(self, job_id: JobId, step: int, scalars: Mapping[str, float]) -> None:
+        """Add to the job's curves; a disk that takes none costs those, not the coordinator."""
+        try:
+            if job_id not in self._scalars:
+                self._scalars[job_id] = ScalarLog(self._root / job_id)
+            self._scalars[job_id].write(step, scalars)
+        except OSError as error:
+            log.warning("scalars_not_written", job_id=job_id, round=step, reason=str(error))
+            self._close(job_id)
+
     def _close(self, job_id: JobId) -> None:
         if scalars := self._scalars.pop(job_id, None):
-            scalars.close()
+            with suppress(OSError):
+                scalars.close()

@@ -85,8 +85,8 @@ class RoundOrder:
     """A round as an aggregator is told to open it.
 
     `job_id` is the tier's in a region, `base_sha256` is empty in round 0, `seats` are the tiers below if there are any,
-    `is_plain` means updates come as float32 whatever the job's codec is, `upstream` is the round that takes this one's
-    result, `readers` hold a seat of the job that takes no part in this round.
+    `is_plain` means updates come as float32 whatever the job's codec is, `upstream` tells the round that takes this
+    one's result, where it is by then, `readers` hold a seat of the job that takes no part in this round.
     """
 
     job_id: JobId
@@ -99,7 +99,7 @@ class RoundOrder:
     keys: DataKeys
     chunk_elements: int
     is_plain: bool = False
-    upstream: Upstream | None = None
+    upstream: Callable[[], Upstream] | None = None
     readers: tuple[NodeName, ...] = ()
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, insert, literal, select, tuple_, update
 from cortex_common.ids import JobId, KeyId
 from cortex_common.security.keyring import RestingKey
 from services.coordinator.store import OwnedKey, StoredKey
-from services.coordinator.tables import DATA_KEY
+from services.coordinator.tables import DATA_KEY, MAX_REASON
 
 
 def add(db: Connection, job_id: JobId, keys: Sequence[StoredKey]) -> None:
@@ -25,11 +25,11 @@ def of_job(db: Connection, job_id: JobId) -> list[StoredKey]:
     return [_stored(row) for row in rows]
 
 
-def erase(db: Connection, job_id: JobId, needed: frozenset[int]) -> list[int]:
-    """Take the bytes of all but these; the numbers of those that still had any."""
+def erase(db: Connection, job_id: JobId, numbers: frozenset[int]) -> list[int]:
+    """Take the bytes of these epochs' keys; the numbers of those that still had any."""
     held = (DATA_KEY.c.job_id == job_id) & (DATA_KEY.c.wrapped != b"")
     epochs = db.execute(select(DATA_KEY.c.epoch).where(held).order_by(DATA_KEY.c.epoch)).scalars().all()
-    gone = [number for number in epochs if number not in needed]
+    gone = [number for number in epochs if number in numbers]
     if gone:
         db.execute(update(DATA_KEY).where(held & DATA_KEY.c.epoch.in_(gone)).values(wrapped=b""))
     return gone
@@ -64,7 +64,7 @@ def _row(job_id: JobId, key: StoredKey) -> dict[str, Any]:
         "kek_id": key.resting.kek_id,
         "wrapped": key.resting.wrapped,
         "created_s": key.created_s,
-        "reason": key.reason,
+        "reason": key.reason[:MAX_REASON],
         "from_round": key.from_round,
         "from_attempt": key.from_attempt,
     }

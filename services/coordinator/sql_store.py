@@ -141,7 +141,7 @@ class SqlStore:
         wanted = JOB.c.stage.not_in(_TERMINAL) | (JOB.c.cleaned == 0)
         with self._engine.connect() as db:
             states = db.execute(select(JOB.c.state).where(wanted).order_by(JOB.c.submitted_s)).scalars().all()
-            return [_with_history(db, job) for state in states if (job := _readable(state)) is not None]
+            return [job for state in states if (job := _whole(db, state)) is not None]
 
     def newest(self, limit: int, reach: Reach) -> list[Job]:
         """Jobs within reach without their history, newest first."""
@@ -190,11 +190,11 @@ class SqlStore:
         with self._engine.connect() as db:
             return sql_keys.of_job(db, job_id)
 
-    def erase_keys(self, job_id: JobId, needed: frozenset[int], epoch: int) -> list[int]:
-        """Erase the bytes of every data key of the job but these; the numbers of those that were erased now."""
+    def erase_keys(self, job_id: JobId, numbers: frozenset[int], epoch: int) -> list[int]:
+        """Erase the bytes of these data keys of the job; the numbers of those that were erased now."""
         with self._engine.begin() as db:
             _check_epoch(db, epoch)
-            return sql_keys.erase(db, job_id, needed)
+            return sql_keys.erase(db, job_id, numbers)
 
     def keys_under_others(self, kek_id: str, after: tuple[JobId, int] | None, limit: int) -> list[OwnedKey]:
         """Data keys that do not rest under this key-encryption key, by job and epoch; of those after `after`."""
@@ -289,19 +289,38 @@ def _add(db: Connection, statement: Insert, rows: Sequence[dict[str, Any]]) -> N
 
 
 def _with_history(db: Connection, job: Job) -> Job:
+    """The job with its rounds. CorruptError: one of them cannot be read."""
     wanted = select(ROUND.c.report).where(ROUND.c.job_id == job.id).order_by(ROUND.c.round)
     reports = db.execute(wanted).scalars().all()
-    return replace(job, history=tuple(RoundReport.model_validate_json(report) for report in reports))
+    try:
+        return replace(job, history=tuple(RoundReport.model_validate_json(report) for report in reports))
+    except ValidationError as error:
+        raise CorruptError(f"job {job.id}: a stored round is not readable: {error}") from None
+
+
+def _whole(db: Connection, state: str) -> Job | None:
+    """A stored job with its rounds; one that cannot be read is left alone, so that the others go on."""
+    job = _readable(state)
+    try:
+        return None if job is None else _with_history(db, job)
+    except CorruptError as error:
+        log.error("job_not_readable", state=state[:200], reason=error.message)
+        return None
 
 
 def _append(db: Connection, job_id: JobId, notes: Sequence[Note], epoch: int, now_s: float) -> None:
     last = db.execute(_LAST_EVENT, {"job": job_id}).scalar() or 0
     same = {"job_id": job_id, "at_s": now_s, "epoch": epoch}
     rows = [
-        same | {"sequence": sequence, "name": note.name, "round": note.round, "message": note.message}
+        same | {"sequence": sequence, "name": note.name, "round": note.round, "message": _storable(note.message)}
         for sequence, note in enumerate(notes, start=last + 1)
     ]
     _add(db, _ADD_EVENT, rows)
+
+
+def _storable(text: str) -> str:
+    """What PostgreSQL takes: everything but U+0000, which the words of a worker may hold."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _write_contributions(db: Connection, before: Job, after: Job) -> None:

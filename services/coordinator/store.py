@@ -124,8 +124,8 @@ class Store(Protocol):
     def keys(self, job_id: JobId) -> list[StoredKey]:
         """The job's data keys, oldest first."""
 
-    def erase_keys(self, job_id: JobId, needed: frozenset[int], epoch: int) -> list[int]:
-        """Erase the bytes of every data key of the job but these; the numbers of those that were erased now."""
+    def erase_keys(self, job_id: JobId, numbers: frozenset[int], epoch: int) -> list[int]:
+        """Erase the bytes of these data keys of the job; the numbers of those that were erased now."""
 
     def keys_under_others(self, kek_id: str, after: tuple[JobId, int] | None, limit: int) -> list[OwnedKey]:
         """Data keys that do not rest under this key-encryption key, by job and epoch; of those after `after`."""

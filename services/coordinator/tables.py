@@ -17,6 +17,8 @@ from sqlalchemy import (
 )
 
 METADATA = MetaData()
+MAX_REASON = 200
+"""Characters of why a data key was made; PostgreSQL takes no longer one."""
 
 LEASE = Table(
     "lease",
@@ -91,7 +93,7 @@ DATA_KEY = Table(
     # Under the key-encryption key named; empty once the epoch has been erased.
     Column("wrapped", LargeBinary, nullable=False),
     Column("created_s", Float, nullable=False),
-    Column("reason", String(200), nullable=False),
+    Column("reason", String(MAX_REASON), nullable=False),
     Column("from_round", Integer, nullable=False),
     Column("from_attempt", Integer, nullable=False),
 )

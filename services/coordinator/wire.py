@@ -48,7 +48,7 @@ def open_request(order: RoundOrder, wrap: Wrap) -> aggregator_pb2.OpenRoundReque
             chunk_elements=order.chunk_elements,
             data_key=_key(order.keys.current, order.job_id, wrap),
             older_keys=_older(order.keys, order.job_id, wrap),
-            upstream=_upstream(order.upstream) if order.upstream else None,
+            upstream=_upstream(order.upstream()) if order.upstream else None,
             download_codec=download_codec,
             download_options=_canonical(download_options),
             readers=order.readers,

@@ -73,7 +73,8 @@ class RoundReport(Report):
     def _flat(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = handler(self)
         metrics: dict[str, float] = fields.pop("metrics")
-        return {**fields, **metrics}
+        # Workers name metrics as they like; one named like a field could not be told from it.
+        return {**fields, **{name: value for name, value in metrics.items() if name not in RoundReport.model_fields}}
 
 
 class ModelSummary(Report):

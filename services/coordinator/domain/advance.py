@@ -166,6 +166,8 @@ def _collect(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verd
     if elsewhere is not None:
         return elsewhere
     accepted = {seat: got for seat, got in seen.accepted.items() if seat in job.cohort}
+    if (again := _without_doubles(job, accepted.values())) is not None:
+        return again
     missing = [seat for seat in job.cohort if seat not in accepted]
     enough = len(accepted) >= quorum_of(job)
     if enough and not missing and _reports_are_in(job, seen, rules, now):
@@ -196,7 +198,8 @@ def _since_quorum_s(job: Job, seen: Seen, now: Now) -> float:
 
 def _mend_cohort(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdict | None:
     """Deal with the first member that is gone or keeps failing; None when all is well or only waiting helps."""
-    spent = _spent(seen, rules)
+    # An update may come in after its seat was given on: whoever has one in takes no other seat of the round.
+    spent = _spent(seen, rules) | {entry.worker for entry in seen.accepted.values()}
     for seat, name in job.members.items():
         if seat in seen.accepted:
             continue
@@ -292,6 +295,16 @@ def _without_revoked(job: Job, given: Iterable[Contribution], world: World) -> V
     return Verdict(_collected_again(job), (Note("contribution_excluded", job.round, what),))
 
 
+def _without_doubles(job: Job, given: Iterable[Contribution]) -> Verdict | None:
+    """A worker counts once: its update came in after its seat was given on, and it had been given another seat."""
+    count = Counter(entry.worker for entry in given)
+    doubles = sorted(name for name, updates in count.items() if updates > 1)
+    if not doubles:
+        return None
+    what = f"there are updates of {', '.join(doubles)} for more seats than one: collected again"
+    return Verdict(_collected_again(job), (Note("round_retried", job.round, what),))
+
+
 def _without_aggregators(job: Job, world: World) -> Verdict | None:
     """An aggregator that was shut out loses the round that it serves, open or frozen, and the data key it was given."""
     serving = world.revoked.intersection((job.aggregator, *(tier.aggregator for tier in job.tiers)))
@@ -371,15 +384,16 @@ def _test(job: Job, seen: Seen, world: World, rules: Rules, now: Now) -> Verdict
     if job.pending is None or job.version is None:
         return fail(job, "stored state is inconsistent: testing without a version", now)
     slices = len(job.seats)
-    if len(seen.scores) < slices:
+    scores = {index: seen.scores[index] for index in range(slices) if index in seen.scores}
+    if len(scores) < slices:
         for failures in seen.failures.values():
             if len(failures) >= rules.tries * 2:
                 return fail(job, f"evaluation: worker {failures[-1].worker}: {failures[-1].reason}", now)
         if now.monotonic_s - seen.since_s >= job.spec.aggregation.deadline * rules.attempts:
-            left = f"evaluation: {slices - len(seen.scores)} of {slices} slices missing at the deadline"
+            left = f"evaluation: {slices - len(scores)} of {slices} slices missing at the deadline"
             return fail(job, left + nobody_evaluates(job, seen, world, rules, now.monotonic_s), now)
         return Verdict(job)
-    metrics = {**job.pending.metrics, **test_metrics(seen.scores)}
+    metrics = {**job.pending.metrics, **test_metrics(scores)}
     started_s = job.opened_s if job.opened_s is not None else now.wall_s
     report = job.pending.model_copy(update={"metrics": metrics, "seconds": max(0.0, now.wall_s - started_s)})
     tested = replace(job, version=replace(job.version, metrics=metrics))

@@ -42,7 +42,8 @@ def train_metrics(job: Job) -> dict[str, float]:
             if math.isfinite(value):
                 totals[name] = totals.get(name, 0.0) + value * trained.examples
                 weights[name] = weights.get(name, 0) + trained.examples
-    return {name: totals[name] / weights[name] for name in totals if weights[name]}
+    means = {name: totals[name] / weights[name] for name in totals if weights[name]}
+    return {name: mean for name, mean in means.items() if math.isfinite(mean)}
 
 
 def test_metrics(scores: Mapping[int, SliceScore]) -> dict[str, float]:

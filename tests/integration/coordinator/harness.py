@@ -46,6 +46,7 @@ class Site:
         self._ports: dict[str, int] = {}
         self.lease_s = 600.0
         self.coordinator_settings: dict[str, Any] = {}
+        self.aggregator_settings: dict[str, Any] = {}
         self.advertise: str | None = None
         """Where others find the aggregator; its own address, if None."""
         self.entrance: str | None = None
@@ -78,7 +79,7 @@ class Site:
         if role is Role.DISCOVERY:
             run, settings = run_discovery, DiscoverySettings(**common, lease_s=self.lease_s)
         elif role is Role.AGGREGATOR:
-            where = {"discovery": self._at("discovery"), "advertise": self.advertise}
+            where = {"discovery": self._at("discovery"), "advertise": self.advertise} | self.aggregator_settings
             run, settings = run_aggregator, AggregatorSettings(**common, **where)
         else:
             limits = {"lease_s": 1.0, "gather_s": 0.2, "report_s": 0.5} | self.coordinator_settings

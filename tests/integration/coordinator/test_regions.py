@@ -76,6 +76,29 @@ async def test_a_region_whose_aggregator_is_gone_is_served_by_another(cortex):
     assert "region_moved" in events
 
 
+async def test_a_round_goes_on_without_the_only_worker_of_a_region(cortex):
+    await announce(cortex, *VALUES)
+    lone, *others = (
+        ScriptedWorker(cortex, name, VALUES[name], "us" if name == "w2" else "eu") for name in ("w2", "w1", "w3", "w4")
+    )
+    async with working(*others), cortex.jobs() as stub:
+        async with working(lone):
+            hold_at(2, lone, others[0])
+            placement = {"workers": 4, "min_workers": 3}
+            spec = job(training={"rounds": 3}, placement=placement, aggregation={"topology": "regional"})
+            job_id = await submit(stub, spec)
+            await eventually(lambda: not lone.idle.is_set() and not others[0].idle.is_set())
+        async for answer in stub.WatchEvents(pb.WatchEventsRequest(job_id=job_id, follow=True)):
+            if answer.event.name == "seat_dropped":
+                break
+        let_go(others[0])
+        status = await until(stub, job_id, JobPhase.COMPLETED, JobPhase.FAILED)
+    assert status.status is JobPhase.COMPLETED, status.error
+    assert [report.accepted for report in status.history] == [4, 3, 3]
+    assert [dropped.worker for dropped in status.history[1].dropped] == ["w2"]
+    assert [report.attempt for report in status.history] == [1] * 3
+
+
 class Examiner(ScriptedWorker):
     """Evaluates nothing before it may."""
 
@@ -218,6 +241,31 @@ async def test_whoever_starts_again_in_a_round_of_regions_in_regions_the_job_goe
             status = await until(again, job_id, JobPhase.COMPLETED, JobPhase.FAILED)
     assert status.status is JobPhase.COMPLETED, status.error
     assert [report.accepted for report in status.history] == [4] * 4
+
+
+async def test_a_root_that_comes_back_elsewhere_after_the_freeze_is_found(nested):
+    nested.aggregator_settings = {"forward_patience_s": 0.5}
+    for service, region in (("aggregator", "eu"), ("aggregator-us", "us")):
+        await nested.stop(service)
+        await nested.start(service, region)
+    world = nested.running.coordinator._network.world
+    await eventually(lambda: [view.is_live for view in world(frozenset(), ()).aggregators.values()] == [True] * 5)
+    await announce(nested, *VALUES)
+    crew = crew_inside(nested)
+    async with working(*crew), nested.jobs() as stub:
+        hold_at(2, *crew)
+        spec = job(training={"rounds": 3}, placement={"workers": 4}, aggregation={"topology": "regional"})
+        job_id = await submit(stub, spec)
+        await eventually(lambda: not any(each.idle.is_set() for each in crew))
+        await nested.stop("aggregator-global")
+        let_go(*crew)
+        async with asyncio.timeout(60):
+            await until(stub, job_id, JobPhase.AGGREGATING, round_number=2)
+            del nested._ports["aggregator-global"]
+            await nested.start("aggregator-global", "global")
+            status = await until(stub, job_id, JobPhase.COMPLETED, JobPhase.FAILED)
+    assert status.status is JobPhase.COMPLETED, status.error
+    assert [(report.attempt, report.accepted) for report in status.history] == [(1, 4)] * 3
 
 
 async def test_deltas_go_down_from_region_to_region_once_each(nested):

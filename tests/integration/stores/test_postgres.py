@@ -11,16 +11,19 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from cortex_common.errors import ConflictError, UnavailableError
-from cortex_common.ids import JobId
+from cortex_common.ids import JobId, KeyId
+from cortex_common.security.keyring import RestingKey
 from cortex_common.storage.sql import open_engine
 from services.coordinator import tables as job_tables
+from services.coordinator.domain.job import Note, Stage
 from services.coordinator.domain.reach import EVERYTHING
 from services.coordinator.sql_store import SqlStore, _check_epoch
+from services.coordinator.store import StoredKey
 from services.discovery import tables as node_tables
 from services.discovery.sql_store import SqlSnapshotStore
 from tests.conformance.job_store import NOTE, JobStoreConformance
 from tests.conformance.snapshot_store import NODES, SnapshotStoreConformance
-from tests.unit.coordinator.jobs import new_job
+from tests.unit.coordinator.jobs import collecting, new_job
 
 
 @pytest.fixture
@@ -101,6 +104,21 @@ def test_two_coordinators_that_start_on_an_empty_database_get_different_epochs(o
         thread.join()
     assert len(epochs) + len(failures) == 2
     assert sorted(epochs) == list(range(1, len(epochs) + 1))
+
+
+def test_words_that_no_column_takes_as_they_are_are_stored_nearly_so(opened):
+    """SQLite takes them; here each would end the coordinator, and again after its restart."""
+    store = SqlStore(opened())
+    epoch = store.acquire("me", 1.0)
+    job = collecting("a")
+    store.insert(job, None, NOTE, epoch, 1.0)
+    left = ", ".join(f"worker w{number}" for number in range(100)) + " left"
+    failed = replace(job, stage=Stage.FAILED, error="worker a: last words: \0\1")
+    key = StoredKey(KeyId("k1"), 1, RestingKey("kek", b"wrapped"), 1.5, left)
+    store.commit(job, failed, [Note("job_failed", 1, failed.error)], epoch, 2.0, [key])
+    assert store.get(job.id, EVERYTHING) == failed
+    assert store.events(job.id, 1, 10, EVERYTHING)[0].message == "worker a: last words: \ufffd\1"
+    assert store.keys(job.id) == [replace(key, reason=left[:200])]
 
 
 def test_a_database_that_is_away_is_told_and_found_again(postgres_server, opened):

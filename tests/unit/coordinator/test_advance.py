@@ -24,6 +24,7 @@ from tests.unit.coordinator.jobs import (
     scores,
     seen,
     trained,
+    update,
     worker,
     world,
 )
@@ -118,6 +119,25 @@ def test_a_spare_worker_takes_the_seat_of_a_lost_one():
     verdict = advance(job, accepted(job, 0), world("a", "b", "spare", b=1000.0), RULES, at(RULES.lease_s))
     assert verdict.job.seats == ("a", "spare")
     assert verdict.job.stage is Stage.COLLECTING
+
+
+def test_a_worker_whose_update_is_in_takes_no_other_seat_of_the_round():
+    job = collecting("new", "b", "c")
+    # Of "old", whose seat was given on while it was uploading.
+    came_late = seen(accepted={SeatIndex(0): update(0, "old")}, accepted_at={SeatIndex(0): 1001.0})
+    everybody = ("new", "b", "c", "old")
+    waiting = advance(job, came_late, world(*everybody, b=1000.0), RULES, at(RULES.lease_s))
+    assert waiting.job is job
+    verdict = advance(job, came_late, world(*everybody, "spare", b=1000.0), RULES, at(RULES.lease_s))
+    assert verdict.job.seats == ("new", "spare", "c")
+
+
+def test_a_round_that_holds_two_updates_of_a_worker_is_collected_again():
+    job = collecting("new", "old", "c")
+    twice = {SeatIndex(0): update(0, "old"), SeatIndex(1): update(1, "old"), SeatIndex(2): update(2, "c")}
+    verdict = advance(job, seen(accepted=twice), world("new", "old", "c"), RULES, at(3))
+    assert (verdict.job.stage, verdict.job.attempt, verdict.job.moves) == (Stage.GATHERING, 2, 1)
+    assert "old" in verdict.notes[0].message
 
 
 def test_a_seat_with_local_data_is_never_given_to_another():
@@ -340,6 +360,20 @@ def test_what_another_worker_reported_is_not_counted_for_a_seat():
     sealed = advance(job, replace(observed, trained=forged), world("a", "b"), RULES, at(2)).job
     assert sealed.sealed[0].trained is None
     assert sealed.sealed[1].trained is not None
+
+
+def test_a_slice_nobody_asked_for_is_none_of_the_test_set():
+    job = advance(_sealed(), seen(aggregated=AGGREGATED), world("a", "b"), RULES, at(3)).job
+    asked = scores(90, 70)
+    more = {0: asked[0], 2: SliceScore(1000, 0.0, 1000)}
+    assert advance(job, seen(scores=more), world("a", "b"), RULES, at(4)).job is job
+    ended = advance(job, seen(scores={**asked, **more}), world("a", "b"), RULES, at(5)).job
+    assert ended.history[0].metrics["test_accuracy"] == pytest.approx(0.8)
+
+
+def test_a_mean_that_is_no_number_is_left_out():
+    told = replace(update(0, "a"), trained=trained("a", examples=1000, train_loss=1e308, train_accuracy=0.5))
+    assert reports.train_metrics(replace(collecting("a"), sealed=(told,))) == {"train_accuracy": 0.5}
 
 
 def test_a_loss_that_is_no_number_is_left_out():

@@ -10,6 +10,7 @@ from cortex_common.job.status import RoundReport
 from cortex_common.telemetry.metrics import REGISTRY
 from services.coordinator.curves import Curves
 from services.coordinator.domain.job import Job
+from services.coordinator.observers import Observers
 from tests.unit.coordinator.jobs import new_job
 
 
@@ -33,6 +34,18 @@ def test_the_newest_round_of_a_job_is_shown():
     assert shown("loss", name="a", part="train") == pytest.approx(1.5)
     assert shown("accuracy_ratio", name="a", part="test") == pytest.approx(0.75)
     assert shown("loss", name="a", part="test") is None
+
+
+def test_scalars_that_cannot_be_written_cost_neither_job_nor_gauges(tmp_path):
+    root = tmp_path / "tensorboard"
+    root.write_text("a file where the folder should be")
+    observers = Observers(root)
+    observers.round_finished(after_round("unwritten", 1, train_loss=2.0), 0.0)
+    assert shown("round", name="unwritten") == 1
+    root.unlink()
+    observers.round_finished(after_round("unwritten", 2, train_loss=1.0), 0.0)
+    observers.close()
+    assert len(list(root.glob("*/events*"))) == 1, "as soon as it can be"
 
 
 def test_goodput_is_the_share_of_time_that_went_into_rounds_that_counted():

@@ -104,6 +104,24 @@ async def test_what_is_not_needed_is_erased_everywhere(bench):
     assert bench.records[-1][:2] == ("data key erased", f"job_id={job.id} epoch=1,2")
 
 
+async def test_a_key_that_is_begun_while_others_are_erased_stays(bench):
+    job = replace(collecting("a"), round=0, attempt=1)
+    await bench.submit(job)
+    await bench.rotate(replace(job, round=3))
+    now, then = replace(job, round=6, version=version(5), included={"a": 5}), replace(job, round=7)
+    third = await bench.keys.next(then, "because")
+    storing = asyncio.create_task(
+        bench.thread.call(lambda store: store.commit(job, job, [], bench.fence, 1.0, [third.stored]))
+    )
+    await asyncio.sleep(0)
+    erasing = asyncio.create_task(bench.keys.erase(now, {5}, bench.fence))
+    await storing
+    bench.keys.begin(job.id, third)
+    await erasing
+    assert [key.is_erased for key in bench.store.keys(job.id)] == [True, False, False]
+    assert bench.keys.of_round(then).current.epoch == 3
+
+
 async def test_a_new_key_encryption_key_takes_all_data_keys_and_the_old_one_is_destroyed(bench):
     jobs = [await bench.submit(replace(new_job(), id=f"j{number}")) for number in range(5)]
     ended = replace(jobs[0], stage=Stage.COMPLETED)

@@ -195,6 +195,20 @@ async def test_rounds_are_opened_from_above_and_only_workers_seats_are_told() ->
     assert place.seen.trouble is None
 
 
+async def test_a_tier_whose_workers_have_all_been_dropped_is_not_opened() -> None:
+    place = Place()
+    await place.collect(junction("root", t0=leaf(0, 0), t1=leaf(1)))
+    assert place.aggregators.calls == ["open root", "open 0"]
+    assert place.seen.open_seats == {0: "w0"}
+
+
+async def test_a_tier_hears_where_the_one_above_is_before_it_is_asked_again() -> None:
+    place = Place()
+    place.aggregators.failures["forward 0 0"] = [UnavailableError("nothing answers there")]
+    await place.seal(junction("root", t0=leaf(0, 0)))
+    assert place.aggregators.calls == ["open root", "forward 0 0", "open 0", "forward 0 0", "seal root 0:10"]
+
+
 async def test_below_a_junction_that_cannot_be_opened_nothing_is() -> None:
     place = Place()
     place.aggregators.failures["open 3"] = [PreconditionError("a later round is open")]

@@ -100,6 +100,20 @@ async def test_it_is_added_once_and_by_its_owners_word(bench: Bench) -> None:
         await bench.datasets.add(unsigned, bench.key.key, "acme", ANN)
 
 
+async def test_what_was_stored_for_somebody_who_gave_up_is_known_when_it_is_added_again(bench: Bench) -> None:
+    await bench.add()
+    # Stored, and then nobody was there to hear of it.
+    bench.datasets = bench.again()
+    with pytest.raises(AlreadyExistsError, match="another key"):
+        await bench.datasets.add(bench.manifest, bytes(32), "acme", ANN)
+    bench.datasets = bench.again()
+    with pytest.raises(AlreadyExistsError, match="known for acme already"):
+        await bench.add("others")
+    await bench.add()
+    assert list(bench.datasets.known("acme")) == [bench.told.reference]
+    assert bench.datasets.known("others") == {}
+
+
 async def test_a_manifest_that_cannot_be_read_hinders_nothing_else(bench: Bench) -> None:
     await bench.add()
     (stored,) = bench.store.datasets()

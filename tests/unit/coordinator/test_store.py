@@ -13,12 +13,13 @@ from sqlalchemy import update as update_rows
 
 from cortex_common.errors import CorruptError
 from cortex_common.ids import JobId, NodeName, SeatIndex
+from cortex_common.job.status import RoundReport
 from cortex_common.storage.sql import open_engine, sqlite_url
 from services.coordinator.domain.job import Tier
 from services.coordinator.domain.reach import EVERYTHING
 from services.coordinator.memory_store import MemoryStore
 from services.coordinator.sql_store import SqlStore
-from services.coordinator.tables import JOB, METADATA
+from services.coordinator.tables import JOB, METADATA, ROUND
 from tests.conformance.job_store import NOTE, JobStoreConformance
 from tests.unit.coordinator.jobs import new_job
 
@@ -80,3 +81,28 @@ def test_a_job_that_cannot_be_read_keeps_nobody_from_starting(tmp_path):
     assert [job.id for job in store.newest(10, EVERYTHING)] == ["j2"]
     with pytest.raises(CorruptError, match="j1"):
         store.get(JobId("j1"), EVERYTHING)
+
+
+def test_a_round_that_cannot_be_read_keeps_nobody_from_starting(tmp_path):
+    engine = open_engine(sqlite_url(tmp_path / "jobs.db"))
+    store = SqlStore(engine)
+    epoch = store.acquire("me", 1.0)
+    for job in (new_job(), replace(new_job(), id=JobId("j2"))):
+        store.insert(job, None, NOTE, epoch, 1.0)
+        store.commit(job, replace(job, history=(RoundReport(round=1),)), [], epoch, 2.0)
+    with engine.begin() as db:
+        db.execute(update_rows(ROUND).where(ROUND.c.job_id == "j1").values(report='{"round": "first"}'))
+    assert [job.id for job in store.unfinished()] == ["j2"]
+    with pytest.raises(CorruptError, match="j1"):
+        store.get(JobId("j1"), EVERYTHING)
+
+
+@pytest.mark.parametrize("name", ["round", "accepted", "dropped", "metrics", "model_sha256"])
+def test_a_metric_takes_the_place_of_no_field_of_its_report(store, name):
+    epoch = store.acquire("me", 1.0)
+    job = new_job()
+    store.insert(job, None, NOTE, epoch, 1.0)
+    report = RoundReport(round=1, accepted=2, metrics={name: 0.25, "train_loss": 0.5})
+    store.commit(job, replace(job, history=(report,)), [], epoch, 2.0)
+    kept = store.get(job.id, EVERYTHING).history[0].model_dump()
+    assert (kept["round"], kept["accepted"], kept["dropped"], kept["train_loss"]) == (1, 2, (), 0.5)
