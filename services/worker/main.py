@@ -84,7 +84,7 @@ async def run(
     await _join(settings, clock, stop)
     available_datasets(settings.cache_dir, settings.catalogue)
     publish_build_info("worker")
-    publish_node(settings.tls if settings.gateway_url is None else None, settings.cache_dir, clock)
+    publish_node(settings.tls if settings.gateway_url is None else None, settings.state_dir, clock)
     incarnation, started_s = uuid.uuid4().hex, clock.wall_s()
     hello = Hello(settings.name, settings.region, incarnation, settings.slots)
     sealing = own.sealing if own else SealingKey(settings.network)
@@ -231,7 +231,7 @@ def _node(
         address="",
         incarnation=incarnation,
         version=cortex_version(),
-        resources=probe_resources(settings.cache_dir, slots=settings.slots, free_slots=supervisor.free_slots),
+        resources=probe_resources(settings.state_dir, slots=settings.slots, free_slots=supervisor.free_slots),
         started_s=started_s,
         activity=supervisor.activity,
         datasets=datasets,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from cortex_common.ids import JobId
 from cortex_common.job.spec import JobSpec
 from cortex_common.model import copy_to_arena, manifest_of
 from cortex_common.pb.v1 import coordinator_pb2
+from cortex_common.telemetry.metrics import REGISTRY
 from cortex_common.tensors import Arena, model_sha256
 from services.worker.trainer.examples import DataCache
 from services.worker.trainer.loop import ModelTrainer
@@ -171,3 +174,19 @@ async def test_a_damaged_residual_costs_no_round(network: Network) -> None:
     await network.coordinator.report_on(train, "trained")
     (new,) = kept.glob("*.blob")
     assert new.name != blob.name
+
+
+async def test_the_disk_that_is_watched_is_the_one_that_holds_the_state(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await network.worker("w3")
+    asked: list[Path] = []
+
+    def usage(path: str) -> object:
+        asked.append(Path(path))
+        return shutil.disk_usage(path)
+
+    monkeypatch.setattr("cortex_common.telemetry.resources.psutil.disk_usage", usage)
+    assert REGISTRY.get_sample_value("cortex_node_disk_free_bytes")
+    assert asked[0].name == "w3"
+    assert all(each.name != "cache" for each in asked)
