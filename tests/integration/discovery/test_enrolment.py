@@ -215,11 +215,10 @@ async def test_a_false_server_with_the_true_roots_gets_no_token(
     token = await network.token(Role.WORKER, "eu-1")
     folder = tmp_path_factory.mktemp("false")
     async with discovery(folder) as false:
-        # It hands out the true root, which is public, and shows a certificate of its own authority.
-        (folder / "authority" / "ca.pem").write_bytes(Authority("cortex", network.folder / "authority").bundle)
-        await eventually_async(
-            lambda: roots_at(false.enrolment), Authority("cortex", network.folder / "authority").bundle
-        )
+        # It hands out the true root too, which is public, and shows a certificate of its own authority.
+        own, true = (Authority("cortex", each / "authority").bundle for each in (folder, network.folder))
+        (folder / "authority" / "root-0000.crt").write_bytes(true)
+        await eventually_async(lambda: roots_at(false.enrolment), own + true)
         with pytest.raises((UnavailableError, UnauthenticatedError)):
             await enroll(token, network.files("eu-1"), [], address=false.enrolment)
     await enroll(token, network.files("eu-1"), [])
