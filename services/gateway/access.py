@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cortex_common.buckets import Allowance, Buckets
@@ -12,7 +13,7 @@ from cortex_common.errors import OverloadedError, UnauthenticatedError, Unavaila
 from cortex_common.logging import get_logger
 from cortex_common.security.tokens import PREFIX, Principal, TokenStore
 from services.gateway import metrics
-from services.gateway.oidc import OidcVerifier
+from services.gateway.oidc import ID_PREFIX, OidcVerifier
 
 log = get_logger(__name__)
 
@@ -66,6 +67,20 @@ class Access:
             metrics.THROTTLED.labels("principal").inc()
             raise OverloadedError(f"token {found.name!r} asks too often; allowed: {allowed}", math.ceil(wait_s))
         return found
+
+    def require_still(self, principal: Principal) -> None:
+        """Refuse who came with a good token that is not good any more: an answer may last longer than it.
+
+        Raises:
+            UnauthenticatedError: it was revoked, or has expired.
+        """
+        if principal.expires_s is not None and principal.expires_s <= self._clock.wall_s():
+            raise UnauthenticatedError(f"token {principal.name!r} has expired", "expired")
+        if principal.token_id.startswith(ID_PREFIX):
+            return
+        with suppress(UnavailableError):  # what cannot be read now revokes nobody
+            if not self._tokens.has(principal.token_id):
+                raise UnauthenticatedError(f"token {principal.name!r} was revoked", "revoked")
 
     async def keep(self) -> None:
         """Write down when tokens were last used, now and then, for ever."""

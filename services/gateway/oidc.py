@@ -25,6 +25,9 @@ from services.gateway.settings import OidcSettings
 
 log = get_logger(__name__)
 
+ID_PREFIX = "oidc:"
+"""Of the ids of principals who signed in elsewhere."""
+
 _MAX_TOKEN = 8 * 1024
 _MAX_DOCUMENT_BYTES = 256 * 1024
 _MAX_KEYS = 64
@@ -109,7 +112,8 @@ class OidcVerifier:
             raise ForbiddenError(f"the claim {settings.scope_claim!r} gives no scope here; it may hold: {allowed}")
         org = self._org(claims)
         shown = name if isinstance(name, str) and is_name(name) else f"oidc-{digest[:16]}"
-        return Principal(f"oidc:{digest[:32]}", shown, scopes, org)
+        ends_s = float(claims["exp"]) + settings.leeway_s
+        return Principal(f"{ID_PREFIX}{digest[:32]}", shown, scopes, org, ends_s)
 
     def _org(self, claims: Mapping[str, Any]) -> str:
         claim, known = self._settings.org_claim, self._settings.orgs

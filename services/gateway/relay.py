@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack
+import zlib
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 import grpc.aio
 
 from cortex_common.clock import Clock
-from cortex_common.errors import UnavailableError
+from cortex_common.errors import InvalidArgumentError, UnauthenticatedError, UnavailableError
 from cortex_common.identity import Role, TlsFiles
 from cortex_common.ids import NodeName
 from cortex_common.network import messages as m
@@ -37,6 +38,10 @@ from cortex_common.transfer.wire import receipt_from_proto
 
 _CALL_S = 15.0
 _BEAT_S = 5.0
+LINES = 16
+"""Connections to each aggregator, to which nodes are dealt: one bears 128 transfers at a time, and whoever fills it
+holds up only those that are dealt to the same one.
+"""
 _Metadata = tuple[tuple[str, bytes], ...]
 
 
@@ -49,7 +54,7 @@ class NodePeers:
         self._tls = tls
         self._clock = clock
         self._opened = AsyncExitStack()
-        self._aggregators = AggregatorChannels(tls, denied, clock=clock)
+        self._lines = tuple(AggregatorChannels(tls, denied, clock=clock) for _ in range(LINES))
         self._reports: Any = None
         self._nodes: Any = None
 
@@ -60,14 +65,23 @@ class NodePeers:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self._aggregators.close()
+        for line in self._lines:
+            await line.close()
         await self._opened.aclose()
 
     async def challenge(self) -> bytes:
-        """What a node is to sign."""
+        """What a node is to sign.
+
+        Raises:
+            UnavailableError: discovery is away, or refuses the gateway itself: that is no fault of the node's token.
+        """
         stub = identity_pb2_grpc.IdentityServiceStub(self._nodes)
-        with calling(f"discovery at {self._discovery}"):
-            answer = await stub.ChallengeNode(identity_pb2.ChallengeNodeRequest(), timeout=_CALL_S)
+        what = f"discovery at {self._discovery}"
+        try:
+            with calling(what):
+                answer = await stub.ChallengeNode(identity_pb2.ChallengeNodeRequest(), timeout=_CALL_S)
+        except UnauthenticatedError as error:
+            raise UnavailableError(f"{what} refuses this gateway: {error.message}") from error
         return bytes(answer.challenge)
 
     async def admit(self, join: m.Join) -> tuple[NodeRelay, float]:
@@ -108,8 +122,9 @@ class NodePeers:
     async def beat(self, node: NodeReport, metadata: _Metadata) -> float:
         """Seconds until the next heartbeat is due."""
         stub = discovery_pb2_grpc.DiscoveryServiceStub(self._nodes)
-        with calling(f"discovery at {self._discovery}"):
+        with _written():
             request = discovery_pb2.HeartbeatRequest(node=node_to_proto(node))
+        with calling(f"discovery at {self._discovery}"):
             answer = await stub.Heartbeat(request, timeout=_BEAT_S, metadata=metadata)
         return float(answer.heartbeat_s)
 
@@ -120,9 +135,9 @@ class NodePeers:
             request = discovery_pb2.LeaveRequest(name=hello.node, incarnation=hello.incarnation)
             await stub.Leave(request, timeout=_BEAT_S, metadata=metadata)
 
-    def to(self, address: str, aggregator: str) -> grpc.aio.Channel:
-        """The data plane of an aggregator."""
-        return self._aggregators.to(address, aggregator)
+    def to(self, address: str, aggregator: str, node: str) -> grpc.aio.Channel:
+        """The data plane of an aggregator, for a node."""
+        return self._lines[line_of(node)].to(address, aggregator)
 
     def _dial(self, address: str, role: Role) -> grpc.aio.Channel:
         return open_channel(address, self._tls, role, clock=self._clock)
@@ -143,7 +158,9 @@ class NodeRelay:
 
     async def report(self, report: m.TrainingMetrics | m.WorkResult) -> bool:
         """Pass a report on; False when its assignment is no longer wanted."""
-        return await self._peers.report(wire.report_request(report, self.hello), self._metadata)
+        with _written():
+            request = wire.report_request(report, self.hello)
+        return await self._peers.report(request, self._metadata)
 
     async def beat(self, beat: m.Heartbeat) -> float:
         """Renew the node's lease; seconds until the next heartbeat is due."""
@@ -171,12 +188,12 @@ class NodeRelay:
         Raises:
             UnavailableError: it is shut out.
         """
-        return Push(self._peers.to(address, aggregator), self._metadata)
+        return Push(self._peers.to(address, aggregator, self.hello.node), self._metadata)
 
     async def pull(self, address: str, aggregator: str, pull: m.ModelPull) -> AsyncGenerator[bytes]:
         """The frames of a version, header to trailer, as they come."""
         request = wire.pull_request(pull)
-        method: Any = self._peers.to(address, aggregator).unary_stream(
+        method: Any = self._peers.to(address, aggregator, self.hello.node).unary_stream(
             PULL_METHOD, request_serializer=aggregator_pb2.PullModelRequest.SerializeToString
         )
         call = method(request, metadata=self._metadata)
@@ -227,3 +244,21 @@ class Push:
     def cancel(self) -> None:
         """Break it off; without effect on one that is through."""
         self._call.cancel()
+
+
+def line_of(node: str) -> int:
+    """Which of the connections to an aggregator a node's transfers go over; always the same."""
+    return zlib.crc32(node.encode()) % LINES
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """Where a node's message becomes protobuf, which does not take all that JSON does.
+
+    Raises:
+        InvalidArgumentError: a number is too large, or text cannot be encoded.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise InvalidArgumentError(f"the message cannot be passed on: {error}") from None

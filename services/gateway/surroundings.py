@@ -25,18 +25,15 @@ class Streams:
         self._limit = limit
         self._open = 0
 
-    def require_room(self) -> None:
-        """Refuse one more when all places are taken.
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Count one inside the block.
 
         Raises:
-            OverloadedError: they are.
+            OverloadedError: all places are taken.
         """
         if self._open >= self._limit:
             raise OverloadedError(f"{self._open} event streams are open; this gateway allows {self._limit}")
-
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """Count one inside the block."""
         self._open += 1
         metrics.EVENT_STREAMS.set(self._open)
         try:

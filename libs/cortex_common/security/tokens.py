@@ -50,12 +50,17 @@ _IMPLIED = {Scope.ADMIN: frozenset({Scope.READ, Scope.SUBMIT})}
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who a verified token belongs to."""
+    """Who a verified token belongs to.
+
+    Attributes:
+        expires_s: Wall time from which on the token is not good any more; None for no end.
+    """
 
     token_id: str
     name: str
     scopes: frozenset[Scope]
     org: str = DEFAULT_ORG
+    expires_s: float | None = None
 
     def require(self, scope: Scope) -> None:
         """Refuse unless the token has the scope, itself or through admin.
@@ -168,7 +173,16 @@ class TokenStore:
         if record.expires_at is not None and record.expires_at <= self._now():
             raise UnauthenticatedError(f"token {record.name!r} expired at {record.expires_at.isoformat()}")
         self._used[record.id], self._is_use_saved = self._now(), False
-        return Principal(record.id, record.name, frozenset(record.scopes), record.org)
+        ends_s = record.expires_at.timestamp() if record.expires_at is not None else None
+        return Principal(record.id, record.name, frozenset(record.scopes), record.org, ends_s)
+
+    def has(self, token_id: str) -> bool:
+        """Whether there is a token of this id, expired or not: one that was verified and is gone was revoked.
+
+        Raises:
+            UnavailableError: the file cannot be read.
+        """
+        return token_id in self._records()
 
     def save_use(self) -> None:
         """Write down when tokens were used since the last time."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from cortex_common.envelope import Envelope
 from cortex_common.errors import CortexError, InvalidArgumentError, Violation
@@ -56,6 +57,19 @@ class VersionList(BaseModel):
     """The model versions of a job that are kept, oldest first."""
 
     versions: list[VersionInfo]
+
+
+class EventStream(StreamingResponse):
+    """Events for as long as somebody reads them; its place among the open streams is given back at the end."""
+
+    def __init__(self, events: AsyncGenerator[bytes], place: ExitStack) -> None:
+        super().__init__(events, media_type=sse.MEDIA_TYPE)
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        with self._place:
+            await super().__call__(scope, receive, send)
 
 
 class FileStream(StreamingResponse):
@@ -186,24 +200,29 @@ async def events(
     after: Annotated[int, Query(ge=0, lt=1 << 63, description="events: only those after this sequence number")] = 0,
     last_event_id: Annotated[str, Header(description="As `after`; sent by browsers that connect again")] = "",
 ) -> Response:
-    """Server-sent events until the job has ended; the last one is named `end` (or `problem`, with its cause)."""
+    """Server-sent events until the job has ended; the last one is named `end` (or `problem`, with its cause).
+
+    A token that is revoked or expires meanwhile ends them with a `problem`.
+    """
     surroundings, job = surroundings_of(request), JobId(job_id)
-    surroundings.streams.require_room()
-    await surroundings.jobs.status(job, principal)  # an unknown job is a 404, not an empty stream
-    if kind == "status":
-        source = _status_events(surroundings, job, principal)
-    else:
-        start = int(last_event_id) if _SEQUENCE.fullmatch(last_event_id) else after
-        source = _log_events(surroundings, job, principal, start, follow=follow)
-    return StreamingResponse(_stream(source, surroundings), media_type=sse.MEDIA_TYPE)
+    with ExitStack() as place:
+        place.enter_context(surroundings.streams.place())
+        await surroundings.jobs.status(job, principal)  # an unknown job is a 404, not an empty stream
+        if kind == "status":
+            source = _status_events(surroundings, job, principal)
+        else:
+            start = int(last_event_id) if _SEQUENCE.fullmatch(last_event_id) else after
+            source = _log_events(surroundings, job, principal, start, follow=follow)
+        return EventStream(_stream(source, surroundings, principal), place.pop_all())
 
 
-async def _stream(source: AsyncGenerator[sse.ServerEvent], surroundings: Surroundings) -> AsyncGenerator[bytes]:
-    encoded = sse.encoded_events(source, surroundings.clock, surroundings.stopping)
-    with surroundings.streams.place():
-        async with aclosing(encoded):
-            async for piece in encoded:
-                yield piece
+async def _stream(
+    source: AsyncGenerator[sse.ServerEvent], around: Surroundings, principal: Principal
+) -> AsyncGenerator[bytes]:
+    require = partial(around.access.require_still, principal)
+    async with aclosing(sse.encoded_events(source, around.clock, around.stopping, require)) as encoded:
+        async for piece in encoded:
+            yield piece
 
 
 async def _status_events(around: Surroundings, job_id: JobId, principal: Principal) -> AsyncGenerator[sse.ServerEvent]:

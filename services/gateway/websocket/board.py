@@ -62,7 +62,8 @@ class StatusBoard:
         finally:
             watch.lookers -= 1
             if not watch.lookers:
-                self._watches.pop(job_id, None)
+                if self._watches.get(job_id) is watch:
+                    del self._watches[job_id]
                 watch.task.cancel()
 
     async def _keep(self, job_id: JobId, watch: _Watch) -> None:

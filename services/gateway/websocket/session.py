@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -39,10 +39,23 @@ from services.gateway.websocket.transfers import WINDOW, Addresses, Upload, send
 log = get_logger(__name__)
 
 LINE_PATIENCE_S = 30.0
+READMISSION_S = 25.0
+"""Time to answer a later CHALLENGE, which waits behind what the node is sent, as its answer does behind what it sends.
+
+Discovery takes it for 30 s.
+"""
 MAX_REQUESTS = 16
 """Requests of a connection that may be under way; more wait, and hold the node back."""
 MAX_TRANSFERS = 4
 """Of a connection: one up, one down, and those that have just ended."""
+
+
+def connections_of(slots: int) -> int:
+    """How many a node may have: one that attends and two for each job it trains at a time, and as many that were cut.
+
+    Those that were cut are there until they have not answered a ping.
+    """
+    return 2 * (1 + 2 * slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +67,7 @@ class Gate:
         denied: Who is shut out.
         join_s: Time to answer a CHALLENGE.
         attending: The session that each node attends by.
+        sessions: All of each node, the oldest first.
     """
 
     network: str
@@ -64,6 +78,7 @@ class Gate:
     join_s: float = 10.0
     addresses: Addresses = field(default_factory=Addresses)
     attending: dict[str, Session] = field(default_factory=dict)
+    sessions: dict[str, dict[Session, None]] = field(default_factory=dict)
 
 
 async def serve_node(socket: NodeSocket, gate: Gate, let_in: Callable[[], None]) -> None:
@@ -162,17 +177,18 @@ class Session:
         """Serve until something ends the connection; what."""
         node = self._join.hello.node
         log.info("node_joined", node=node, region=self._join.hello.region, attends=self._join.attends)
-        async with self._attending(), self._while_member():
-            self._begin(self._read())
-            self._begin(self._stay_admitted())
-            self._begin(self._socket.keep_alive(self._gate.clock))
-            try:
-                ending = await self._ended
-            finally:
-                for task in self._tasks:
-                    task.cancel()
-                if self._tasks:
-                    await asyncio.wait(self._tasks)
+        with self._counted():
+            async with self._attending(), self._while_member():
+                self._begin(self._read())
+                self._begin(self._stay_admitted())
+                self._begin(self._socket.keep_alive(self._gate.clock))
+                try:
+                    ending = await self._ended
+                finally:
+                    for task in self._tasks:
+                        task.cancel()
+                    if self._tasks:
+                        await asyncio.wait(self._tasks)
         log.info("node_gone", node=node, attends=self._join.attends, reason=str(ending) or "hung up")
         return ending
 
@@ -180,6 +196,23 @@ class Session:
         """End the connection; what ends it first counts."""
         if not self._ended.done():
             self._ended.set_result(ending)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Have the oldest of the node's connections make room, if it has more than it can need."""
+        node, sessions, slots = self._join.hello.node, self._gate.sessions, self._join.hello.slots
+        own = sessions.setdefault(node, {})
+        own[self] = None
+        while len(own) > (allowed := connections_of(slots)):
+            oldest = next((each for each in own if not each._join.attends), next(iter(own)))
+            del own[oldest]
+            oldest.end(UnavailableError(f"node {node!r} has more than {allowed} connections: the oldest goes"))
+        try:
+            yield
+        finally:
+            own.pop(self, None)
+            if not own and sessions.get(node) is own:
+                del sessions[node]
 
     @asynccontextmanager
     async def _attending(self) -> AsyncIterator[None]:
@@ -236,11 +269,13 @@ class Session:
             await self._gate.clock.sleep(self._admitted_s / 2)
             self._answered.clear()
             self._challenge = await _challenge(self._socket, self._gate)
+            within_s = min(READMISSION_S, self._admitted_s / 4)
             try:
-                async with asyncio.timeout(min(self._gate.join_s, self._admitted_s / 2)):
+                async with asyncio.timeout(within_s):
                     await self._answered.wait()
             except TimeoutError:
-                raise UnauthenticatedError("the CHALLENGE was not answered in time") from None
+                # Slow, not a stranger: what it transfers goes on where it was, once it has come again.
+                raise Ended(Close.TOO_SLOW, f"the CHALLENGE was not answered within {within_s:g} s") from None
 
     def _attend(self) -> None:
         """Open the node's line to the coordinator, or open it anew with a new pass; the older one ends by itself."""
@@ -256,6 +291,10 @@ class Session:
                         return
                     await self._hand_out(replace(message, is_first=message.is_first and not is_renewal))
                     is_renewal = False
+        except UnauthenticatedError as error:
+            if self._line is me:
+                raise _ask_again(error) from error
+            return
         except CortexError:
             if self._line is me:
                 raise
@@ -325,8 +364,8 @@ class Session:
     ) -> None:
         try:
             answer = await self._asked(message)
-        except UnauthenticatedError:
-            raise
+        except UnauthenticatedError as error:
+            raise _ask_again(error) from error
         except CortexError as error:
             await self._socket.refuse(number, error)
         else:
@@ -388,3 +427,11 @@ class Session:
     async def _cancelled(self, ref: int, task: asyncio.Task[None]) -> None:
         await asyncio.wait((task,))
         await self._socket.send(m.ErrorMessage("CANCELLED", "cancelled by the node"), ref)
+
+
+def _ask_again(error: UnauthenticatedError) -> UnavailableError:
+    """A call for the node that was refused: for its pass, or for this gateway's own certificate, nobody can tell here.
+
+    Whether the node's token is good, discovery says when it joins again.
+    """
+    return UnavailableError(f"join again: {error.message}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from contextlib import AsyncExitStack
 
 import httpx
 import pytest
@@ -352,3 +353,28 @@ async def test_more_event_streams_than_allowed_are_refused(stopped_gateway):
             response = await gateway.http.get("/api/v1/jobs/job-1/events")
             assert "allows 1" in problem(response, 429)["detail"]
             assert response.headers["retry-after"] == "5"
+
+
+async def test_streams_asked_for_at_the_same_time_are_counted_before_they_begin(stopped_gateway):
+    async with stopped_gateway.running(max_event_streams=2) as gateway, AsyncExitStack() as opened:
+        gateway.jobs.watched, gateway.jobs.endless = [gateway.jobs.status], True
+
+        async def ask() -> int:
+            stream = gateway.http.stream("GET", "/api/v1/jobs/job-1/events")
+            return (await opened.enter_async_context(stream)).status_code
+
+        assert sorted(await asyncio.gather(*(ask() for _ in range(6)))) == [200, 200, 429, 429, 429, 429]
+
+
+async def test_a_stream_ends_soon_after_its_token_was_revoked(stopped_gateway):
+    async with stopped_gateway.running() as gateway:
+        gateway.jobs.watched, gateway.jobs.endless = [gateway.jobs.status], True
+        leaked = gateway.bearer("read", name="leaked")
+        path = "/api/v1/jobs/job-1/events"
+        async with asyncio.timeout(40), gateway.http.stream("GET", path, headers=leaked, timeout=40) as response:
+            lines = response.aiter_lines()
+            assert await anext(lines) == "event: status"
+            gateway.tokens.revoke(leaked["Authorization"].split("_")[1])
+            rest = [line async for line in lines if line.startswith(("event: ", "data: "))]
+        assert rest[-2] == "event: problem"
+        assert json.loads(rest[-1].removeprefix("data: "))["detail"] == "token 'leaked' was revoked"

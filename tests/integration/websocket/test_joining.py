@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 
 import pytest
 from websockets.exceptions import InvalidStatus
@@ -156,7 +157,7 @@ async def test_who_does_not_answer_the_next_challenge_is_closed(tls_of, tmp_path
     ):
         await raw.expect(m.Challenge)
         code, reason = await raw.closed()
-        assert (code, reason) == (4401, "the CHALLENGE was not answered in time")
+        assert (code, reason) == (4408, "the CHALLENGE was not answered within 0.25 s")
 
 
 async def test_more_nodes_than_there_is_room_for_are_refused_until_one_leaves(tls_of, tmp_path) -> None:
@@ -175,6 +176,38 @@ async def test_more_nodes_than_there_is_room_for_are_refused_until_one_leaves(tl
         await leaving.connection.close()
         async with gate.raw("ws3"):
             pass
+
+
+async def test_a_gateway_that_is_shut_out_does_not_blame_the_nodes_tokens(tls_of, tmp_path) -> None:
+    """Programs give up when their token is not good; here another gateway, or this one let in again, will do."""
+    async with node_network(tls_of, tmp_path) as nodes, gate_of(nodes) as gate, gate.raw("ws1") as raw:
+        known = tmp_path / "discovery" / "nodes.json"
+        await eventually(lambda: known.exists() and "gateway-1" in known.read_text(), 30)
+        await gate.nodes.revoke("gateway-1")
+        await raw.send(m.Heartbeat(Resources(1, 0.0, 1, 1, 1, 0, 0)))
+        code, _ = await raw.closed()
+        assert code == 1013
+        with pytest.raises(UnavailableError, match="refuses this gateway"):
+            await open_link(await gate.access("ws1"), attends=True)
+
+
+async def test_one_node_cannot_take_every_place(tls_of, tmp_path) -> None:
+    async with (
+        node_network(tls_of, tmp_path) as nodes,
+        gate_of(nodes, max_node_connections=8) as gate,
+        AsyncExitStack() as opened,
+        gate.raw("ws1") as attending,
+    ):
+        others = [await opened.enter_async_context(gate.raw("ws1", attends=False)) for _ in range(9)]
+        for each in others[:4]:
+            assert await each.closed() == (1013, "node 'ws1' has more than 6 connections: the oldest goes")
+        async with gate.raw("ws2") as another:
+            await another.expect(m.Assignments)
+        await attending.send(m.TrainingMetrics(_place(), "training"))
+        assert (await attending.expect(m.ReportAck)).wanted
+        for each in others[4:]:
+            await each.send(m.TrainingMetrics(_place(), "training"))
+            assert (await each.expect(m.ReportAck)).wanted
 
 
 async def test_a_gateway_that_stops_says_so(tls_of, tmp_path) -> None:

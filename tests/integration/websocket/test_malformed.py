@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -226,3 +227,28 @@ async def test_an_upload_that_is_none_is_refused_and_the_connection_goes_on(gate
         await raw.connection.send(b"still on its way")
         await raw.send(m.TrainingMetrics(PLACE, "training"))
         assert (await raw.expect(m.ReportAck)).wanted
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_only_json_can_say_is_refused_and_the_connection_goes_on(gate: RealGate) -> None:
+    """The services behind the gateway speak protobuf: whole numbers have an end there, and text is Unicode."""
+    before = failures()
+    resources = Resources(1, 0.0, 1, 1, 1, 0, 0)
+    async with gate.raw("ws9") as raw:
+        for message in (
+            m.Heartbeat(replace(resources, cpu_cores=1 << 40)),
+            m.Heartbeat(replace(resources, memory_bytes=-1)),
+            m.Heartbeat(resources, (m.DatasetFacts("own", (8,), 1 << 40, 10),)),
+            m.TrainingMetrics(replace(PLACE, round=1 << 40), "training"),
+        ):
+            await raw.send(message)
+            refused = await raw.expect(m.ErrorMessage)
+            assert refused.code == "INVALID_ARGUMENT"
+            assert refused.message.startswith("the message cannot be passed on: ")
+        # No program of ours writes such a name.
+        text = TenzroProtocol.encode(Envelope(m.TrainingMetrics(PLACE, "training", metrics={"name": 1.0}), 99))
+        await raw.connection.send(text.replace('"name"', r'"\ud800"'))
+        assert (await raw.expect(m.ErrorMessage)).code == "INVALID_ARGUMENT"
+        await raw.send(m.Heartbeat(resources))
+        await raw.expect(m.HeartbeatAck)
+    assert failures() == before

@@ -21,6 +21,7 @@ from cortex_common.pb.v1 import aggregator_pb2
 from cortex_common.rpc.server import RpcSettings, serving
 from cortex_common.telemetry.hardware import Resources
 from cortex_common.telemetry.metrics import REGISTRY
+from services.gateway.relay import line_of
 from services.gateway.websocket.session import MAX_TRANSFERS
 from services.gateway.websocket.socket import MAX_FRAGMENTS, MAX_WAITING_BYTES
 from tests.integration.websocket.conftest import Gate, Raw, TlsOf, gate_of
@@ -65,8 +66,8 @@ class EndlessWeights:
 
 
 @asynccontextmanager
-async def endless(tls_of: TlsOf) -> AsyncIterator[EndlessWeights]:
-    weights = EndlessWeights()
+async def endless(tls_of: TlsOf, weights: EndlessWeights | None = None) -> AsyncIterator[EndlessWeights]:
+    weights = weights or EndlessWeights()
     rpc = RpcSettings("127.0.0.1", 0, tls_of(Role.AGGREGATOR, "aggregator-1"), "cortex", bulk=True, stop_grace_s=0)
     async with serving(rpc, [weights.attach], ["cortex.v1.WeightService"]) as server:
         weights.address = server.address
@@ -255,3 +256,33 @@ async def test_answers_to_pings_are_not_kept_for_a_node_that_does_not_read(gate:
                 await connection.drain()
                 await asyncio.sleep(0)
         assert not is_held(gate, connection)
+
+
+class Hesitant(EndlessWeights):
+    """An aggregator whose versions are never through."""
+
+    async def pull(self, request: Any, context: Any) -> AsyncIterator[bytes]:
+        self.open += 1
+        try:
+            yield FRAME
+            await asyncio.Event().wait()
+        finally:
+            self.open -= 1
+
+
+async def test_a_node_with_more_transfers_than_a_connection_bears_does_not_hold_the_others_up(
+    gate: Gate, tls_of: TlsOf
+) -> None:
+    """Between gateway and aggregator, that is, where a connection is shared by nodes and has 128 streams."""
+    other = next(name for name in map("n{}".format, range(100)) if line_of(name) != line_of("greedy"))
+    async with endless(tls_of, Hesitant()) as weights, AsyncExitStack() as opened, asyncio.timeout(60):
+        await gate.introduce("greedy", weights.address)
+        greedy = await gate.access("greedy", hello=m.Hello("greedy", "eu", "1", 64))
+        for _ in range(128 // MAX_TRANSFERS + 1):
+            raw = await opened.enter_async_context(gate.raw())
+            await raw.join(greedy, attends=False)
+            for _ in range(MAX_TRANSFERS):
+                await raw.send(m.ModelPull("job-1", SHA256))
+        await eventually(lambda: weights.open == 128, 30)
+        await gate.introduce(other, weights.address)
+        await stalled(await opened.enter_async_context(gate.raw(other, attends=False)))

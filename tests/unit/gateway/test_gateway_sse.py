@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from cortex_common.errors import UnavailableError
+from cortex_common.errors import UnauthenticatedError, UnavailableError
 from services.gateway.sse import ServerEvent, encoded_events
 
 
@@ -82,4 +82,29 @@ async def test_a_reader_who_goes_away_closes_the_source(source, clock):
     await clock.until_sleeping()
     first.cancel()
     await asyncio.wait({first})
+    assert source.closed
+
+
+async def test_who_may_read_no_longer_is_told_why_however_busy_the_stream(source, clock):
+    refusals: list[UnauthenticatedError] = []
+
+    def require() -> None:
+        if refusals:
+            raise refusals[0]
+
+    stream = encoded_events(source.events(), clock, asyncio.Event(), require)
+    source.queue.put_nowait(ServerEvent("status", "1"))
+    assert b"status" in await anext(stream)
+    await clock.until_sleeping()
+    await clock.advance(60.0)
+    source.queue.put_nowait(ServerEvent("status", "2"))
+    assert b"status" in await anext(stream)
+    refusals.append(UnauthenticatedError("token 'ann' was revoked"))
+    source.queue.put_nowait(ServerEvent("status", "3"))
+    await clock.until_sleeping()
+    await clock.advance(5.0)
+    pieces = [piece async for piece in stream]
+    assert len(pieces) == 1
+    assert pieces[0].startswith(b"event: problem\ndata: {")
+    assert b"'ann' was revoked" in pieces[0]
     assert source.closed

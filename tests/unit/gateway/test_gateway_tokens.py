@@ -237,3 +237,27 @@ def test_files_that_were_made_anew_count_at_once_with_their_pepper(store, tmp_pa
             path.unlink()
     token = TokenStore(tmp_path / "state" / "tokens.json", clock).create("bob", ["read"])
     assert store.verify(token).name == "bob"
+
+
+async def test_a_token_that_was_good_is_refused_once_it_is_not(store, clock):
+    allowance = Allowance(per_s=100, burst=100)
+    access = Access(store, None, Limits(allowance, allowance), clock)
+    kept = store.create("ann", ["read"])
+    lasting, short = [
+        await access.principal(token, "192.0.2.1")
+        for token in (kept, store.create("bob", ["read"], timedelta(hours=1)))
+    ]
+    access.require_still(lasting)
+    access.require_still(short)
+    await clock.advance(3600)
+    with pytest.raises(UnauthenticatedError, match="'bob' has expired"):
+        access.require_still(short)
+    access.require_still(lasting)
+    store.revoke(lasting.token_id)
+    with pytest.raises(UnauthenticatedError, match="'ann' was revoked"):
+        access.require_still(lasting)
+    elsewhere = Principal("oidc:12", "eve", frozenset({Scope.READ}), "default", clock.wall_s() + 60)
+    access.require_still(elsewhere)
+    await clock.advance(60)
+    with pytest.raises(UnauthenticatedError, match="'eve' has expired"):
+        access.require_still(elsewhere)
