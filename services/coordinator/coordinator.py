@@ -115,17 +115,25 @@ class JobCoordinator:
         self._wake = woken
         self._new_event = Signal()
 
-    async def run(self) -> None:
-        """Take up all unfinished jobs and run them, for ever.
+    async def take_up(self) -> None:
+        """Take up all unfinished jobs. Nobody is to be answered before: who asks would hear that nothing is wanted.
 
-        Raises:
-            ConflictError: another coordinator has taken over.
+        Workers go on in the round that is open: what its aggregator was told holds until it is told again.
         """
         now_s = self._clock.monotonic_s()
         for job in await self._store.call(lambda store: store.unfinished()):
             await self._keys.load(job.id)
-            self._jobs[job.id] = Tracked(job, Seen(since_s=now_s))
+            open_seats = job.members if job.stage is Stage.COLLECTING else {}
+            self._jobs[job.id] = Tracked(job, Seen(since_s=now_s, open_seats=open_seats))
             log.info("job_taken_up", job_id=job.id, stage=job.stage.value, round=job.round)
+        self._attendance.give(self._orders())
+
+    async def run(self) -> None:
+        """Run all jobs, for ever.
+
+        Raises:
+            ConflictError: another coordinator has taken over.
+        """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._tick())
             while True:

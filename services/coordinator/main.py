@@ -203,6 +203,7 @@ async def _serve(
 ) -> None:
     attach = [parts.jobs.attach, parts.assignments.attach, parts.keys.attach, parts.datasets.attach]
     services = [JOB_SERVICE, ASSIGNMENT_SERVICE, KEY_SERVICE, DATASET_SERVICE]
+    await parts.coordinator.take_up()
     async with (
         ops_server(settings.metrics_host, settings.metrics_port, lambda: (not stop.is_set(), "")) as ops,
         serving(settings.rpc(parts.membership.denied, auditor), attach, services) as server,

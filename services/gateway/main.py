@@ -42,6 +42,7 @@ from services.gateway.token_log import record_heads
 from services.gateway.websocket.board import StatusBoard
 from services.gateway.websocket.listener import RunningWebSocket, websocket_server
 from services.gateway.websocket.session import Gate
+from services.gateway.websocket.transfers import Addresses
 
 log = get_logger(__name__)
 
@@ -119,9 +120,16 @@ async def _nodes(
     """Let nodes take part over WebSocket."""
     clock = surroundings.clock
     async with NodePeers(settings.coordinator, settings.discovery, settings.tls, clock, denied) as peers:
-        gate = Gate(settings.network, peers, StatusBoard(surroundings.jobs), denied, clock, settings.node_join_s)
-        async with websocket_server(settings, gate) as running:
-            yield running
+        addresses = Addresses(settings.state_dir / "addresses.json")
+        board = StatusBoard(surroundings.jobs)
+        gate = Gate(settings.network, peers, board, denied, clock, settings.node_join_s, addresses)
+        keeping = asyncio.create_task(addresses.keep(clock))
+        try:
+            async with websocket_server(settings, gate) as running:
+                yield running
+        finally:
+            keeping.cancel()
+            await asyncio.wait((keeping,))
 
 
 @asynccontextmanager

@@ -35,6 +35,9 @@ from services.worker.trainer_thread import TrainerThread
 
 _log = get_logger(__name__)
 
+MODEL_PATIENCE_S = 60.0
+"""A download of a version is given up when nothing of it has come for so long."""
+
 
 class EmbeddedWorker:
     """A worker over WebSocket that trains on a program's own DataLoader, in a thread of it."""
@@ -153,7 +156,7 @@ class EmbeddedWorker:
         """A version of a job of this node: the network, the layout and the numbers.
 
         Raises:
-            CortexError: the network does not have it any more, or is away.
+            CortexError: the network does not have it any more, or has been away for a minute.
         """
         assignment = self._assigned.get(job_id)
         if assignment is None:
@@ -167,7 +170,16 @@ class EmbeddedWorker:
         keys = self._keys[job_id].values()
         encryption = EncryptionManager(*(self._sealing.unwrap(job_id, key) for key in keys))
         channel = self._bridge.to(assignment.aggregator_address, assignment.aggregator)
-        await pull_model(channel, job_id, Sha256Hex(sha256), "", encryption, allocate, RoundNumber(round_number))
+        await pull_model(
+            lambda: channel,
+            job_id,
+            Sha256Hex(sha256),
+            "",
+            encryption,
+            allocate,
+            RoundNumber(round_number),
+            patience_s=MODEL_PATIENCE_S,
+        )
         manifest, arena = held[0]
         return model_of(assignment.spec.model, arena), manifest, arena
 

@@ -35,7 +35,6 @@ from cortex_common.transfer.push import EncodeChunk
 from cortex_common.transfer.retrying import on_thread
 from cortex_common.transfer.warming import CodecWarmer
 from services.worker import metrics
-from services.worker.client import newest_channel
 from services.worker.domain import Held, Outcome
 from services.worker.failures import FeedbackLostError, TrainerEndedError, UpdateLostError, WorkFailedError
 from services.worker.kept_update import Outbox
@@ -210,7 +209,7 @@ class Execution:
         with self._phase("pulling", "pull"):
             started_s = self._around.clock.monotonic_s()
             result = await pull_model(
-                newest_channel(self._channel),
+                self._channel,
                 assignment.job_id,
                 Sha256Hex(wanted),
                 self._bench.held_sha256,

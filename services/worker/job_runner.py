@@ -103,6 +103,9 @@ class JobRunner:
             wanted: All of them.
             again: The line to the coordinator is new: what was reported before may have been lost.
         """
+        if again:
+            # Who called work unwanted may have been a coordinator that had not taken its jobs up yet.
+            self._unwanted_ids.clear()
         self._wanted = [each for each in wanted if each.assignment_id not in self._unwanted_ids]
         self._finished = forget_old(self._finished, wanted)
         ids = {each.assignment_id for each in wanted}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 from cortex_common.errors import CorruptError
@@ -13,7 +14,10 @@ _KEPT_JOBS = 10_000
 
 
 class Outgoing:
-    """Bytes of updates sent for each job. What is about to be sent counts before its first byte. Calls block."""
+    """Bytes of updates sent for each job. What is about to be sent counts before its first byte.
+
+    Calls block, and may be made by several threads: jobs send at the same time.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read what was counted before.
@@ -22,6 +26,7 @@ class Outgoing:
             CorruptError: the file is damaged.
         """
         self._path = path
+        self._one_at_a_time = threading.Lock()
         make_directory(path.parent)
         self._spent = self._read()
 
@@ -38,11 +43,12 @@ class Outgoing:
         self._change(job_id, sent_bytes - most_bytes)
 
     def _change(self, job_id: JobId, by_bytes: int) -> None:
-        changed = {**self._spent, job_id: self.spent(job_id) + by_bytes}
-        while len(changed) > _KEPT_JOBS:
-            del changed[next(iter(changed))]
-        write_durably(self._path, json.dumps(changed).encode(), mode=0o600)
-        self._spent = changed
+        with self._one_at_a_time:
+            changed = {**self._spent, job_id: self.spent(job_id) + by_bytes}
+            while len(changed) > _KEPT_JOBS:
+                del changed[next(iter(changed))]
+            write_durably(self._path, json.dumps(changed).encode(), mode=0o600)
+            self._spent = changed
 
     def _read(self) -> dict[JobId, int]:
         try:

@@ -30,7 +30,8 @@ class WorkerSettings(ServiceSettings):
         gateway_url: ws://host:port or wss://host:port of a gateway.
         node_token: From `cortex node token --gateway`; or in `node_token_file`.
         gateway_ca: PEM file of the authorities to trust for wss; the system's by default.
-        gateway_proxy: The URL of an HTTP or SOCKS proxy, `environment` (HTTPS_PROXY, ALL_PROXY …), or `none`.
+        gateway_proxy: The URL of an HTTP proxy (or a SOCKS one, with the package python-socks), `environment`
+            (HTTPS_PROXY …), or `none`.
         gateway_timeout_s: Each attempt to connect there may take so long.
         gateway_attempts: Give up after so many that failed in a row; never, if unset.
         coordinator: host:port to get work from.

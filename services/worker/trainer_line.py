@@ -17,6 +17,18 @@ Answer = Mapping[str, Any]
 OnProgress = Callable[[Answer], None]
 
 
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a line: the worker's and the trainer's.
+
+    Raises:
+        TrainerEndedError: the operating system refuses.
+    """
+    try:
+        return socket.socketpair()
+    except OSError as error:
+        raise TrainerEndedError(f"the trainer cannot be started: {error}") from error
+
+
 class Trainer(ABC):
     """One trainer. Commands are answered in order; a cancelled one ends at its next batch."""
 

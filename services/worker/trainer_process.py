@@ -17,7 +17,7 @@ from services.worker import metrics
 from services.worker.failures import TrainerEndedError
 from services.worker.fork_server import ForkedProcess, ForkServer
 from services.worker.output_tail import OutputTail
-from services.worker.trainer_line import Trainer
+from services.worker.trainer_line import Trainer, socket_pair
 
 _log = get_logger(__name__)
 
@@ -44,7 +44,7 @@ class TrainerProcess(Trainer):
         Raises:
             TrainerEndedError: the operating system refuses.
         """
-        own, its = socket.socketpair()
+        own, its = socket_pair()
         try:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, *_command(threads, device), "--socket", str(its.fileno())),
@@ -71,7 +71,7 @@ class TrainerProcess(Trainer):
         Raises:
             TrainerEndedError: there is none to be had; says why.
         """
-        own, its = socket.socketpair()
+        own, its = socket_pair()
         try:
             process = await server.fork(its)
         except BaseException:

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from cortex_common.clock import SystemClock
 from services.worker.link import ChildLink
 from services.worker.trainer.session import OpenData, Session
-from services.worker.trainer_line import Trainer
+from services.worker.trainer_line import Trainer, socket_pair
 
 
 class TrainerThread(Trainer):
@@ -28,7 +28,7 @@ class TrainerThread(Trainer):
             device: What `auto` means here.
             open_data: Gives the data of a job.
         """
-        own, its = socket.socketpair()
+        own, its = socket_pair()
         own.setblocking(False)
         link = ChildLink(its)
         session = Session(link, device, SystemClock(), open_data, on_gone=lambda: None)

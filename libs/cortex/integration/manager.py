@@ -19,6 +19,7 @@ from cortex_common.errors import (
     CortexError,
     InvalidArgumentError,
     NotFoundError,
+    OverloadedError,
     PreconditionError,
     UnavailableError,
 )
@@ -27,6 +28,7 @@ from cortex_common.job.site_policy import SitePolicy
 from cortex_common.job.status import JobPhase, JobStatus, RoundReport
 from cortex_common.logging import configure_logging, get_logger
 from cortex_common.security.sealing import SealingKey
+from cortex_common.transfer.retrying import Patience
 
 if TYPE_CHECKING:
     from cortex_common.model import CortexModel
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 _LOOK_EVERY_S = 1.0
+_SILENCE_S = 300.0
 _METRICS_HOST = "127.0.0.1"
 
 
@@ -214,14 +217,16 @@ class CortexManager:
 
         Raises:
             PreconditionError: the site's policy has changed, or what may leave the site is used up.
+            UnavailableError: nobody says any more where it stands.
         """
+        patience = Patience(_SILENCE_S)
         while True:
             if rules := self._worker.refused(job_id):
                 policy, told = self.settings.security.site_policy, "; ".join(map(str, rules))
                 raise PreconditionError(
                     f"site policy {policy}: this node takes no part in job {job_id} any more: {told}"
                 )
-            status = await self._look(job_id)
+            status = await self._look(job_id, patience)
             if status is not None:
                 for report in status.history[len(self.history) :]:
                     scalars.write(job_id, report)
@@ -232,12 +237,20 @@ class CortexManager:
                     return status
             await self._worker.changed(_LOOK_EVERY_S)
 
-    async def _look(self, job_id: JobId) -> JobStatus | None:
-        """Where the job stands; None while nobody can say: the worker knows when that has lasted too long."""
+    async def _look(self, job_id: JobId, patience: Patience) -> JobStatus | None:
+        """Where the job stands; None while nobody can say: the worker knows when its line was away for too long.
+
+        Raises:
+            UnavailableError: there is a line, and yet nobody could say for minutes.
+        """
         try:
-            return await self._worker.status(job_id)  # type: ignore[no-any-return]
-        except (UnavailableError, NotFoundError):
+            status: JobStatus = await self._worker.status(job_id)
+        except (UnavailableError, OverloadedError, NotFoundError) as error:
+            if patience.is_over():
+                raise UnavailableError(f"job {job_id}: nobody says any more where it stands: {error.message}") from None
             return None
+        patience.renew()
+        return status
 
     async def _checkpoint(self, status: JobStatus) -> None:
         """Write the newest version; at the end also those before it that rounds were too quick for."""
@@ -260,7 +273,13 @@ class CortexManager:
     async def _ended(self, job_id: JobId, status: JobStatus) -> JobStatus:
         """Take the model home, and say how the job ended."""
         if status.model is not None:
-            self.model, _, _ = await self._worker.model(job_id, status.model.sha256, status.model.round)
+            try:
+                self.model, _, _ = await self._worker.model(job_id, status.model.sha256, status.model.round)
+            except CortexError as error:
+                if status.status is JobPhase.COMPLETED:
+                    raise
+                # How the job ended says more than why there is no model of it.
+                _log.warning("model_left_out", round=status.model.round, reason=error.message)
         if status.status is not JobPhase.COMPLETED:
             raise PreconditionError(f"job {job_id} {status.status.value}: {status.error or 'by somebody'}")
         _log.info("job_completed", job_id=job_id, rounds=status.round, **dict(status.metrics))

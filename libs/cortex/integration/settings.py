@@ -105,6 +105,16 @@ def _key(value: SecretStr) -> SecretStr:
     return value
 
 
+def _from_home(value: Path) -> Path:
+    try:
+        return value.expanduser()
+    except RuntimeError:
+        raise ValueError("allowed: a path; nobody of that name has a home here") from None
+
+
+OwnFile = Annotated[Path, AfterValidator(_from_home)]
+
+
 class Section(BaseModel):
     """A section of the file: immutable, unknown keys are errors."""
 
@@ -130,8 +140,8 @@ class NetworkSection(Section):
     token: Annotated[SecretStr, AfterValidator(_token)] | None = Field(
         None, description="Node token (`cortex node token --gateway`). If null: looked for, see above."
     )
-    token_file: Path | None = Field(None, description="File with the node token, instead of `token`.")
-    ca: Path | None = Field(
+    token_file: OwnFile | None = Field(None, description="File with the node token, instead of `token`.")
+    ca: OwnFile | None = Field(
         None, description="PEM file of the authority behind a wss:// address; the system's ones if null."
     )
 
@@ -177,7 +187,7 @@ class TrainingSection(Section):
         description="Name under which this node's data is known: jobs over it train here. If null, it says what the "
         "model is, so that nodes with the same model meet: `own-784-512-256-10`.",
     )
-    init_from: Path | None = Field(
+    init_from: OwnFile | None = Field(
         None, description="A .safetensors file to start from (fine-tuning), when this program submits the job."
     )
     checkpoint_dir: Path | None = Field(

@@ -23,6 +23,7 @@ from cortex_common.rpc.errors import calling
 from cortex_common.rpc.retry import backoff
 from cortex_common.security.certificates import (
     certificate_of,
+    complete_tls,
     fingerprints,
     hosts_of,
     pinned,
@@ -96,7 +97,11 @@ async def enroll(token: JoinToken, tls: TlsFiles, hosts: Sequence[str], *, addre
 async def enroll_patiently(
     token: JoinToken | None, tls: TlsFiles, hosts: Sequence[str], clock: Clock, stop: asyncio.Event
 ) -> None:
-    """`enroll`, again and again while nobody answers; nothing, without a token or with a certificate from it."""
+    """`enroll`, again and again while nobody answers; nothing, without a token or with a certificate from it.
+
+    What a renewal has left that was killed in the middle is put in order before anybody reads it.
+    """
+    complete_tls(tls)
     if token is None:
         return
 

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI, ProxyError
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidProxy,
+    InvalidStatus,
+    InvalidURI,
+    ProxyError,
+)
 
 from cortex_common.errors import (
     CortexError,
@@ -37,6 +44,7 @@ _PING_EVERY_S = 20.0
 # A slow link may have a minute of weights before it.
 _PONG_S = 60.0
 _CLOSE_S = 2.0
+_PROXIES = "http://host:port or https://host:port, and with the package python-socks socks5h://host:port"
 Received = Envelope | bytes
 _M = TypeVar("_M", m.Challenge, m.Welcome)
 
@@ -51,8 +59,8 @@ class GatewayAccess:
         hello: Who it is.
         sealing_key: Its X25519 public key, in hexadecimal: job keys come wrapped to it.
         ca: PEM file of the authorities to trust for `wss`; the system's if None.
-        proxy: URL of an HTTP CONNECT or SOCKS proxy; True takes it from the environment (`HTTPS_PROXY` …), None goes
-            without.
+        proxy: URL of an HTTP CONNECT proxy, or of a SOCKS one where the package python-socks is; True takes it from the
+            environment (`HTTPS_PROXY` …), None goes without.
         timeout_s: For connecting and joining.
     """
 
@@ -201,7 +209,7 @@ async def open_link(access: GatewayAccess, *, attends: bool) -> Link:
     Raises:
         UnavailableError: nobody answers there, or not in time.
         UnauthenticatedError, ForbiddenError: the network does not let the node in; says why.
-        InvalidArgumentError: no gateway of Cortex answers there, or the URL is none.
+        InvalidArgumentError: no gateway of Cortex answers there, or the URL, or that of the proxy, is none.
         NotFoundError: the `ca` file cannot be read.
     """
     try:
@@ -228,10 +236,14 @@ async def open_link(access: GatewayAccess, *, attends: bool) -> Link:
             return link
     except TimeoutError:
         raise UnavailableError(f"{access.url} did not answer within {access.timeout_s:g} s") from None
-    except InvalidURI as error:
+    except (InvalidURI, UnicodeError) as error:
         raise InvalidArgumentError(f"{access.url}: {error}; allowed: ws://host:port or wss://host:port") from None
     except ssl.SSLCertVerificationError as error:
         raise UnauthenticatedError(f"the certificate of {access.url} is not trusted: {error.verify_message}") from None
+    except (InvalidProxy, ImportError) as error:
+        # Not the whole text: it may hold a password.
+        reason = error.msg
+        raise InvalidArgumentError(f"the proxy to {access.url}: {reason}; allowed: {_PROXIES}") from None
     except ProxyError as error:
         raise UnavailableError(f"the proxy to {access.url} refused: {error}") from None
     except InvalidStatus as error:

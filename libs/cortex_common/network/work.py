@@ -15,9 +15,10 @@ from cortex_common.security.objects import WrappedKey
 from cortex_common.transfer.receipt import Receipt
 
 _MAX_SHARDS = 256
+_MAX_WORDS = 4096
 STRICT = ConfigDict(extra="forbid")
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-Words = Annotated[str, StringConstraints(max_length=4096)]
+Words = Annotated[str, StringConstraints(max_length=_MAX_WORDS)]
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Figures = Annotated[Mapping[str, float], Field(max_length=200)]
 
@@ -210,6 +211,10 @@ class Failed:
     is_permanent: bool
     refusals: Annotated[tuple[Refusal, ...], Field(max_length=100)] = ()
     kind: Literal["failed"] = "failed"
+
+    def __post_init__(self) -> None:
+        """Cut what is too long to be told: a report that is refused would be sent again for ever."""
+        object.__setattr__(self, "reason", self.reason[:_MAX_WORDS])
 
 
 Outcome = Trained | Evaluated | Failed

@@ -17,7 +17,7 @@ from cortex_common.errors import InvalidArgumentError, NotFoundError, Unauthenti
 from cortex_common.identity import TlsFiles
 from cortex_common.logging import get_logger
 from cortex_common.rpc.identity import expired
-from cortex_common.security.certificates import Certificate, read_certificate, read_file
+from cortex_common.security.certificates import Certificate, complete_tls, read_certificate, read_file
 
 _log = get_logger(__name__)
 # A replacement takes three renames, one right after the other.
@@ -41,6 +41,8 @@ class TlsMaterial:
 def read_material(tls: TlsFiles) -> TlsMaterial:
     """Read the files and make sure that they belong together; read again if they are being replaced just then.
 
+    A replacement in whose middle a process was killed is done to its end first.
+
     Raises:
         NotFoundError: a file cannot be read.
         InvalidArgumentError: a file is no PEM of its kind, or key and certificate do not match.
@@ -51,7 +53,7 @@ def read_material(tls: TlsFiles) -> TlsMaterial:
         try:
             material = _read(tls)
         except (NotFoundError, InvalidArgumentError):
-            if files_stamp(tls) == stamp:
+            if files_stamp(tls) == stamp and not complete_tls(tls):
                 raise
         else:
             if files_stamp(tls) == stamp:

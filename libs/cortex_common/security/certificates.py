@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from cortex_common.errors import CorruptError, InvalidArgumentError, NotFoundError, UnauthenticatedError
+from cortex_common.errors import CorruptError, CortexError, InvalidArgumentError, NotFoundError, UnauthenticatedError
 from cortex_common.identity import INTERNAL_DOMAIN, Identity, TlsFiles
-from cortex_common.security.issuing import CLOCK_SKEW, UNREADABLE, public_pem, write_files
+from cortex_common.security.issuing import CLOCK_SKEW, UNREADABLE, load_key, public_pem, staged_copies, write_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,3 +153,29 @@ def write_tls(files: TlsFiles, bundle: bytes, chain: bytes, key: bytes) -> None:
     for folder in {path.parent for path in (files.ca, files.certificate, files.key)}:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_files([(files.ca, bundle, 0o644), (files.key, key, 0o600), (files.certificate, chain, 0o644)])
+
+
+def complete_tls(files: TlsFiles) -> bool:
+    """Put a certificate beside its key, if a process was killed between the two; whether that was so.
+
+    `write_tls` replaces the key first: its certificate then lies there still under the name it was written under.
+    """
+    try:
+        key = load_key(read_file(files.key, "private key"), str(files.key)).public_key()
+        for path in (files.certificate, *staged_copies(files.certificate)):
+            chain = path.read_bytes()
+            if _holds(chain, key):
+                if path != files.certificate:
+                    write_files([(files.certificate, chain, 0o644)])
+                return path != files.certificate
+    except (CortexError, OSError):
+        pass
+    return False
+
+
+def _holds(chain: bytes, key: ec.EllipticCurvePublicKey) -> bool:
+    """Whether the first certificate of a chain is that of a key."""
+    try:
+        return x509.load_pem_x509_certificate(chain).public_key() == key
+    except UNREADABLE:
+        return False

@@ -218,6 +218,11 @@ def write_files(files: Sequence[tuple[Path, bytes, int]]) -> None:
             os.close(descriptor)
 
 
+def staged_copies(path: Path) -> list[Path]:
+    """What `write_files` had written to replace a file when it was killed."""
+    return sorted(path.parent.glob(f".{path.name}.*"))
+
+
 def _staged(path: Path, data: bytes, mode: int) -> Path:
     """The new content beside the old; it never exists with wider permissions than `mode`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -23,8 +23,8 @@ from cortex_common.security.encryption import TAG_BYTES, EncryptionManager, Obje
 from cortex_common.tensors import Arena, Manifest, ManifestLimits, ModelDigest, chunk_count, chunk_range
 from cortex_common.transfer.frames import ChunkFrame, Frame, HeaderFrame, TrailerFrame, frame_from_bytes
 from cortex_common.transfer.pacing import UNPACED, Pace
-from cortex_common.transfer.push import Progress
-from cortex_common.transfer.retrying import on_thread, transferring, until_through
+from cortex_common.transfer.push import FindChannel, Progress
+from cortex_common.transfer.retrying import Patience, on_thread, transferring, until_through
 
 PULL_METHOD = "/cortex.v1.WeightService/PullModel"
 
@@ -40,7 +40,7 @@ class PullResult:
 
 
 async def pull_model(
-    channel: grpc.aio.Channel,
+    channel: grpc.aio.Channel | FindChannel,
     job_id: JobId,
     sha256: Sha256Hex,
     held_sha256: str,
@@ -51,12 +51,13 @@ async def pull_model(
     *,
     limits: ManifestLimits | None = None,
     clock: Clock | None = None,
+    patience_s: float | None = None,
     pace: Pace = UNPACED,
 ) -> PullResult:
     """Download a model version and verify that it is the one asked for.
 
     Args:
-        channel: To the aggregator that holds it.
+        channel: To the aggregator that holds it, or what finds it.
         job_id: Whose model.
         sha256: Digest of the version.
         held_sha256: Digest of the version the caller has, empty for none; when equal, no chunk travels.
@@ -67,15 +68,19 @@ async def pull_model(
         on_progress: Told after each chunk.
         limits: Largest layout to accept.
         clock: For waiting between attempts.
+        patience_s: Give up when nothing has come for so long. Never, if None.
         pace: Of the way down.
 
     Raises:
         NotFoundError: the aggregator has no such version.
         CorruptError: it is not the version asked for, still so after several attempts.
+        UnavailableError: the patience is over; says why the last attempt failed.
     """
     request = aggregator_pb2.PullModelRequest(job_id=job_id, sha256=sha256, held_sha256=held_sha256, round=round)
-    pull = _Pull(channel, request, encryption, allocate, on_progress, limits or ManifestLimits(), pace)
-    return await until_through(pull.attempt, clock)
+    patience = None if patience_s is None else Patience(patience_s, clock)
+    find = (lambda: channel) if isinstance(channel, grpc.aio.Channel) else channel
+    pull = _Pull(find, request, encryption, allocate, on_progress, limits or ManifestLimits(), patience, pace)
+    return await until_through(pull.attempt, clock, patience)
 
 
 async def pull_frames(
@@ -184,12 +189,13 @@ class _Pull:
 
     def __init__(
         self,
-        channel: grpc.aio.Channel,
+        channel: FindChannel,
         request: aggregator_pb2.PullModelRequest,
         encryption: EncryptionManager,
         allocate: Callable[[Manifest], Arena],
         on_progress: Progress | None,
         limits: ManifestLimits,
+        patience: Patience | None,
         pace: Pace,
     ) -> None:
         self._pace = pace
@@ -199,13 +205,14 @@ class _Pull:
         self._allocate = allocate
         self._progress = on_progress
         self._limits = limits
+        self._patience = patience
         self._intake: _Intake | None = None
         self._bytes = 0
 
     async def attempt(self) -> PullResult:
         self._request.first_chunk = self._intake.next if self._intake else 0
         what = f"downloading a model of job {self._request.job_id}"
-        frames = pull_frames(self._channel, self._request, what, self._pace)
+        frames = pull_frames(self._channel(), self._request, what, self._pace)
         try:
             async with aclosing(frames):
                 return await self._receive(frames)
@@ -226,6 +233,8 @@ class _Pull:
         while isinstance(frame := await anext(frames), ChunkFrame):
             await on_thread(partial(intake.take, frame))
             self._bytes += len(frame.sealed)
+            if self._patience:
+                self._patience.renew()
             if self._progress:
                 self._progress(intake.next, intake.header.chunks)
         intake.finish()

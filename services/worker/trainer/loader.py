@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sized
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from services.worker.failures import WorkFailedError
 from services.worker.trainer.examples import Examples
 
 _log = get_logger(__name__)
+_ONCE = (
+    "the DataLoader gives no batch when it is gone through again; allowed: one that gives its batches in every round"
+)
 
 
 class LoaderData:
@@ -39,11 +43,8 @@ class LoaderData:
 
     @property
     def examples(self) -> int:
-        """How many there are, as far as the loader knows."""
-        dataset = getattr(self._loader, "dataset", None)
-        if isinstance(dataset, Sized):
-            return len(dataset)
-        return self._batches * self._batch
+        """How many a pass gives, as far as the loader knows."""
+        return self._size[0]
 
     @property
     def batch_size(self) -> int | None:
@@ -52,16 +53,38 @@ class LoaderData:
         size = getattr(self._loader, "batch_size", None) or getattr(sampler, "batch_size", None)
         return size if isinstance(size, int) else None
 
-    @property
-    def _batches(self) -> int:
+    @cached_property
+    def _size(self) -> tuple[int, int]:
+        """Examples and batches of a pass. A loader that does not know is gone through, once.
+
+        Raises:
+            InvalidArgumentError: it gives nothing when it is gone through again.
+        """
         try:
-            return len(self._loader)
+            batches = len(self._loader)
         except TypeError:  # an IterableDataset without a length
-            return sum(1 for _ in self._loader)
+            return self._counted()
+        sampler = getattr(getattr(self._loader, "batch_sampler", None), "sampler", None)
+        if isinstance(sampler, Sized):
+            return len(sampler), batches
+        dataset = getattr(self._loader, "dataset", None)
+        if self.batch_size is not None and isinstance(dataset, Sized):
+            return len(dataset), batches
+        return batches * self._batch, batches
+
+    def _counted(self) -> tuple[int, int]:
+        _log.warning("batches_are_counted", reason="the DataLoader has no length; it is gone through to its end, once")
+        examples = batches = 0
+        for batch in self._loader:
+            examples += len(_checked(batch, self._model)[1])
+            batches += 1
+        if not batches:
+            raise InvalidArgumentError(_ONCE)
+        return examples, batches
 
     def training_part(self, seat: int, seats: int, device: torch.device) -> LoaderExamples:
         """All of it."""
-        return LoaderExamples(self._loader, self._model, self.examples, self._batches, device)
+        return LoaderExamples(self._loader, self._model, *self._size, device)
 
     def test_slice(self, index: int, slices: int, device: torch.device) -> Examples:
         """Nobody tests here.
@@ -95,10 +118,12 @@ class LoaderExamples:
         """The loader's batches, on the trainer's device.
 
         Raises:
-            WorkFailedError: a batch is not what this model takes.
+            WorkFailedError: a batch is not what this model takes, or a pass gives none.
         """
         while True:
+            is_empty = True
             for batch in self._loader:
+                is_empty = False
                 try:
                     inputs, labels = _checked(batch, self._model)
                 except InvalidArgumentError as error:
@@ -107,6 +132,8 @@ class LoaderExamples:
                     inputs.to(self._device, torch.float32, non_blocking=True),
                     labels.to(self._device, torch.int64, non_blocking=True),
                 )
+            if is_empty:
+                raise WorkFailedError(_ONCE, is_permanent=True)
 
 
 def model_of(spec: ModelSpec, arena: Arena) -> CortexModel:

@@ -161,7 +161,13 @@ class ModelTrainer:
         """
         self._start_from(version, version)
         self.model.eval()
-        return [self._score(part, check) for part in parts]
+        scores = [self._score(part, check) for part in parts]
+        if not all(np.isfinite(score.loss_sum) for score in scores):
+            raise WorkFailedError(
+                "training diverged: the version gives no finite loss on the test set; a smaller learning_rate may help",
+                is_permanent=True,
+            )
+        return scores
 
     @torch.no_grad()
     def _score(self, examples: Examples, check: Callable[[], None]) -> Score:

@@ -55,5 +55,5 @@ async def transfer(cluster: Cluster, base: str, channel: RenewingChannel, direct
         await push_update(channel, header, encoder(header, arena), cluster.encryption)
     else:
         arena = arena_of(3, MANIFEST)
-        await pull_model(channel, "job-1", base, "", cluster.encryption, lambda _: arena)
+        await pull_model(lambda: channel, "job-1", base, "", cluster.encryption, lambda _: arena)
         assert (arena.values == arena_of(0, MANIFEST).values).all()

@@ -294,3 +294,26 @@ async def test_a_job_cancelled_while_it_collects_leaves_nothing_in_the_spool(cor
         await stub.CancelJob(pb.CancelJobRequest(job_id=job_id))
         await until(stub, job_id, JobPhase.CANCELLED)
         await eventually(lambda: not _holds_updates(spool))
+
+
+async def test_a_coordinator_that_comes_back_asks_for_the_work_in_hand_before_anything_else(cortex):
+    """Told that nothing is wanted, or to hold, a worker would drop what it has trained."""
+    worker = ScriptedWorker(cortex, "w1", 1.0)
+    await announce(cortex, "w1")
+    async with working(worker), cortex.jobs() as stub:
+        hold_at(1, worker)
+        job_id = await submit(stub, job(placement={"workers": 1}))
+        await until(stub, job_id, JobPhase.TRAINING, round_number=1)
+        await eventually(lambda: not worker.idle.is_set())
+    # The aggregator is away too: that the round is open there cannot be seen.
+    await cortex.stop("aggregator")
+    await cortex.stop("coordinator")
+    await cortex.start("coordinator")
+    assert [each.id for each in cortex.running.coordinator.running()] == [job_id], "a report may come at once"
+    async with open_channel(cortex.coordinator, cortex.tls_of(Role.WORKER, "w1"), Role.COORDINATOR) as channel:
+        line = coordinator_pb2_grpc.AssignmentServiceStub(channel).Attend(
+            pb.AttendRequest(worker="w1", region="eu", incarnation="one", slots=1, sealing_key=worker.sealing.public)
+        )
+        first = await anext(aiter(line))
+        line.cancel()
+    assert [(each.round, each.WhichOneof("work")) for each in first.assignments] == [(1, "train")]

@@ -62,7 +62,7 @@ async def test_a_cut_costs_at_most_a_window(gate: Gate, cluster: Cluster, direct
 
 async def download(cluster: Cluster, sha256: str, channel: grpc.aio.Channel, progress: Progress) -> None:
     arena = Arena.zeros(MANIFEST)
-    await pull_model(channel, JOB, sha256, "", cluster.encryption, lambda _: arena, RoundNumber(1), progress)
+    await pull_model(lambda: channel, JOB, sha256, "", cluster.encryption, lambda _: arena, RoundNumber(1), progress)
     assert model_sha256(MANIFEST, arena) == sha256
 
 

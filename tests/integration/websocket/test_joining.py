@@ -229,3 +229,17 @@ async def _known(gate: Gate) -> set[str]:
     async with open_channel(gate.nodes.discovery, tls, Role.DISCOVERY) as channel:
         stub = discovery_pb2_grpc.DiscoveryServiceStub(channel)
         return {node.name for node in (await stub.ListNodes(discovery_pb2.ListNodesRequest())).nodes}
+
+
+async def test_a_gateway_that_was_started_again_tells_of_jobs_that_have_ended(tls_of, tmp_path) -> None:
+    kept = {"state_dir": tmp_path / "kept"}
+    async with node_network(tls_of, tmp_path) as nodes:
+        async with gate_of(nodes, **kept) as gate:
+            await gate.introduce("ws8", "127.0.0.1:9")
+            await eventually(lambda: (tmp_path / "kept" / "addresses.json").exists())
+            tokens = gate.tokens
+        async with gate_of(nodes, **kept) as gate:
+            gate.tokens = tokens
+            async with gate.raw("ws8", attends=False) as raw:
+                await raw.send(m.JobStatusRequest("job-1"))
+                assert isinstance((await raw.receive()).message, m.JobStatusMessage)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cortex.integration.joining import job_of
 from cortex.integration.reference import table, with_table
 from cortex.integration.settings import ManagerSettings, load_manager_settings
 from cortex_common.errors import InvalidArgumentError, NotFoundError
@@ -211,3 +212,14 @@ def test_variables_of_others_are_passed_over_and_slips_are_not(config: Path) -> 
     assert set(said) == {"CORTEX_NETWORK_NODE_ID", "CORTEX_NET__NAME"}
     assert "did you mean CORTEX_NETWORK__NODE_ID" in said["CORTEX_NETWORK_NODE_ID"]
     assert len(said["CORTEX_NETWORK_NODE_ID"]) < 200
+
+
+def test_files_below_ones_home_are_found_there(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = {"NETWORK__CA": "ca.pem", "NETWORK__TOKEN_FILE": "node.token", "TRAINING__INIT_FROM": "base.safetensors"}
+    settings = loaded(config, **{f"CORTEX_{key}": f"~/{name}" for key, name in names.items()})
+    given = settings.network.ca, settings.network.token_file, settings.training.init_from
+    assert given == tuple(tmp_path / name for name in names.values())
+    assert job_of(settings).model.init_from == str(tmp_path / "base.safetensors")
+    with pytest.raises(InvalidArgumentError, match=r"network\.ca: .*nobody of that name has a home here"):
+        loaded(config, CORTEX_NETWORK__CA="~nobody-of-this-name/ca.pem")

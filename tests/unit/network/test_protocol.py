@@ -168,3 +168,10 @@ def test_every_type_has_a_schema() -> None:
         schema = TenzroProtocol.schema(name)
         assert schema["properties"]["type"] == {"const": name}
         assert schema["description"].startswith(name)
+
+
+def test_a_failure_is_told_as_far_as_there_is_room_for_it():
+    failed = w.Failed("x" * 5000, False)
+    assert len(failed.reason) == 4096
+    text = TenzroProtocol.encode(Envelope(m.WorkResult(w.Place("a1", "j1", 1, 0), failed), 1))
+    assert TenzroProtocol.decode(text).message.outcome == failed

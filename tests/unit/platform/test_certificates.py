@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import datetime as dt
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from cortex_common.clock import SystemClock
 from cortex_common.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, UnauthenticatedError
 from cortex_common.identity import Identity, Role
 from cortex_common.ids import NodeName
+from cortex_common.rpc.tls import current_material
 from cortex_common.security.authority import Authority
-from cortex_common.security.certificates import certificate_of, read_certificate
+from cortex_common.security.certificates import certificate_of, read_certificate, write_tls
 
 WORKER = Identity("cortex", Role.WORKER, NodeName("eu-1"))
 
@@ -75,3 +78,34 @@ def test_what_is_no_certificate_is_refused(authority: Authority) -> None:
         read_certificate(b"nonsense")
     with pytest.raises(UnauthenticatedError):
         read_certificate(authority.ca.read_bytes())
+
+
+@pytest.mark.parametrize("renames", range(4))
+def test_a_replacement_that_is_killed_between_two_files_leaves_a_certificate_with_its_key(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    files, new = authority.issue(WORKER, [], tmp_path / "w"), authority.issue(WORKER, [], tmp_path / "new")
+    serials = [certificate_of(each).serial for each in (files, new)]
+    left = iter(range(renames))
+    rename = Path.replace
+
+    def until_killed(path: Path, target: Path) -> Path:
+        if next(left, None) is None:
+            raise SystemExit("killed")
+        return rename(path, target)
+
+    with monkeypatch.context() as killed, suppress(SystemExit):
+        killed.setattr(Path, "replace", until_killed)
+        write_tls(files, *(each.read_bytes() for each in (new.ca, new.certificate, new.key)))
+    assert current_material(files, SystemClock()).leaf.serial == serials[renames >= 2]
+    # What begins next finds them whole too.
+    assert certificate_of(files).serial == serials[renames >= 2]
+
+
+def test_a_key_without_its_certificate_is_refused(authority: Authority, tmp_path: Path) -> None:
+    files, other = authority.issue(WORKER, [], tmp_path / "w"), authority.issue(WORKER, [], tmp_path / "other")
+    files.key.write_bytes(other.key.read_bytes())
+    files.certificate.with_name(".tls.crt.17").write_bytes(b"not a certificate")
+    files.certificate.with_name(".tls.crt.18").write_bytes(files.certificate.read_bytes())
+    with pytest.raises(InvalidArgumentError, match="does not belong to certificate"):
+        current_material(files, SystemClock())

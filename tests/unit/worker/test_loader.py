@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 from cortex_common.errors import InvalidArgumentError
 from cortex_common.job.spec import ModelSpec
@@ -16,6 +25,7 @@ from services.worker.trainer.loader import LoaderData
 
 MODEL = ModelSpec(input_dim=4, hidden_dims=(3,), output_dim=2)
 INPUTS, LABELS = torch.ones(6, 4), torch.tensor([0, 1, 0, 1, 0, 1])
+DATA = TensorDataset(INPUTS, LABELS)
 CPU = torch.device("cpu")
 
 
@@ -89,3 +99,56 @@ def test_what_comes_later_fails_the_work_for_good_with_the_same_words(spoilt, sa
         next(batches)
     assert says in str(raised.value)
     assert raised.value.is_permanent
+
+
+class Stream(IterableDataset):
+    """Gives its examples as long as it has any: once."""
+
+    def __init__(self, examples: int) -> None:
+        self._left = iter([(INPUTS[0], LABELS[0])] * examples)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._left
+
+
+@pytest.mark.parametrize("examples", [1, 2, 8])
+def test_data_that_can_be_gone_through_once_only_is_told_and_not_waited_for(examples):
+    given = LoaderData(DataLoader(Stream(examples), batch_size=2), MODEL)
+
+    def train() -> None:
+        next(given.training_part(0, 1, CPU).endless_batches(32, seed=0))
+
+    with pytest.raises((InvalidArgumentError, WorkFailedError), match="gives no batch when it is gone through again"):
+        train()
+
+
+class Counted(IterableDataset):
+    """Five examples, as often as they are asked for; counts that."""
+
+    passes = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.passes += 1
+        return iter([(INPUTS[0], LABELS[0])] * 5)
+
+
+def test_a_loader_without_a_length_is_counted_once():
+    data = Counted()
+    given = LoaderData(DataLoader(data, batch_size=2), MODEL)
+    parts = [given.training_part(0, 1, CPU) for _ in range(3)]
+    assert [(len(part), part.steps_per_epoch(32)) for part in parts] == [(5, 3)] * 3
+    assert data.passes == 2, "a look at the first batch, and the count"
+
+
+@pytest.mark.parametrize(
+    ("loader", "examples"),
+    [
+        (DataLoader(DATA, batch_size=2, sampler=SubsetRandomSampler([0, 1, 2])), 3),
+        (DataLoader(DATA, batch_size=2, sampler=RandomSampler(DATA, num_samples=4)), 4),
+        (DataLoader(DATA, batch_sampler=BatchSampler(SubsetRandomSampler([0, 1, 2]), 2, drop_last=False)), 3),
+        (DataLoader([(INPUTS, LABELS), (INPUTS, LABELS)], batch_size=None), 12),
+        (DataLoader(DATA, batch_size=4), 6),
+    ],
+)
+def test_an_update_weighs_what_the_loader_gives_and_not_what_its_data_set_holds(loader, examples):
+    assert len(LoaderData(loader, MODEL).training_part(0, 1, CPU)) == examples

@@ -284,3 +284,11 @@ def test_a_device_this_node_lacks_is_not_the_jobs_fault() -> None:
 def test_progress_of_no_work_is_done() -> None:
     assert LocalWork(0).is_done(0, 0.0)
     assert LocalWork(0).progress(0, 0.0) == 1.0
+
+
+def test_a_version_without_a_finite_loss_is_the_jobs_fault_too(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    one.base.values.fill(1e30)
+    with pytest.raises(WorkFailedError, match="gives no finite loss on the test set") as caught:
+        one.trainer.evaluate(one.base, [one.data.test_slice(0, 1, CPU)])
+    assert caught.value.is_permanent
