@@ -74,7 +74,9 @@ class ChildLink:
 
     def has_message(self) -> bool:
         """Whether `receive` would return at once."""
-        return bool(select.select([self._connection], [], [], 0)[0])
+        waiting = select.poll()  # select takes no descriptor above 1023
+        waiting.register(self._connection, select.POLLIN)
+        return bool(waiting.poll(0))
 
     def _exactly(self, count: int) -> bytes:
         parts = bytearray()
