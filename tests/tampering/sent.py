@@ -124,7 +124,8 @@ def version_sent(run: Run, name: str, make: Callable[..., tuple[ObjectHeader, li
         request = pull_request(JOB, wanted, 0, 2, held)
         base = arena_of(0)
         arena = Arena(base.values.copy(), base.counters)
-        pulling = _Pull(Sent(pieces), request, CRYPT, lambda _: arena, None, ManifestLimits(), UNPACED)  # type: ignore[arg-type]
+        channel: Any = Sent(pieces)
+        pulling = _Pull(lambda: channel, request, CRYPT, lambda _: arena, None, ManifestLimits(), None, UNPACED)
         return (await pulling.attempt()).arena.values.tobytes()  # type: ignore[union-attr]
 
     return Subject(
