@@ -150,5 +150,5 @@ def test_a_loader_without_a_length_is_counted_once():
         (DataLoader(DATA, batch_size=4), 6),
     ],
 )
-def test_an_update_weighs_what_its_loader_gives_not_what_the_data_holds(loader, examples):
+def test_the_weight_of_an_update_is_what_its_loader_gives(loader, examples):
     assert len(LoaderData(loader, MODEL).training_part(0, 1, CPU)) == examples
