@@ -153,7 +153,7 @@ class Uploaders:
 
     async def _pull(self, seat: int, number: int) -> int:
         result = await pull_model(
-            self._channels[seat],
+            lambda: self._channels[seat],
             _JOB,
             Sha256Hex(self._version),
             "",

@@ -117,7 +117,7 @@ class AggregatorClient:
         encryption = EncryptionManager(*keys)
         with calling(_told(server)):
             channel = self._bulk.to(server.address, server.name)
-            return await pull_model(channel, job_id, sha256, "", encryption, Arena.zeros)
+            return await pull_model(lambda: channel, job_id, sha256, "", encryption, Arena.zeros)
 
     async def reseal(self, server: Server, job_id: JobId, fence: int, keys: DataKeys) -> int:
         """Seal what is stored of a job under the current one of these keys; how many versions that took."""

@@ -40,7 +40,7 @@ class PullResult:
 
 
 async def pull_model(
-    channel: grpc.aio.Channel | FindChannel,
+    find: FindChannel,
     job_id: JobId,
     sha256: Sha256Hex,
     held_sha256: str,
@@ -57,7 +57,7 @@ async def pull_model(
     """Download a model version and verify that it is the one asked for.
 
     Args:
-        channel: To the aggregator that holds it, or what finds it.
+        find: The channel to the aggregator that holds it, for each attempt anew: it may move, or renew its certificate.
         job_id: Whose model.
         sha256: Digest of the version.
         held_sha256: Digest of the version the caller has, empty for none; when equal, no chunk travels.
@@ -78,7 +78,6 @@ async def pull_model(
     """
     request = aggregator_pb2.PullModelRequest(job_id=job_id, sha256=sha256, held_sha256=held_sha256, round=round)
     patience = None if patience_s is None else Patience(patience_s, clock)
-    find = (lambda: channel) if isinstance(channel, grpc.aio.Channel) else channel
     pull = _Pull(find, request, encryption, allocate, on_progress, limits or ManifestLimits(), patience, pace)
     return await until_through(pull.attempt, clock, patience)
 

@@ -198,9 +198,8 @@ class Cluster:
         return await self.rounds.SealRound(request)
 
     async def pull(self, sha256: str, held: str = "", number: int = 1, worker: str = "w0") -> PullResult:
-        return await pull_model(
-            self.channel(Role.WORKER, worker), JOB, sha256, held, self.encryption, Arena.zeros, RoundNumber(number)
-        )
+        channel = self.channel(Role.WORKER, worker)
+        return await pull_model(lambda: channel, JOB, sha256, held, self.encryption, Arena.zeros, RoundNumber(number))
 
     async def next_version(self, number: int, base: str, update: Arena) -> str:
         """A round of one update to its end; the version's digest."""

@@ -48,7 +48,7 @@ class Holder:
         tls = self.cluster.tls_of(Role.WORKER, self.name)
         async with open_channel(address or self.cluster.address, tls, Role.AGGREGATOR, bulk=True) as channel:
             result = await pull_model(
-                channel,
+                lambda: channel,
                 JOB,
                 sha256,
                 self.held,

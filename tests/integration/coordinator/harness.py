@@ -239,7 +239,7 @@ class ScriptedWorker:
             base = assignment.base.sha256
             held = self._held
             pulled = await pull_model(
-                channel, assignment.job_id, base, held, encryption, self._memory, assignment.round
+                lambda: channel, assignment.job_id, base, held, encryption, self._memory, assignment.round
             )
         self._held = base
         self._uncounted_bytes += pulled.bytes_down

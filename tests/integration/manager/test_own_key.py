@@ -83,5 +83,5 @@ async def test_the_key_in_the_file_opens_what_the_network_gives_this_node_and_no
             async with open_channel(where, member, Role.AGGREGATOR, bulk=True) as channel:
                 wanted, number = Sha256Hex(status.model.sha256), RoundNumber(status.model.round)
                 keys = EncryptionManager(data_key)
-                await pull_model(channel, JobId(job_id), wanted, "", keys, allocate, number)
+                await pull_model(lambda: channel, JobId(job_id), wanted, "", keys, allocate, number)
             assert held[0].values.size == status.model.parameters
