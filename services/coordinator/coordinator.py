@@ -116,15 +116,11 @@ class JobCoordinator:
         self._new_event = Signal()
 
     async def take_up(self) -> None:
-        """Take up all unfinished jobs. Nobody is to be answered before: who asks would hear that nothing is wanted.
-
-        Workers go on in the round that is open: what its aggregator was told holds until it is told again.
-        """
+        """Take up all unfinished jobs. Nobody is to be answered before: who asks would hear that nothing is wanted."""
         now_s = self._clock.monotonic_s()
         for job in await self._store.call(lambda store: store.unfinished()):
             await self._keys.load(job.id)
-            open_seats = job.members if job.stage is Stage.COLLECTING else {}
-            self._jobs[job.id] = Tracked(job, Seen(since_s=now_s, open_seats=open_seats))
+            self._jobs[job.id] = Tracked(job, Seen(since_s=now_s))
             log.info("job_taken_up", job_id=job.id, stage=job.stage.value, round=job.round)
         self._attendance.give(self._orders())
 

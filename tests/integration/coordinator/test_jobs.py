@@ -296,8 +296,8 @@ async def test_a_job_cancelled_while_it_collects_leaves_nothing_in_the_spool(cor
         await eventually(lambda: not _holds_updates(spool))
 
 
-async def test_a_coordinator_that_comes_back_asks_for_the_work_in_hand_before_anything_else(cortex):
-    """Told that nothing is wanted, or to hold, a worker would drop what it has trained."""
+async def test_a_coordinator_that_comes_back_knows_its_jobs_before_anybody_is_answered(cortex):
+    """Told that nothing is wanted, a worker would end its trainer, or bar work that it is asked for right after."""
     worker = ScriptedWorker(cortex, "w1", 1.0)
     await announce(cortex, "w1")
     async with working(worker), cortex.jobs() as stub:
@@ -316,4 +316,4 @@ async def test_a_coordinator_that_comes_back_asks_for_the_work_in_hand_before_an
         )
         first = await anext(aiter(line))
         line.cancel()
-    assert [(each.round, each.WhichOneof("work")) for each in first.assignments] == [(1, "train")]
+    assert [(each.round, each.WhichOneof("work")) for each in first.assignments] == [(1, "hold")]
